@@ -1,0 +1,230 @@
+"""The machine under test, and what kitchen.yml says of suites.
+
+machine = Machine.boot("debian-12")
+machine.pillar({"apps": {"hello": {...}}})           # everything below `wsgi:`
+run = machine.apply()                                # state.highstate; fails the test when a state failed
+assert run.changed == {"hello-release", "hello-live"}
+assert machine.get("/", host="hello.example.com").status == 200
+with machine.load(clients=8, host="hello.example.com") as load:
+    machine.apply()
+assert load.report["lost"] == 0, load.report
+"""
+
+import contextlib
+import email
+import json
+import shlex
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import testinfra
+import yaml
+from container import ROOT, CommandFailed, Container, build_image, docker
+
+
+@cache
+def kitchen():
+    """kitchen.yml as a dict: the home of platforms, suites and each suite's pillar."""
+    return yaml.safe_load((ROOT / "kitchen.yml").read_text())
+
+
+def platforms():
+    return [platform["name"] for platform in kitchen()["platforms"]]
+
+
+def suites():
+    """Suite name -> its pillar, the dict below `wsgi:`."""
+    return {suite["name"]: suite["provisioner"]["pillars"]["wsgi.sls"]["wsgi"] for suite in kitchen()["suites"]}
+
+
+@cache
+def image(platform, provisioned=False):
+    """The platform's image; `provisioned` has the packages installed that the first one only holds
+    downloaded, which saves each machine some seconds of its first highstate."""
+    name = build_image(platform)
+    if provisioned:
+        dockerfile = f"FROM {name}\nRUN apt-get install -y --no-download /var/cache/apt/archives/*.deb\n"
+        name += "-provisioned"
+        docker("build", "--tag", name, "-", stdin=dockerfile)
+    return name
+
+
+@dataclass
+class Result:
+    """What a command on the machine ended with."""
+
+    rc: int
+    stdout: str
+    stderr: str
+
+
+@dataclass
+class Response:
+    """What a request was answered with; header names are case-insensitive."""
+
+    status: int
+    body: str
+    headers: email.message.Message
+
+
+class Run:
+    """One state run.
+
+    states:  id -> {"result": True, False or None, "changes": {...}, "comment": "..."}; where one id
+             has several states, the worst result, all changes and all comments
+    changed: ids of the states that changed something (with test=True: would change it)
+    failed:  ids of the states that failed
+    raw:     what Salt returned: a dict of states, or a list of errors when rendering failed
+    seconds: how long `salt-call` took, its start included
+    """
+
+    def __init__(self, raw, seconds):
+        self.raw = raw
+        self.seconds = seconds
+        self.states = {}
+        if isinstance(raw, dict):
+            for state in sorted(raw.values(), key=lambda state: state["__run_num__"]):
+                self._add(state)
+        self.changed = {id for id, state in self.states.items() if state["changes"]}
+        self.failed = {id for id, state in self.states.items() if state["result"] is False}
+
+    def _add(self, state):
+        known = self.states.setdefault(state["__id__"], {"result": True, "changes": {}, "comment": ""})
+        worst_first = (False, None, True)
+        known["result"] = min(known["result"], state["result"], key=worst_first.index)
+        known["changes"].update(state["changes"])
+        known["comment"] = "\n".join(filter(None, [known["comment"], str(state["comment"])]))
+
+    @property
+    def ok(self):
+        return isinstance(self.raw, dict) and not self.failed
+
+    def __str__(self):
+        if not isinstance(self.raw, dict):
+            return "The states did not render:\n" + "\n".join(map(str, self.raw))
+        told = self.failed or self.changed
+        return (
+            "\n".join(
+                f"{id}: {state['comment']}\n{json.dumps(state['changes'], indent=2)}"
+                for id, state in self.states.items()
+                if id in told
+            )
+            or "Nothing changed."
+        )
+
+
+class Load:
+    """A load on the machine; `report` (see test/load.py) is there once it has ended."""
+
+    report = None
+
+
+class Machine(Container):
+    """A Debian machine under systemd with Salt and the formula, in a container of its own.
+
+    The checkout is read-only at /srv/formula; its test/ is served too, so that salt://apps/x is
+    test/apps/x. Every method raises CommandFailed, an AssertionError, when what it asks for can't be had.
+    """
+
+    # Where Salt's configuration and the pillar are; kitchen-salt keeps both below /tmp/kitchen.
+    config_dir = "/etc/salt"
+    pillar_path = "/srv/pillar/wsgi.sls"
+
+    @classmethod
+    def boot(cls, platform="debian-12", provisioned=True, labels=()):
+        """A new machine with an empty pillar. `provisioned`: the usual packages are installed already."""
+        options = [f"--label={label}" for label in labels]
+        machine = cls.start(image(platform, provisioned), *options, file_roots=["/srv/formula/test"])
+        machine.pillar({})
+        return machine
+
+    @classmethod
+    def of_kitchen(cls, hosts):
+        """The machine that kitchen converged, from its verifier's --hosts=docker://root@ID."""
+        machine = cls(hosts.rpartition("@")[2].rpartition("/")[2])
+        machine.config_dir = "/tmp/kitchen/etc/salt"
+        machine.pillar_path = "/tmp/kitchen/srv/pillar/wsgi.sls"
+        return machine
+
+    def exec(self, command, check=True):
+        """Runs a command as root: a list, or a string for the shell. `check=False` allows any exit code."""
+        argv = ["sh", "-c", command] if isinstance(command, str) else [str(part) for part in command]
+        done = docker("exec", self.name, *argv, check=check)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def pillar(self, wsgi):
+        """Sets the pillar to {"wsgi": wsgi}, whole."""
+        self.put(self.pillar_path, yaml.safe_dump({"wsgi": wsgi}, sort_keys=False), 0o600)
+
+    def apply(self, *args, sls=None, test=False, ok=True):
+        """Runs the highstate, or only `sls` (such as "wsgi.clean"), with further arguments for Salt
+        (such as "pillar={...}"). With ok=True, fails with what Salt said unless every state succeeded."""
+        function = ["state.apply", sls] if sls else ["state.highstate"]
+        started = time.monotonic()
+        raw = self._salt_call(*function, *args, *(["test=True"] if test else []))
+        run = Run(raw, time.monotonic() - started)
+        if ok and not run.ok:
+            raise CommandFailed(f"{' '.join(function)} failed on {self.name}\n{run}")
+        return run
+
+    def call(self, function, *args):
+        """Runs an execution module's function and returns what it returned: call("wsgi.status")."""
+        return self._salt_call(function, *args)
+
+    def _salt_call(self, *args):
+        done = self.exec(["salt-call", f"--config-dir={self.config_dir}", "--out=json", *args], check=False)
+        with contextlib.suppress(ValueError, KeyError):
+            return json.loads(done.stdout)["local"]
+        raise CommandFailed(f"salt-call {shlex.join(args)}: code {done.rc}\n{done.stdout}{done.stderr}")
+
+    def get(self, path="/", host=None, port=80, timeout=30):
+        """Requests http://127.0.0.1:PORT/PATH from within the machine, once; the status may be any.
+
+        ConnectionError when no answer comes."""
+        # Headers on stderr, so that the body stays alone on stdout.
+        curl = ["curl", "--silent", "--show-error", "--dump-header", "/dev/stderr", "--max-time", timeout]
+        header = ["--header", f"Host: {host}"] if host else []
+        done = self.exec([*curl, *header, f"http://127.0.0.1:{port}{path}"], check=False)
+        if done.rc:
+            raise ConnectionError(f"{self.name}: {path}: {done.stderr.strip()}")
+        status_line, _, headers = done.stderr.partition("\n")
+        return Response(int(status_line.split()[1]), done.stdout, email.message_from_string(headers))
+
+    @contextlib.contextmanager
+    def load(self, seconds=120, **options):
+        """Sends requests while the `with` body runs, `seconds` at most: clients, host, path, port, mode,
+        timeout, pause, as test/load.py has them. The body starts once every client has had an answer,
+        or a failure."""
+        load = Load()
+        files = f"/tmp/load-{uuid.uuid4().hex}"
+        flags = [f"--{name}={value}" for name, value in {"seconds": seconds, **options}.items()]
+        # Kitchen's machines have no checkout mounted, so the program is put there.
+        self.put(f"{files}.py", (ROOT / "test/load.py").read_text())
+        argv = ["python3", f"{files}.py", f"--stop={files}.stop", f"--report={files}.json", *flags]
+        client = subprocess.Popen(
+            ["docker", "exec", self.name, *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            first = client.stdout.readline()
+            if first.strip() != "sending":
+                raise CommandFailed(f"test/load.py didn't start: {first}{client.stdout.read()}")
+            yield load
+        finally:
+            self.exec(["touch", f"{files}.stop"], check=False)
+            client.communicate()
+        load.report = json.loads(self.exec(["cat", f"{files}.json"]).stdout)
+
+    def restart(self):
+        """Reboots: stops everything, empties /run, starts again, waits for systemd."""
+        docker("restart", self.name)
+        self.wait()
+
+    @cached_property
+    def host(self):
+        """The machine as testinfra sees it: machine.host.service("nginx").is_running"""
+        return testinfra.get_host(f"docker://root@{self.name}")
+
+    destroy = Container.remove
