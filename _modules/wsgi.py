@@ -1,0 +1,243 @@
+"""
+What serves the apps of this machine, and how they fare.
+"""
+
+import http.client
+import os
+import time
+
+import salt.utils.yaml
+import wsgi_generation
+import wsgi_host
+import wsgi_managers
+import wsgi_probe
+import wsgi_release
+import wsgi_settings
+from salt.exceptions import CommandExecutionError
+from wsgi_host import LIB, LOG, SRV, Problem
+
+
+def plan():
+    """
+    What ``wsgi/init.sls`` needs to know: which apps, servers and process managers there are.
+
+    Returns a dict: ``host_wide`` (bool: nothing may be touched), ``apps`` (a list of dicts
+    with ``name`` and ``process_manager``; those with domains first, so that a default site is
+    given up before it is taken), ``absent`` (names to whether to purge), ``servers`` and
+    ``process_managers`` (sorted lists of those in use), ``family`` (what
+    ``wsgi/os_family/<family>.yaml`` says).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call wsgi.plan
+    """
+    host = _host()
+    settings = host.settings
+    apps = sorted(settings.apps, key=lambda name: (not settings.apps[name]["domains"], name))
+    gone = set(host.known_apps()) - set(settings.apps) - settings.broken - set(settings.absent)
+    return {
+        "host_wide": settings.host_wide,
+        "apps": [
+            {"name": name, "process_manager": settings.apps[name]["process_manager"]} for name in apps
+        ],
+        "absent": {
+            **{name: settings.defaults["purge"] for name in sorted(gone)},
+            **{name: app["purge"] for name, app in settings.absent.items()},
+        },
+        "servers": sorted({app["server"] for app in settings.apps.values()}),
+        "process_managers": sorted({app["process_manager"] for app in settings.apps.values()}),
+        "family": host.family,
+    }
+
+
+def present():
+    """
+    Every app that left a trace on this machine, whatever pillar says.
+
+    Returns a sorted list of names.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call wsgi.present
+    """
+    traces = {*_host().known_apps()}
+    for folder in (SRV, LOG, f"{LIB}/home"):
+        traces.update(wsgi_host.listdir(folder))
+    return sorted(traces)
+
+
+def settings(app=None):
+    """
+    The merged, validated settings as YAML, with the values of ``env`` left out.
+
+    app : str
+        One app; all of them and nginx's when not given.
+
+    Returns a str. Raises CommandExecutionError for an app that pillar does not name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call wsgi.settings hello
+    """
+    found = _host().settings
+    apps = {name: {**each, "env": dict.fromkeys(each["env"], "***")} for name, each in found.apps.items()}
+    if app is None:
+        return salt.utils.yaml.safe_dump({"apps": apps, "nginx": found.nginx}, default_flow_style=False)
+    return salt.utils.yaml.safe_dump(apps[_named(app, apps)], default_flow_style=False)
+
+
+def validate():
+    """
+    Check the pillar below ``wsgi``; touch nothing.
+
+    Returns True, or a list of all problems; with ``salt-call --retcode-passthrough`` the exit
+    code tells too.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call wsgi.validate
+    """
+    problems = _host().settings.problems
+    if problems:
+        __context__["retcode"] = 1
+    return problems or True
+
+
+def status(app=None):
+    """
+    What runs, and how it fares.
+
+    app : str
+        One app; all that are in pillar or on this machine when not given.
+
+    Returns a dict of apps to dicts: ``server``, ``version``, ``process_manager``,
+    ``generation``, ``release``, ``domains``, ``listen``, ``health`` (``ok``, ``status`` and
+    ``latency_ms``, of one request to the live socket), ``pids``, ``memory_mib`` (PSS of all
+    processes), ``uptime_s`` (of the master) and ``since`` (when it went live, local time). An
+    app that has no live generation has only ``live: False``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call wsgi.status
+    """
+    host = _host()
+    names = sorted({*host.settings.apps, *host.known_apps()})
+    if app is not None:
+        names = [_named(app, names)]
+    return {name: _status(host, name) for name in names}
+
+
+def restart(app):
+    """
+    Put a new generation of the same settings in the place of the live one, losing no request.
+
+    app : str
+
+    Returns the id of the new generation. Raises CommandExecutionError when it would not
+    serve, and the one before serves on; or when pillar asks for something else by now.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call wsgi.restart hello
+    """
+    host = _host()
+    try:
+        wanted = host.settings.apps[_named(app, host.settings.apps)]
+        release = wsgi_release.Release(host, app, wanted)
+        id = wsgi_generation.wanted_id(host, wanted, release)
+        current = wsgi_generation.live(host, app)
+        if current is None or current.hash != id:
+            raise Problem(f"pillar asks for another generation of {app} than is live: state.apply wsgi")
+        return wsgi_generation.change(host, app, wanted, release, id).id
+    except Problem as error:
+        raise CommandExecutionError(str(error)) from error
+
+
+def logs(app, lines=50):
+    """
+    The last lines of an app's log: what its live server and it itself wrote.
+
+    app : str
+    lines : int
+        How many.
+
+    Returns a str, in which the values of the app's ``env`` are left out.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call wsgi.logs hello lines=100
+    """
+    host = _host()
+    current = wsgi_generation.live(host, _named(app, {*host.settings.apps, *host.known_apps()}))
+    if current is None:
+        raise CommandExecutionError(f"{app} is not live; older logs lie in {LOG}/{app}")
+    return current.log_tail(lines)
+
+
+def _status(host, name):
+    current = wsgi_generation.live(host, name)
+    if current is None:
+        return {"live": False}
+    app = host.settings.apps.get(name)
+    pids = current.pids
+    link = f"{LIB}/live/{name}"
+    return {
+        "live": True,
+        "server": current.server,
+        "version": current.record.get("version"),
+        "process_manager": current.record["process_manager"],
+        "generation": current.id,
+        "release": current.release,
+        "domains": app["domains"] if app else [],
+        "listen": app["listen"] if app else None,
+        "health": _health(current, app) if app else None,
+        "pids": pids,
+        "memory_mib": round(wsgi_managers.memory(pids) / 2**20, 1),
+        "uptime_s": round(wsgi_managers.uptime(pids[0])) if pids else 0,
+        "since": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(os.lstat(link).st_mtime)),
+    }
+
+
+def _health(current, app):
+    begun = time.monotonic()
+    try:
+        found = wsgi_probe.status(
+            current.protocol,
+            current.socket,
+            app["health"]["path"],
+            wsgi_settings.health_host(app),
+            app["request_timeout"],
+        )
+    except (OSError, http.client.HTTPException) as error:
+        return {"ok": False, "error": str(error) or type(error).__name__}
+    return {
+        "ok": found == app["health"]["status"],
+        "status": found,
+        "latency_ms": round((time.monotonic() - begun) * 1000, 1),
+    }
+
+
+def _named(app, names):
+    if app not in names:
+        raise CommandExecutionError(f"{app!r} is not an app here ({', '.join(sorted(names)) or 'there is none'})")
+    return app
+
+
+def _host():
+    return wsgi_host.Host.of_run(
+        __context__, __salt__, __pillar__, __grains__, __opts__.get("saltenv") or "base"
+    )

@@ -1,0 +1,292 @@
+"""
+An app in a few states, each a whole idea: its release, its live generation, its site.
+
+They take nothing but the app's name; what it should be like they know from pillar, below
+``wsgi:apps``, so that no secret passes through a state's arguments. ``wsgi/init.sls`` writes
+them down in their order.
+"""
+
+import os
+import pwd
+
+import wsgi_generation
+import wsgi_host
+import wsgi_nginx
+import wsgi_release
+from wsgi_host import ETC, LIB, LOG, SRV, Problem
+
+
+def pillar_valid(name):
+    """
+    All of the pillar's problems at once.
+
+    name : str
+        Nothing but the state's name.
+
+    Fails when there is one. What it is about is left as it is; all other apps converge.
+
+    .. code-block:: yaml
+
+        wsgi-pillar:
+          wsgi.pillar_valid:
+            - order: first
+    """
+    settings = _host().settings
+    if not settings.problems:
+        return _result(name, True, "The pillar below wsgi is valid.")
+    left = "Nothing was touched"
+    if not settings.host_wide:
+        left = f"Left as they are: {', '.join(sorted(settings.broken)) or 'no app'}"
+    return _result(name, False, "\n".join([*settings.problems, f"{left}."]))
+
+
+def release(name):
+    """
+    An app's user, its code and its environment are there.
+
+    name : str
+        The app.
+
+    .. code-block:: yaml
+
+        hello-release:
+          wsgi.release:
+            - name: hello
+    """
+    try:
+        host = _host()
+        app = host.settings.apps[name]
+        wanted = wsgi_release.Release(host, name, app)
+        changes = {}
+        user = _user(app["user"])
+        if user is None:
+            changes["user"] = {"old": None, "new": app["user"]}
+        if user is None or not wanted.built(user.pw_gid):
+            before = wsgi_generation.live(host, name)
+            changes["release"] = {"old": before and before.release, "new": wanted.id}
+        if not changes:
+            return _result(name, True, f"Release {wanted.id} of {name} is there.")
+        if __opts__["test"]:
+            return _result(name, None, f"Release {wanted.id} of {name} would be built.", changes)
+        user = _prepare_user(name, app)
+        wanted.build(user.pw_uid, user.pw_gid)
+    except (Problem, OSError) as error:
+        return _failure(name, f"{name}'s release was not built", error)
+    return _result(name, True, f"Release {wanted.id} of {name} was built.", changes)
+
+
+def live(name):
+    """
+    The generation that an app's settings ask for receives its traffic, and no other runs.
+
+    name : str
+        The app. Its release must be there.
+
+    A change starts the new generation beside the old one, waits for its health check, moves
+    the traffic, and retires the old one when its last request is answered. If that fails the
+    old one serves on, and the comment says why.
+
+    .. code-block:: yaml
+
+        hello-live:
+          wsgi.live:
+            - name: hello
+            - require:
+              - wsgi: hello-release
+    """
+    try:
+        host = _host()
+        app = host.settings.apps[name]
+        release = wsgi_release.Release(host, name, app)
+        id = wsgi_generation.wanted_id(host, app, release)
+        current = wsgi_generation.live(host, name)
+        reason = wsgi_generation.replacement(host, current, id)
+        left = wsgi_generation.others(host, name, keep=current) if not reason else []
+        if left:
+            changes = {"retired": left}
+        elif reason:
+            changes = _difference(current, id, app)
+        else:
+            return _result(name, True, f"Generation {current.id} of {name} is live.")
+        if __opts__["test"]:
+            what = f"Generation {id} of {name} would go live" if reason else "Remains would be retired"
+            return _result(name, None, f"{what}: {reason or ', '.join(left)}.", changes)
+        if left:
+            for generation in left:
+                wsgi_generation.retire(host, name, generation)
+            return _result(name, True, f"What a broken-off change left of {name} is gone.", changes)
+        new = wsgi_generation.change(host, name, app, release, id)
+        changes["generation"]["new"] = new.id
+    except (Problem, OSError) as error:
+        return _failure(name, _still_serving(name), error)
+    return _result(name, True, f"Generation {new.id} of {name} is live: {reason}.", changes)
+
+
+def site(name):
+    """
+    nginx's site of an app is written, and sound.
+
+    name : str
+        The app.
+
+    .. code-block:: yaml
+
+        hello-site:
+          wsgi.site:
+            - name: hello
+            - require:
+              - wsgi: hello-live
+    """
+    try:
+        host = _host()
+        files = wsgi_nginx.pending(host, name)
+        if files and not __opts__["test"]:
+            wsgi_nginx.check(host, name)
+        result = _result(name, True, f"The site of {name} is in place.")
+        for path, text in files.items():
+            written = __states__["file.managed"](
+                path, contents=text, user="root", group="root", mode="0644"
+            )
+            result["changes"][path] = written["changes"]
+            result["comment"] = f"The site of {name}: {written['comment']}."
+            if written["result"] is not True:
+                result["result"] = written["result"]
+        return result
+    except (Problem, OSError) as error:
+        return _failure(name, f"The site of {name} was left as it was", error)
+
+
+def nginx(name):
+    """
+    nginx runs with the sites as they are. Comes last, so that it is reloaded once at most.
+
+    name : str
+        Nothing but the state's name.
+
+    .. code-block:: yaml
+
+        wsgi-nginx:
+          wsgi.nginx: []
+    """
+    changes = {"nginx": "reloaded"}
+    try:
+        host = _host()
+        if __opts__["test"]:
+            if not wsgi_nginx.pending(host, *host.settings.apps) and wsgi_nginx.loaded(host):
+                return _result(name, True, "nginx serves the sites as they are.")
+            return _result(name, None, "nginx would be reloaded.", changes)
+        if not wsgi_nginx.refresh(host):
+            return _result(name, True, "nginx serves the sites as they are.")
+    except (Problem, OSError) as error:
+        return _failure(name, "nginx serves on with the sites that it has", error)
+    return _result(name, True, "nginx was reloaded.", changes)
+
+
+def absent(name, purge=False):
+    """
+    An app is gone from this machine: its site, processes, configuration and user.
+
+    name : str
+        The app.
+    purge : bool
+        Whether its code, its logs and its home folder go too. Otherwise they stay, for root
+        alone to read.
+
+    .. code-block:: yaml
+
+        hello-absent:
+          wsgi.absent:
+            - name: hello
+            - purge: true
+    """
+    try:
+        host = _host()
+        about = wsgi_host.read_json(f"{ETC}/{name}/app.json") or {}
+        kept = [f"{SRV}/{name}", f"{LOG}/{name}", f"{LIB}/home/{name}"]
+        gone = [f"{ETC}/{name}", f"{LIB}/live/{name}", wsgi_nginx.site_path(host, name)]
+        logs = wsgi_nginx.logs(host, name)
+        found = [path for path in gone + (kept + logs) * purge if os.path.lexists(path)]
+        if not found:
+            return _result(name, True, f"{name} is not here.")
+        changes = {"removed": found}
+        user = about.get("user")
+        if about.get("made") and _user(user):
+            changes["user"] = {"old": user, "new": None}
+        if __opts__["test"]:
+            return _result(name, None, f"{name} would be taken away.", changes)
+        wsgi_generation.leave(host, name)
+        if "user" in changes and not __salt__["user.delete"](user):
+            raise Problem(f"the user {user} could not be deleted; does it own other processes?")
+        for path in found:
+            wsgi_host.remove(path)
+        for path in kept:
+            if os.path.isdir(path):
+                wsgi_host.folder(path, 0o700)
+    except (Problem, OSError) as error:
+        return _failure(name, f"{name} is not wholly gone", error)
+    return _result(name, True, f"{name} was taken away.", changes)
+
+
+def _host():
+    return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __env__)
+
+
+def _result(name, result, comment, changes=None):
+    return {"name": name, "result": result, "changes": changes or {}, "comment": comment}
+
+
+def _failure(name, what, error):
+    return _result(name, False, f"{what}: {error}")
+
+
+def _still_serving(name):
+    current = wsgi_generation.live(_host(), name)
+    if current is None:
+        return f"{name} did not go live, and nothing of it runs"
+    return f"{name} did not change; generation {current.id} under {current.server} serves on"
+
+
+def _difference(current, id, app):
+    """What a change changes, with no value of the environment."""
+    changes = {"generation": {"old": current and current.id, "new": id}}
+    if current is None:
+        changes["server"] = {"old": None, "new": app["server"]}
+        return changes
+    old = {**current.record["settings"], "env": current.record["env"]}
+    new = wsgi_generation.settings_record(app)
+    for setting in old:
+        if old[setting] != new[setting] and setting != "env":
+            changes[setting] = {"old": old[setting], "new": new[setting]}
+    names = {**old["env"], **new["env"]}
+    changed = sorted(name for name in names if old["env"].get(name) != new["env"].get(name))
+    if changed:
+        changes["env"] = f"changed: {', '.join(changed)}"
+    return changes
+
+
+def _user(name):
+    try:
+        return pwd.getpwnam(name)
+    except (KeyError, TypeError):
+        return None
+
+
+def _prepare_user(name, app):
+    """The app's user, with a home that it may write to; remembers whether it was made here."""
+    home = f"{LIB}/home/{name}"
+    about = wsgi_host.read_json(f"{ETC}/{name}/app.json") or {}
+    made = about.get("user") == app["user"] and about.get("made", False)
+    if _user(app["user"]) is None:
+        made = True
+        if not __salt__["user.add"](
+            app["user"], system=True, usergroup=True, home=home, createhome=False, shell="/usr/sbin/nologin"
+        ):
+            raise Problem(f"the user {app['user']} could not be made")
+    for path in (ETC, f"{ETC}/{name}", LIB, f"{LIB}/home"):
+        wsgi_host.folder(path, 0o755)
+    wsgi_host.write(
+        f"{ETC}/{name}/app.json", f'{{"user": "{app["user"]}", "made": {str(made).lower()}}}\n', 0o600
+    )
+    user = _user(app["user"])
+    wsgi_host.folder(home, 0o750, user.pw_uid, user.pw_gid)
+    return user

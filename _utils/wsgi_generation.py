@@ -1,0 +1,459 @@
+"""
+Generations: one release run by one server with one set of settings, and the change from one
+to the next, in which no request is lost.
+
+``change`` tells the whole story; what each step does stands below it.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import pwd
+import re
+import shlex
+import subprocess
+import time
+
+import wsgi_host
+import wsgi_managers
+import wsgi_nginx
+import wsgi_probe
+import wsgi_settings
+from wsgi_host import ETC, LIB, LOG, RUN, TMPFILES, Problem
+from wsgi_release import digest, tail
+
+# Beyond what a server is allowed for a graceful stop, before what is left of it is killed.
+STOP_MARGIN = 15  # seconds
+# Logs of retired generations that stay, for each app.
+KEEP_LOGS = 10
+# A value of the environment this long is struck from what is shown of a log.
+SECRET = 6  # characters
+
+
+class Generation:
+    """
+    A generation on this machine, or one about to be.
+
+    host : wsgi_host.Host
+    name : str
+        The app.
+    id : str
+        The hash of what decides its process, and ``-2``, ``-3``, … where an equal one was
+        there already.
+    record : dict
+        What is kept of it in ``generation.json``: all that is needed to report on it and to
+        retire it, whatever pillar says by then.
+    """
+
+    def __init__(self, host, name, id, record):
+        self.host = host
+        self.name = name
+        self.id = id
+        self.record = record
+        self.server = record["server"]
+        self.protocol = record["protocol"]
+        self.user = record["user"]
+        self.release = record["release"]
+        self.unit = f"{name}.{id}"
+        self.folder = f"{ETC}/{name}/{id}"
+        self.run = f"{RUN}/{name}/{id}"
+        self.socket = f"{self.run}/{self.protocol}.sock"
+        self.live = f"{LIB}/live/{name}"
+        self.log = f"{LOG}/{name}/{id}.log"
+        self.reopen = f"{self.run}/reopen"  # touched when logs were rotated
+        self.code = f"{wsgi_host.SRV}/{name}/releases/{self.release}/code"
+        self.environment = f"{wsgi_host.SRV}/{name}/environments/{record['environment']}"
+        self.manager = wsgi_managers.manager(host, record["process_manager"])
+        row = host.servers[self.server]
+        self.config = f"{self.folder}/{row['config']}"
+        self.command = [
+            part.format(config=self.config, environment=self.environment) for part in row["command"]
+        ]
+
+    @property
+    def hash(self):
+        """The id without the count of equals."""
+        return self.id.partition("-")[0]
+
+    @property
+    def uid(self):
+        """The numeric id of the user that runs it."""
+        return pwd.getpwnam(self.user).pw_uid
+
+    @property
+    def gid(self):
+        """The numeric id of that user's group."""
+        return pwd.getpwnam(self.user).pw_gid
+
+    @property
+    def pids(self):
+        """The PIDs of its master and of all its workers."""
+        return wsgi_managers.processes(self.manager.pid(self.unit))
+
+    def log_tail(self, lines=15):
+        """The log's last lines, without the values of the app's environment."""
+        text = wsgi_host.read(self.log) or ""
+        for value in _values(wsgi_host.read(f"{self.folder}/env") or ""):
+            if len(value) >= SECRET:
+                text = text.replace(value, "***")
+        return tail(text, lines)
+
+
+def wanted_id(host, app, release):
+    """
+    The id of the generation that an app's settings ask for, equal on every host.
+
+    app : dict
+        As ``wsgi_settings.Settings.apps`` holds it.
+    release : wsgi_release.Release
+
+    Returns a str.
+    """
+    row = host.servers[app["server"]]
+    templates = [f"{app['server']}/{row['config']}.jinja"]
+    if app["process_manager"] == "supervisor":
+        templates.append("supervisor/program.conf.jinja")
+    return digest(
+        release.id,
+        release.environment_id,
+        wsgi_settings.process_settings(app),
+        row["command"],
+        [host.template_text(template) for template in templates],
+    )
+
+
+def live(host, name):
+    """The generation that receives an app's traffic, or None."""
+    with contextlib.suppress(FileNotFoundError):
+        return load(host, name, os.path.basename(os.readlink(f"{LIB}/live/{name}")))
+    return None
+
+
+def load(host, name, id):
+    """A generation from its record, or None where there is no whole one."""
+    record = wsgi_host.read_json(f"{ETC}/{name}/{id}/generation.json")
+    return record and Generation(host, name, id, record)
+
+
+def others(host, name, keep=None):
+    """The ids of an app's generations on this machine, but for one."""
+    return sorted(
+        id
+        for id in wsgi_host.listdir(f"{ETC}/{name}")
+        if os.path.isdir(f"{ETC}/{name}/{id}") and not (keep and id == keep.id)
+    )
+
+
+def replacement(host, current, id):
+    """
+    Why an app's live generation must give way to one with this id, or None.
+
+    current : Generation or None
+    id : str
+        From ``wanted_id``.
+
+    Returns a sentence's end.
+    """
+    if current is None:
+        return "none was live"
+    if current.hash != id:
+        return "another one is asked for"
+    return wear(host, current)
+
+
+def wear(host, generation):
+    """
+    What is wrong with a live generation that should be left alone, or None.
+
+    Returns a sentence: it must be replaced by an equal one.
+    """
+    if generation.socket not in host.listening:
+        return "nothing listens on its socket"
+    if not generation.manager.registered(generation.unit):
+        return f"{generation.record['process_manager']} was not to start it again"
+    for path, known in generation.record["files"].items():
+        found = wsgi_host.read(path)
+        if found is None or _sum(found) != known:
+            return f"{path} was changed by hand"
+    return None
+
+
+def change(host, name, app, release, id):
+    """
+    Bring a new generation live, and retire those before it.
+
+    app : dict
+        As ``wsgi_settings.Settings.apps`` holds it.
+    release : wsgi_release.Release
+        Built already.
+    id : str
+        From ``wanted_id``.
+
+    Returns the new ``Generation``. Raises ``Problem`` when it will not serve: then it is gone
+    again, and the one before serves on.
+    """
+    with wsgi_host.locked(name):
+        old = live(host, name)
+        wsgi_nginx.check(host, name)
+        new = _prepare(host, name, app, release, _free_id(name, id))
+        try:
+            _start(new)
+            _ready(new, app)
+        except BaseException as error:
+            lines = new.log_tail()
+            retire(host, name, new.id)
+            if isinstance(error, (Problem, OSError)):
+                raise Problem(f"{error}\nThe last lines of {new.log}:\n{lines}") from error
+            raise
+        _go_live(new)
+        host.__dict__.pop("listening", None)
+        if old:
+            _drain(old)
+        for before in others(host, name, keep=new):
+            retire(host, name, before)
+        os.utime(release.path)
+        release.prune(in_use={new.release})
+        _prune_logs(name, keep=new)
+        return new
+
+
+def retire(host, name, id):
+    """
+    Stop a generation and take away all of it but its release and its log.
+
+    name, id : str
+        The app and the generation, whole or the remains of one whose change was cut off.
+    """
+    generation = load(host, name, id)
+    unit = f"{name}.{id}"
+    if generation:
+        births = {pid: wsgi_managers.started(pid) for pid in generation.pids}
+        patience = generation.record["settings"]["graceful_timeout"] + STOP_MARGIN
+        with contextlib.suppress(OSError):  # its process manager is not running, nor is it then
+            generation.manager.stop(unit, patience)
+        wsgi_managers.kill(births)
+    wsgi_host.remove(f"{TMPFILES}/wsgi-{unit}.conf")
+    wsgi_host.remove(f"{RUN}/{name}/{id}")
+    wsgi_host.remove(f"{ETC}/{name}/{id}")
+
+
+def _version(row, release, user):
+    """The server's version, as it says it."""
+    command = [part.format(environment=release.environment) for part in row["version"]]
+    account = pwd.getpwnam(user)
+    done = subprocess.run(
+        command,
+        user=account.pw_uid,
+        group=account.pw_gid,
+        extra_groups=[],
+        cwd="/",
+        env={"PATH": wsgi_host.PATH, "HOME": "/nonexistent"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    found = re.search(r"\d[\w.+-]*", done.stdout)
+    if done.returncode or not found:
+        raise Problem(f"{' '.join(command)} failed:\n{tail(done.stdout)}")
+    return found.group()
+
+
+def _free_id(name, id):
+    """The id, counted up where an equal generation is there."""
+    found, count = id, 1
+    while os.path.lexists(f"{ETC}/{name}/{found}"):
+        count += 1
+        found = f"{id}-{count}"
+    return found
+
+
+def _prepare(host, name, app, release, id):
+    """Write down all that a generation is made of; nothing runs yet."""
+    row = host.servers[app["server"]]
+    recorded = settings_record(app)
+    new = Generation(
+        host,
+        name,
+        id,
+        {
+            "server": app["server"],
+            "process_manager": app["process_manager"],
+            "protocol": row["protocol"],
+            "user": app["user"],
+            "release": release.id,
+            "environment": release.environment_id,
+            "version": _version(row, release, app["user"]),
+            "settings": {k: v for k, v in recorded.items() if k != "env"},
+            "env": recorded["env"],
+        },
+    )
+    uid, gid = new.uid, new.gid
+    texts = {
+        f"{new.folder}/env": environment_text(new, app["env"]),
+        new.config: host.render(
+            f"{new.server}/{row['config']}.jinja",
+            app=app,
+            generation=new,
+            options=recorded["server_options"],
+        ),
+        f"{TMPFILES}/wsgi-{new.unit}.conf": _tmpfiles(new),
+        **new.manager.files(new.unit, new),
+    }
+    new.record["files"] = {path: _sum(text) for path, text in texts.items()}
+    wsgi_host.folder(f"{ETC}/{name}", 0o755)
+    wsgi_host.folder(new.folder, 0o750, 0, gid)
+    # First of all, so that whatever a killed run leaves can be retired by the next.
+    wsgi_host.write(f"{new.folder}/generation.json", json.dumps(new.record, indent=1) + "\n", 0o600)
+    for path, text in texts.items():
+        ours = path.startswith(new.folder)
+        wsgi_host.write(path, text, 0o640 if ours else 0o644, 0, gid if ours else 0)
+    wsgi_host.folder(LOG, 0o755)
+    wsgi_host.folder(f"{LOG}/{name}", 0o750, 0, gid)
+    # Root's folder, so no link can be planted there; the file is its own, to be written to.
+    if not os.path.exists(new.log):
+        wsgi_host.write(new.log, "", 0o640)
+    os.chown(new.log, uid, gid)
+    for path, mode, owner, group in _folders(new):
+        wsgi_host.folder(path, mode, owner, group)
+    wsgi_host.write(new.reopen, "", 0o644)
+    return new
+
+
+def settings_record(app):
+    """An app's process settings as a generation remembers them: of the environment, no value."""
+    settings = wsgi_settings.process_settings(app)
+    settings["env"] = {name: digest(str(value)) for name, value in app["env"].items()}
+    return settings
+
+
+def _folders(generation):
+    """The folders below /run, parents first. The set-group-id bit lets nginx in, and no app."""
+    nginx = _group_of(generation.host.family["nginx"]["user"])
+    return (
+        (RUN, 0o755, 0, 0),
+        (f"{RUN}/{generation.name}", 0o755, 0, 0),
+        (generation.run, 0o2750, generation.uid, nginx),
+    )
+
+
+def _tmpfiles(generation):
+    """What makes the folders below /run again after a reboot."""
+    lines = [f"d {path} {mode:04o} {uid} {gid} -\n" for path, mode, uid, gid in _folders(generation)]
+    return "".join([*lines, f"f {generation.reopen} 0644 root root -\n"])
+
+
+def environment_text(generation, environment):
+    """
+    The app's environment as a file that a shell can read.
+
+    environment : dict
+        What pillar says; it wins over PATH, HOME and the like.
+
+    Returns a str.
+    """
+    variables = {
+        "PATH": f"{generation.environment}/bin:{wsgi_host.PATH}",
+        "HOME": f"{LIB}/home/{generation.name}",
+        "USER": generation.user,
+        "LOGNAME": generation.user,
+        "LANG": "C.UTF-8",
+        **environment,
+    }
+    return "".join(f"{name}={shlex.quote(str(value))}\n" for name, value in variables.items())
+
+
+def _values(text):
+    """The values of an environment file, but for those that are on every machine."""
+    for assignment in shlex.split(text):
+        name, _, value = assignment.partition("=")
+        if name not in ("PATH", "HOME", "USER", "LOGNAME", "LANG"):
+            yield value
+
+
+def _start(generation):
+    generation.manager.start(generation.unit, generation)
+
+
+def _ready(generation, app):
+    """Wait until the health check passes, or can't any more, or its deadline has come."""
+    health = app["health"]
+    host = wsgi_settings.health_host(app)
+    deadline = time.monotonic() + health["deadline"]
+    last = "nothing listened on its socket"
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise Problem(
+                f"generation {generation.id} under {generation.server} was not healthy within "
+                f"{health['deadline']} s (wsgi:apps:{generation.name}:health): {last}."
+            )
+        failed = generation.manager.failed(generation.unit)
+        if failed:
+            raise Problem(f"generation {generation.id} under {generation.server} did not start: {failed}.")
+        if os.path.exists(generation.socket):
+            try:
+                status = wsgi_probe.status(
+                    generation.protocol, generation.socket, health["path"], host, min(left, 10)
+                )
+            except (OSError, http.client.HTTPException) as error:
+                last = f"GET {health['path']}: {error or type(error).__name__}"
+            else:
+                if status == health["status"]:
+                    return
+                last = f"GET {health['path']} answered {status} instead of {health['status']}"
+        time.sleep(0.1)
+
+
+def _go_live(generation):
+    """One rename moves the traffic: nginx follows the link at every connect."""
+    wsgi_host.folder(LIB, 0o755)
+    wsgi_host.folder(f"{LIB}/live", 0o755)
+    wsgi_host.link(generation.run, f"{LIB}/live/{generation.name}")
+
+
+def _drain(generation):
+    """Wait until nothing is connected to a generation that is live no more."""
+    wsgi_managers.wait_until(
+        lambda: wsgi_probe.connections(generation.socket) == 0,
+        generation.record["settings"]["graceful_timeout"],
+    )
+
+
+def _prune_logs(name, keep):
+    logs = [f"{LOG}/{name}/{log}" for log in wsgi_host.listdir(f"{LOG}/{name}")]
+    logs.sort(key=os.path.getmtime, reverse=True)
+    kept = {}
+    for log in logs:
+        id = re.match(r"[^.]+", os.path.basename(log)).group()
+        if id == keep.id or id in kept or len(kept) < KEEP_LOGS:
+            kept[id] = True
+        else:
+            wsgi_host.remove(log)
+
+
+def leave(host, name):
+    """
+    Take an app off this machine, its site first: its traffic ends, then its processes.
+
+    Code, logs and its home folder stay.
+    """
+    with wsgi_host.locked(name):
+        wsgi_nginx.withdraw(host, name)
+        last = live(host, name)
+        if last:
+            _drain(last)
+        wsgi_host.remove(f"{LIB}/live/{name}")
+        for id in others(host, name):
+            retire(host, name, id)
+        wsgi_host.remove(f"{RUN}/{name}")
+
+
+def _group_of(user):
+    return pwd.getpwnam(user).pw_gid
+
+
+def _sum(text):
+    return hashlib.sha256(text.encode()).hexdigest()

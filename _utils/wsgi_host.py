@@ -1,0 +1,263 @@
+"""
+The machine that is being converged: where things lie on it, and what is there now.
+
+One ``Host`` serves a whole Salt run, so that pillar is validated, each template compiled
+and each table of the kernel read once, however many apps there are.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from functools import cached_property
+
+import jinja2
+import salt.utils.files
+import salt.utils.yaml
+import wsgi_settings
+
+ETC = "/etc/wsgi"  # <app>/<generation>: configuration and environment
+SRV = "/srv/wsgi"  # <app>/releases, <app>/environments
+RUN = "/run/wsgi"  # <app>/<generation>: sockets
+LOG = "/var/log/wsgi"  # <app>/<generation>.log
+LIB = "/var/lib/wsgi"  # live/<app>: the link to the live generation's sockets; home/<app>
+TMPFILES = "/etc/tmpfiles.d"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Problem(Exception):
+    """What went wrong, in a sentence for the administrator who reads the state's comment."""
+
+
+class Host:
+    """
+    The machine, as one Salt run sees it.
+
+    salt : mapping
+        Salt's execution functions, ``__salt__``.
+    pillar, grains : dict
+        ``__pillar__`` and ``__grains__``.
+    saltenv : str
+        The environment that the formula's files are served from.
+    """
+
+    def __init__(self, salt, pillar, grains, saltenv):
+        self.salt = salt
+        self.pillar = pillar
+        self.grains = grains
+        self.saltenv = saltenv
+        self._templates = jinja2.Environment(
+            loader=jinja2.FunctionLoader(self._template),
+            undefined=jinja2.StrictUndefined,
+            keep_trailing_newline=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._template_text = {}
+        self._sources = {}
+
+    @classmethod
+    def of_run(cls, context, salt, pillar, grains, saltenv):
+        """
+        The run's host, made at its first use.
+
+        context : dict
+            ``__context__``, which Salt shares among all modules of a run.
+
+        Returns a ``Host``.
+        """
+        host = context.get("wsgi.host")
+        if host is None:
+            host = context["wsgi.host"] = cls(salt, pillar, grains, saltenv or "base")
+        host.salt = salt
+        return host
+
+    @cached_property
+    def family(self):
+        """What ``wsgi/os_family/<family>.yaml`` says; a ``Problem`` where there is none."""
+        name = self.grains["os_family"]
+        return self._yaml(f"os_family/{name}.yaml", f"the OS family {name} is not supported")
+
+    @cached_property
+    def servers(self):
+        """The rows of ``wsgi/servers.yaml``."""
+        return self._yaml("servers.yaml")
+
+    @cached_property
+    def settings(self):
+        """The run's ``wsgi_settings.Settings``."""
+        return wsgi_settings.load(
+            self.pillar.get("wsgi"), self._yaml("defaults.yaml"), self.family, self.servers
+        )
+
+    def render(self, template, **values):
+        """
+        Render one of the formula's templates.
+
+        template : str
+            Its path below ``wsgi/``.
+
+        Returns the text.
+        """
+        return self._templates.get_template(template).render(**values)
+
+    def template_text(self, template):
+        """The source of one of the formula's templates, for ids that must change with it."""
+        self._templates.get_template(template)
+        return self._template_text[template]
+
+    def source_files(self, url):
+        """
+        The files of a folder that Salt serves.
+
+        url : str
+            ``salt://folder``.
+
+        Returns a dict of paths in the folder to local paths. Raises ``Problem`` when there
+        is none.
+        """
+        if url not in self._sources:
+            folder = url[len("salt://") :].strip("/")
+            files = {}
+            for path in self.salt["cp.list_master"](self.saltenv, prefix=folder):
+                inner = os.path.relpath(path, folder)
+                parts = inner.split("/")
+                if parts[0] == ".." or "__pycache__" in parts or ".git" in parts:
+                    continue
+                files[inner] = self.salt["cp.cache_file"](f"salt://{path}", self.saltenv)
+            if not files or not all(files.values()):
+                raise Problem(f"{url} holds no file; is it below a folder in file_roots, or in gitfs?")
+            self._sources[url] = files
+        return self._sources[url]
+
+    @cached_property
+    def listening(self):
+        """The paths of the unix sockets that something listens on, as the run first saw them."""
+        return {path for path, listens in unix_sockets() if listens}
+
+    def known_apps(self):
+        """The names of the apps that have something on this machine that runs."""
+        return sorted(
+            name
+            for name in listdir(ETC)
+            if os.path.isfile(f"{ETC}/{name}/app.json")
+        )
+
+    def _template(self, name):
+        with salt.utils.files.fopen(self._cached(name)) as file:
+            self._template_text[name] = file.read()
+        return self._template_text[name]
+
+    def _yaml(self, name, otherwise=None):
+        with salt.utils.files.fopen(self._cached(name, otherwise)) as file:
+            return salt.utils.yaml.safe_load(file)
+
+    def _cached(self, name, otherwise=None):
+        path = self.salt["cp.cache_file"](f"salt://wsgi/{name}", self.saltenv)
+        if not path:
+            raise Problem(otherwise or f"salt://wsgi/{name} is not served")
+        return path
+
+
+def unix_sockets():
+    """
+    The unix sockets of this machine that have a path.
+
+    Yields ``(path, listens)``; a connection stands there under its server's path, from the
+    moment of connect(), accepted or not.
+    """
+    with open("/proc/net/unix") as table:
+        next(table)
+        for line in table:
+            fields = line.split(maxsplit=7)
+            if len(fields) == 8:
+                # __SO_ACCEPTCON of linux/net.h marks a listening socket.
+                yield fields[7].rstrip("\n"), bool(int(fields[3], 16) & 0x10000)
+
+
+def write(path, text, mode, uid=0, gid=0):
+    """
+    Put a file in place whole, never readable by more than in the end.
+
+    path, text : str
+    mode : int
+        Its permission bits.
+    uid, gid : int
+        Its owner.
+    """
+    handle, staged = tempfile.mkstemp(prefix=".", dir=os.path.dirname(path))
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchown(handle, uid, gid)
+            os.fchmod(handle, mode)
+        os.rename(staged, path)
+    except BaseException:
+        os.unlink(staged)
+        raise
+
+
+def folder(path, mode, uid=0, gid=0):
+    """Make a folder with these permission bits and this owner, or give them to the one there."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+    found = os.lstat(path)
+    if (found.st_uid, found.st_gid) != (uid, gid):
+        os.chown(path, uid, gid, follow_symlinks=False)
+    if found.st_mode & 0o7777 != mode:
+        os.chmod(path, mode)
+
+
+def link(target, path, uid=0, gid=0):
+    """Make a symbolic link, or point the one there elsewhere, in one atomic step."""
+    staged = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(staged)
+    os.symlink(target, staged)
+    os.chown(staged, uid, gid, follow_symlinks=False)
+    os.rename(staged, path)
+
+
+def remove(path):
+    """Remove a file, a link or a whole folder, if it is there; returns whether it was."""
+    if not os.path.lexists(path):
+        return False
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+    return True
+
+
+def read(path):
+    """The text of a file, or None where there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def read_json(path):
+    """The contents of a JSON file, or None where there is none."""
+    text = read(path)
+    return None if text is None else json.loads(text)
+
+
+@contextlib.contextmanager
+def locked(name):
+    """Hold an app for oneself; the lock of a process that died is free again at once."""
+    folder(RUN, 0o755)
+    with open(f"{RUN}/{name}.lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def listdir(path):
+    """The names in a folder; none where there is no folder."""
+    try:
+        return os.listdir(path)
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,288 @@
+"""
+What keeps a generation's server alive: one class per process manager, all with one interface.
+
+A *unit* is a generation as its process manager knows it, named ``<app>.<generation>``.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import time
+import xmlrpc.client
+
+import wsgi_host
+
+VASSALS = f"{wsgi_host.ETC}/vassals"
+EMPEROR_STATS = f"{wsgi_host.RUN}/emperor.stats"
+# Hands a server its environment: wsgi/environment.sls.
+WITH_ENVIRONMENT = "/usr/local/lib/wsgi/with-environment"
+
+
+class Emperor:
+    """The formula's own uWSGI emperor: a vassal is a link whose owner the vassal runs as."""
+
+    def __init__(self, host):
+        self.host = host
+
+    @staticmethod
+    def _path(unit):
+        return f"{VASSALS}/{unit}.ini"
+
+    @staticmethod
+    def files(unit, generation):
+        """Files of its own that this manager wants, path to text: none, the link is all."""
+        return {}
+
+    def start(self, unit, generation):
+        """Have the emperor start a vassal, at its next look (once a second)."""
+        wsgi_host.folder(VASSALS, 0o755)
+        wsgi_host.link(generation.config, self._path(unit), generation.uid, generation.gid)
+
+    def stop(self, unit, patience):
+        """Have the emperor stop a vassal, and wait until it has, at most ``patience`` seconds."""
+        pid = self.pid(unit)
+        wsgi_host.remove(self._path(unit))
+        if pid:
+            wait_until(lambda: not alive(pid), patience)
+
+    def failed(self, unit):
+        """Why a vassal that was just started will not come up, or None."""
+        vassal = self._vassals().get(f"{unit}.ini")
+        if vassal and vassal["respawns"]:
+            return "uWSGI ended and was started again"
+        return None
+
+    def pid(self, unit):
+        """The PID of a vassal's master, or None."""
+        vassal = self._vassals().get(f"{unit}.ini")
+        return vassal["pid"] if vassal and vassal["pid"] > 0 else None
+
+    @staticmethod
+    def registered(unit):
+        """Whether the unit comes back by itself after a reboot."""
+        return os.path.islink(Emperor._path(unit))
+
+    @staticmethod
+    def units():
+        """All units that this manager was given."""
+        return [name[: -len(".ini")] for name in wsgi_host.listdir(VASSALS)]
+
+    @staticmethod
+    def _vassals():
+        try:
+            with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
+                sock.settimeout(10)
+                sock.connect(EMPEROR_STATS)
+                with sock.makefile() as stats:
+                    return {vassal["id"]: vassal for vassal in json.load(stats)["vassals"]}
+        except (OSError, ValueError):
+            return {}
+
+
+class Supervisor:
+    """The distribution's supervisord, spoken to over its socket: nothing else is restarted."""
+
+    # Of https://supervisord.org/subprocess.html#process-states, those a start can't recover from.
+    FAILED = ("BACKOFF", "EXITED", "FATAL")
+
+    def __init__(self, host):
+        self.host = host
+
+    def _path(self, unit):
+        return f"{self.host.family['supervisor']['conf_dir']}/wsgi-{unit}.conf"
+
+    def files(self, unit, generation):
+        """The program's section, path to text."""
+        return {
+            self._path(unit): self.host.render(
+                "supervisor/program.conf.jinja",
+                unit=unit,
+                generation=generation,
+                command=" ".join([WITH_ENVIRONMENT, generation.folder, *generation.command]),
+            )
+        }
+
+    def start(self, unit, generation):
+        """Have supervisord read the program's section, and start that program alone."""
+        with self._rpc() as rpc:
+            rpc.supervisor.reloadConfig()
+            rpc.supervisor.addProcessGroup(unit)
+
+    def stop(self, unit, patience):
+        """Stop a program and take it away; supervisord waits its own stopwaitsecs and kills."""
+        wsgi_host.remove(self._path(unit))
+        with self._rpc(patience) as rpc:
+            with contextlib.suppress(xmlrpc.client.Fault):  # it isn't known, or is stopped already
+                rpc.supervisor.stopProcessGroup(unit)
+            with contextlib.suppress(xmlrpc.client.Fault):
+                rpc.supervisor.removeProcessGroup(unit)
+            rpc.supervisor.reloadConfig()
+
+    def failed(self, unit):
+        """Why a program that was just started will not come up, or None."""
+        info = self._info(unit)
+        if info is None:
+            return "supervisord does not know it"
+        if info["statename"] in self.FAILED:
+            return f"supervisord says {info['statename']}: {info['spawnerr'] or info['description']}"
+        return None
+
+    def pid(self, unit):
+        """The PID of a program, or None."""
+        info = self._info(unit)
+        return (info and info["pid"]) or None
+
+    def registered(self, unit):
+        """Whether the unit comes back by itself after a reboot."""
+        return os.path.exists(self._path(unit))
+
+    def units(self):
+        """All units that this manager was given."""
+        return [
+            name[len("wsgi-") : -len(".conf")]
+            for name in wsgi_host.listdir(self.host.family["supervisor"]["conf_dir"])
+            if name.startswith("wsgi-") and name.endswith(".conf")
+        ]
+
+    def _info(self, unit):
+        try:
+            with self._rpc() as rpc:
+                return rpc.supervisor.getProcessInfo(unit)
+        except (OSError, xmlrpc.client.Fault):
+            return None
+
+    def _rpc(self, patience=10):
+        transport = _UnixTransport(self.host.family["supervisor"]["socket"], patience)
+        return xmlrpc.client.ServerProxy("http://localhost", transport=transport)
+
+
+class _UnixTransport(xmlrpc.client.Transport):
+    def __init__(self, path, timeout):
+        super().__init__()
+        self._path = path
+        self._timeout = timeout
+
+    def make_connection(self, host):
+        connection = http.client.HTTPConnection(host, timeout=self._timeout)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(self._timeout)
+        connection.sock.connect(self._path)
+        return connection
+
+
+MANAGERS = {"emperor": Emperor, "supervisor": Supervisor}
+
+
+def manager(host, name):
+    """
+    A process manager.
+
+    host : wsgi_host.Host
+    name : str
+        A key of ``MANAGERS``.
+
+    Returns an object with ``files``, ``start``, ``stop``, ``failed``, ``pid``, ``registered``
+    and ``units``.
+    """
+    return MANAGERS[name](host)
+
+
+def processes(pid):
+    """
+    A process and all that descend from it.
+
+    pid : int or None
+
+    Returns a list of PIDs; an empty one for None, or where it is gone.
+    """
+    if not pid or not alive(pid):
+        return []
+    children = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            fields = _stat(int(name))
+            if fields:
+                children.setdefault(int(fields[1]), []).append(int(name))
+    found, todo = [], [pid]
+    while todo:
+        found.append(todo.pop())
+        todo += children.get(found[-1], [])
+    return sorted(found)
+
+
+def started(pid):
+    """
+    When a process began, in clock ticks since boot: with its PID, what tells it from any other.
+
+    Returns an int, or None where it is gone.
+    """
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def uptime(pid):
+    """For how many seconds a process has run, a float; 0.0 where it is gone."""
+    ticks = started(pid)
+    if ticks is None:
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def alive(pid):
+    """Whether a process is there and is no zombie."""
+    fields = _stat(pid)
+    return bool(fields) and fields[0] not in ("Z", "X")
+
+
+def memory(pids):
+    """The resident memory of processes in bytes, what they share counted once in parts (PSS)."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as rollup:
+            for line in rollup:
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+    return total
+
+
+def kill(births):
+    """
+    Kill what is left of processes, and no other that took over a PID.
+
+    births : dict
+        PIDs to what ``started`` said of them.
+    """
+    for pid, birth in births.items():
+        if started(pid) == birth:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def wait_until(condition, patience, pause=0.05):
+    """
+    Wait for something to become true.
+
+    condition : callable
+    patience, pause : float
+        Seconds: in all, and between two looks.
+
+    Returns whether it did.
+    """
+    deadline = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(pause)
+    return True
+
+
+def _stat(pid):
+    """The fields of /proc/<pid>/stat from the state on, past the name in parentheses."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None

@@ -1,0 +1,242 @@
+"""
+Releases: an app's code and the virtual environment it runs in, built once, never edited.
+
+``/srv/wsgi/<app>/releases/<release>/`` holds ``code`` and ``environment``, the latter a link
+into ``/srv/wsgi/<app>/environments``, so that a change of code alone installs nothing. Both
+ids are hashes of what they are made from, and the same on every host.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+
+import wsgi_host
+from wsgi_host import SRV, Problem
+
+# What a finished environment or release carries, written last.
+COMPLETE = ".complete"
+# Lines of a requirements file that point at other files of the source.
+POINTS_ELSEWHERE = ("-r", "-c", "-e", "--requirement", "--constraint", "--editable", ".", "file:")
+BUILD_TIMEOUT = 1800  # seconds, for one step of a build
+
+
+def digest(*parts):
+    """A short id: ten hexadecimal digits of the SHA-256 of some JSON-able values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
+
+
+class Release:
+    """
+    The release that an app's settings ask for.
+
+    host : wsgi_host.Host
+    name : str
+        The app.
+    app : dict
+        Its settings, as ``wsgi_settings.Settings.apps`` holds them.
+    """
+
+    def __init__(self, host, name, app):
+        self.host = host
+        self.name = name
+        self.app = app
+        self.files = host.source_files(app["source"])
+        self.sums = {inner: _sha256(path) for inner, path in sorted(self.files.items())}
+        self.python = self._python()
+        self.environment_id = digest(
+            self.python, app["user"], self._requirements(), self._server_requirement()
+        )
+        self.id = digest(self.sums, self.environment_id)
+        self.path = f"{SRV}/{name}/releases/{self.id}"
+        self.code = f"{self.path}/code"
+        self.environment = f"{SRV}/{name}/environments/{self.environment_id}"
+
+    def built(self, gid):
+        """Whether it is on the machine, whole, and readable by a group."""
+        return all(_group(f"{path}/{COMPLETE}") == gid for path in (self.path, self.environment))
+
+    def build(self, uid, gid):
+        """
+        Build what is not there yet.
+
+        uid, gid : int
+            The app's user, who runs the installer, and who may read but not write the result.
+
+        Raises ``Problem`` with the last lines of what a failed step printed; nothing is left
+        that could be taken for finished.
+        """
+        for folder in (SRV, f"{SRV}/{self.name}"):
+            wsgi_host.folder(folder, 0o755)
+        for folder in ("environments", "releases"):
+            wsgi_host.folder(f"{SRV}/{self.name}/{folder}", 0o755)
+        self._build_code(gid)
+        finished = _group(f"{self.environment}/{COMPLETE}")
+        if finished is None:
+            self._build_environment(uid, gid)
+        elif finished != gid:
+            own(self.environment, 0, gid)
+        wsgi_host.write(f"{self.path}/{COMPLETE}", json.dumps(self.sums, indent=1) + "\n", 0o640, 0, gid)
+
+    def _build_code(self, gid):
+        wsgi_host.remove(self.path)
+        wsgi_host.folder(self.path, 0o750, 0, gid)
+        for inner, path in self.files.items():
+            target = f"{self.code}/{inner}"
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.copyfile(path, target)
+        # The app can't write bytecode beside its code.
+        self._run([self.python, "-I", "-m", "compileall", "-q", "."], 0, 0, check=False)
+        own(self.path, 0, gid)
+        os.symlink(f"../../environments/{self.environment_id}", f"{self.path}/environment")
+
+    def _build_environment(self, uid, gid):
+        wsgi_host.remove(self.environment)
+        # The installer runs code of the packages it installs: as the app's user, never as root.
+        wsgi_host.folder(self.environment, 0o750, uid, gid)
+        try:
+            self._run([self.python, "-m", "venv", self.environment], uid, gid)
+            pip = [f"{self.environment}/bin/python", "-m", "pip", "install", "--quiet", "--no-input"]
+            pip += ["--disable-pip-version-check"]
+            requirements = self.app["requirements"]
+            if isinstance(requirements, str):
+                self._run([*pip, "-r", requirements], uid, gid)
+            elif requirements:
+                self._run([*pip, *requirements], uid, gid)
+            wanted = self._server_requirement()
+            if wanted and not self._installed(wanted):
+                self._run([*pip, wanted], uid, gid)
+        except Problem:
+            wsgi_host.remove(self.environment)
+            raise
+        own(self.environment, 0, gid)
+        wsgi_host.write(f"{self.environment}/{COMPLETE}", "", 0o640, 0, gid)
+
+    def _run(self, command, uid, gid, check=True):
+        cache = f"{wsgi_host.LIB}/home/{self.name}/.cache"
+        try:
+            done = subprocess.run(
+                command,
+                cwd=self.code,
+                user=uid,
+                group=gid,
+                extra_groups=[],
+                umask=0o022,
+                env={**_environment(), "HOME": os.path.dirname(cache), "XDG_CACHE_HOME": cache},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=BUILD_TIMEOUT,
+                text=True,
+                errors="replace",
+            )
+        except FileNotFoundError as error:
+            raise Problem(f"{command[0]} is not there: wsgi:apps:{self.name}:python") from error
+        except subprocess.TimeoutExpired as error:
+            raise Problem(f"{_readable(command)} did not end within {BUILD_TIMEOUT} s") from error
+        if check and done.returncode:
+            raise Problem(f"{_readable(command)} failed:\n{tail(done.stdout)}")
+
+    def _installed(self, requirement):
+        """Whether the app's own requirements brought a package already: theirs wins."""
+        wanted = requirement.split("==")[0].split("[")[0].lower().replace("-", "_") + "-"
+        lib = os.path.join(self.environment, "lib")
+        return any(
+            package.lower().startswith(wanted) and package.endswith(".dist-info")
+            for python in wsgi_host.listdir(lib)
+            for package in wsgi_host.listdir(os.path.join(lib, python, "site-packages"))
+        )
+
+    def _python(self):
+        found = shutil.which(self.app["python"], path=wsgi_host.PATH)
+        # /usr/bin/python3 is a link to python3.11: a new one needs a new environment.
+        return os.path.realpath(found) if found else self.app["python"]
+
+    def _requirements(self):
+        requirements = self.app["requirements"]
+        if not isinstance(requirements, str):
+            return requirements
+        if requirements not in self.files:
+            raise Problem(
+                f"wsgi:apps:{self.name}:requirements: {requirements!r} is not in {self.app['source']}"
+            )
+        lines = (wsgi_host.read(self.files[requirements]) or "").splitlines()
+        if any(line.strip().startswith(POINTS_ELSEWHERE) or "@ file:" in line for line in lines):
+            return self.sums
+        return lines
+
+    def _server_requirement(self):
+        return self.host.servers[self.app["server"]]["requirement"]
+
+    def prune(self, in_use):
+        """
+        Remove old releases, and the environments that none of the kept ones uses.
+
+        in_use : set of str
+            The ids of releases that must stay, whatever their age. Of the others the newest
+            stay, ``keep_releases`` in all.
+        """
+        releases = f"{SRV}/{self.name}/releases"
+        by_age = sorted(
+            wsgi_host.listdir(releases),
+            key=lambda release: os.lstat(f"{releases}/{release}").st_mtime,
+            reverse=True,
+        )
+        kept = set(by_age[: self.app["keep_releases"]]) | in_use
+        for release in by_age:
+            if release not in kept:
+                wsgi_host.remove(f"{releases}/{release}")
+        used = {
+            os.path.basename(os.readlink(f"{releases}/{release}/environment"))
+            for release in kept
+            if os.path.islink(f"{releases}/{release}/environment")
+        }
+        for environment in wsgi_host.listdir(f"{SRV}/{self.name}/environments"):
+            if environment not in used:
+                wsgi_host.remove(f"{SRV}/{self.name}/environments/{environment}")
+
+
+def tail(text, lines=15):
+    """The last lines of a text, indented, for a comment."""
+    return "\n".join("  " + line for line in text.rstrip().splitlines()[-lines:])
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def own(path, uid, gid):
+    """
+    Give a tree to its owner, from the top, following no link: whoever owned it before can't
+    change any more what is below what has been given away.
+    """
+    os.chown(path, uid, gid, follow_symlinks=False)
+    for folder, folders, files in os.walk(path):
+        for name in folders + files:
+            inner = os.path.join(folder, name)
+            os.chown(inner, uid, gid, follow_symlinks=False)
+            if not os.path.islink(inner):
+                os.chmod(inner, os.lstat(inner).st_mode & 0o755)
+
+
+def _group(path):
+    try:
+        return os.lstat(path).st_gid
+    except FileNotFoundError:
+        return None
+
+
+def _environment():
+    """What a build may see of Salt's own environment: how to reach an index, and no more."""
+    passed = ("PIP_", "SSL_CERT_", "REQUESTS_CA_", "HTTP_", "HTTPS_", "NO_PROXY", "ALL_PROXY")
+    return {
+        "PATH": wsgi_host.PATH,
+        "LANG": "C.UTF-8",
+        **{name: value for name, value in os.environ.items() if name.upper().startswith(passed)},
+    }
+
+
+def _readable(command):
+    return " ".join(command)

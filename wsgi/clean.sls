@@ -1,0 +1,27 @@
+# Takes away everything that the formula made. Packages stay: they may serve others.
+{%- if 'wsgi.plan' not in salt %}{% do salt['saltutil.sync_all'](refresh=False) %}{% endif %}
+
+{%- for name in salt['wsgi.present']() %}
+
+{{ name }}-absent:
+  wsgi.absent:
+    - name: {{ name }}
+    - purge: true
+{%- endfor %}
+
+wsgi-emperor:
+  service.dead:
+    - enable: false
+
+wsgi-files:
+  file.absent:
+    - names:
+      - {{ salt['wsgi.plan']().family.nginx.conf_dir }}/wsgi.conf
+      - /etc/systemd/system/wsgi-emperor.service
+      - /etc/logrotate.d/wsgi
+      - /etc/wsgi
+      - /run/wsgi
+      - /srv/wsgi
+      - /usr/local/lib/wsgi
+      - /var/lib/wsgi
+      - /var/log/wsgi

@@ -1,0 +1,53 @@
+# Serves every app of wsgi:apps, each under the server that pillar names, behind one nginx.
+{%- if 'wsgi.plan' not in salt %}{% do salt['saltutil.sync_all'](refresh=False) %}{% endif %}
+{%- set plan = salt['wsgi.plan']() %}
+
+wsgi-pillar:
+  wsgi.pillar_valid:
+    - order: first
+
+{%- if not plan.host_wide %}
+
+include:
+  - wsgi.common
+  - wsgi.nginx
+{%- for server in plan.servers %}
+  - wsgi.{{ server }}
+{%- endfor %}
+{%- for manager in plan.process_managers %}
+  - wsgi.{{ manager }}
+{%- endfor %}
+
+{%- for name, purge in plan.absent.items() %}
+
+{{ name }}-absent:
+  wsgi.absent:
+    - name: {{ name }}
+    - purge: {{ purge }}
+{%- endfor %}
+
+{%- for app in plan.apps %}
+
+{{ app.name }}-release:
+  wsgi.release:
+    - name: {{ app.name }}
+    - require:
+      - pkg: wsgi-python
+
+{{ app.name }}-live:
+  wsgi.live:
+    - name: {{ app.name }}
+    - require:
+      - wsgi: {{ app.name }}-release
+      - service: {{ app.process_manager }}-service
+
+{{ app.name }}-site:
+  wsgi.site:
+    - name: {{ app.name }}
+    - require:
+      - wsgi: {{ app.name }}-live
+{%- endfor %}
+
+wsgi-nginx:
+  wsgi.nginx: []
+{%- endif %}

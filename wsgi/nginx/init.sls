@@ -1,0 +1,19 @@
+# The shared proxy. The apps' sites come with the apps.
+{%- set family = salt['wsgi.plan']().family %}
+
+nginx-package:
+  pkg.installed:
+    - pkgs: {{ family.packages.nginx | json }}
+
+# It would be a second default site.
+{{ family.nginx.distribution_site }}:
+  file.absent:
+    - require:
+      - pkg: nginx-package
+
+nginx-service:
+  service.running:
+    - name: nginx
+    - enable: true
+    - require:
+      - pkg: nginx-package

@@ -1,0 +1,12 @@
+# The distribution's supervisor. Programs are added to it and taken away one by one; it is
+# never restarted.
+supervisor-package:
+  pkg.installed:
+    - pkgs: {{ salt['wsgi.plan']().family.packages.supervisor | json }}
+
+supervisor-service:
+  service.running:
+    - name: supervisor
+    - enable: true
+    - require:
+      - pkg: supervisor-package
