@@ -62,6 +62,7 @@ class Generation:
         self.socket = f"{self.run}/{self.protocol}.sock"
         self.live = f"{LIB}/live/{name}"
         self.log = f"{LOG}/{name}/{id}.log"
+        self.speaks = f"{self.run}/{self.protocol}"  # tells nginx, which can't see sockets
         self.reopen = f"{self.run}/reopen"  # touched when logs were rotated
         self.code = f"{wsgi_host.SRV}/{name}/releases/{self.release}/code"
         self.environment = f"{wsgi_host.SRV}/{name}/environments/{record['environment']}"
@@ -318,7 +319,8 @@ def _prepare(host, name, app, release, id):
     os.chown(new.log, uid, gid)
     for path, mode, owner, group in _folders(new):
         wsgi_host.folder(path, mode, owner, group)
-    wsgi_host.write(new.reopen, "", 0o644)
+    for path in (new.speaks, new.reopen):
+        wsgi_host.write(path, "", 0o644)
     return new
 
 
@@ -342,7 +344,8 @@ def _folders(generation):
 def _tmpfiles(generation):
     """What makes the folders below /run again after a reboot."""
     lines = [f"d {path} {mode:04o} {uid} {gid} -\n" for path, mode, uid, gid in _folders(generation)]
-    return "".join([*lines, f"f {generation.reopen} 0644 root root -\n"])
+    lines += [f"f {path} 0644 root root -\n" for path in (generation.speaks, generation.reopen)]
+    return "".join(lines)
 
 
 def environment_text(generation, environment):
