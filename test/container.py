@@ -4,6 +4,8 @@ Standard library and the `docker` command only, since ./highstate runs on a mach
 """
 
 import json
+import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -41,12 +43,57 @@ def docker(*args, check=True, stdin=None):
     return done
 
 
+def apt_install(*packages):
+    """Installs Debian packages on this machine, saying so."""
+    if os.geteuid() or not shutil.which("apt-get"):
+        raise CommandFailed(f"{' '.join(packages)} must be installed first; root on Debian gets it installed from here")
+    print("Installing on this machine:", *packages, flush=True)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update"], ["install", "--yes", *packages]):
+        if subprocess.run(["apt-get", "--quiet=2", *command], check=False, env=environment).returncode:
+            raise CommandFailed(f"apt-get {' '.join(command)} failed; see above")
+
+
+def ensure_docker(seconds=30):
+    """Sees to it that a Docker daemon answers, installing or starting one where this user may."""
+    if not shutil.which("docker"):
+        apt_install("docker.io")
+    if not docker("version", check=False).returncode:
+        return
+    if os.geteuid() or not shutil.which("dockerd"):
+        raise CommandFailed(docker("version", check=False).stderr.strip())
+    print("Starting the Docker daemon", flush=True)
+    if Path("/run/systemd/system").is_dir():
+        subprocess.run(["systemctl", "start", "docker"], check=False)
+    else:
+        with open("/var/log/dockerd.log", "a") as log:
+            subprocess.Popen(["dockerd"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + seconds
+    while docker("version", check=False).returncode:
+        if time.monotonic() > deadline:
+            raise CommandFailed(f"the Docker daemon doesn't answer after {seconds} s; its log should say why")
+        time.sleep(0.2)
+
+
 def build_image(platform):
     """The name of the platform's image, made first where it is missing or out of date."""
     built = subprocess.run([ROOT / "test/image", platform], check=False, stdout=subprocess.PIPE, text=True)
     if built.returncode:
         raise CommandFailed(f"test/image {platform} failed; see above")
     return built.stdout.strip()
+
+
+def salt_files(etc, srv, file_roots):
+    """Path -> text of what makes `salt-call --config-dir=ETC state.highstate` apply the formula, masterless,
+    with SRV/pillar/wsgi.sls as its pillar. `file_roots` are the folders that Salt serves."""
+    minion = {
+        "file_client": "local",
+        "file_roots": {"base": [f"{srv}/salt-top", *file_roots]},
+        "pillar_roots": {"base": [f"{srv}/pillar"]},
+        "log_fmt_console": "%(levelname)s %(message)s",
+    }
+    top = json.dumps({"base": {"*": ["wsgi"]}})  # JSON is YAML
+    return {f"{etc}/minion": json.dumps(minion, indent=2), f"{srv}/salt-top/top.sls": top, f"{srv}/pillar/top.sls": top}
 
 
 class Container:
@@ -64,7 +111,8 @@ class Container:
         run = docker("run", "--detach", *SYSTEMD, f"--volume={ROOT}:/srv/formula:ro", *options, image)
         container = cls(run.stdout.strip()[:12])
         container.wait()
-        container.configure_salt(file_roots)
+        for path, text in salt_files("/etc/salt", "/srv", ["/srv/formula", *file_roots]).items():
+            container.put(path, text)
         return container
 
     def wait(self, seconds=60):
@@ -82,26 +130,9 @@ class Container:
                 )
             time.sleep(0.1)
 
-    def configure_salt(self, file_roots=()):
-        """Makes `salt-call state.highstate` apply the formula, with /srv/pillar/wsgi.sls as its pillar."""
-        roots = ["/srv/salt-top", "/srv/formula", *file_roots]
-        minion = {
-            "file_client": "local",
-            "file_roots": {"base": roots},
-            "pillar_roots": {"base": ["/srv/pillar"]},
-        }
-        top = json.dumps({"base": {"*": ["wsgi"]}})  # JSON is YAML
-        self.put("/etc/salt/minion", json.dumps(minion, indent=2))
-        self.put("/srv/salt-top/top.sls", top)
-        self.put("/srv/pillar/top.sls", top)
-
     def put(self, path, text, mode=0o644):
         """Writes a file as root; its text never stands on a command line."""
         docker("exec", "-i", self.name, "install", "-D", "-m", f"{mode:o}", "/dev/stdin", path, stdin=text)
-
-    def put_pillar(self, text):
-        """Sets the pillar of the next run; readable by root only, for it may hold secrets."""
-        self.put("/srv/pillar/wsgi.sls", text, 0o600)
 
     def remove(self):
         docker("rm", "--force", "--volumes", self.name)
