@@ -1,0 +1,25 @@
+"""kitchen.yml, which Test Kitchen and these tests both read."""
+
+import harness
+import pytest
+from container import SYSTEMD
+
+
+def test_every_suite_has_apps():
+    assert set(harness.suites()) == {"uwsgi", "gunicorn", "both", "switch", "zeromq"}
+    assert all(wsgi["apps"] for wsgi in harness.suites().values())
+
+
+@pytest.mark.parametrize("platform", harness.kitchen()["platforms"], ids=lambda platform: platform["name"])
+def test_a_platform_uses_the_image_made_for_it(platform):
+    assert platform["driver"]["image"] == f"wsgi-formula:{platform['name']}"
+
+
+def test_kitchen_boots_systemd_as_the_tests_do():
+    driver = harness.kitchen()["driver"]
+    options = {f"--cap-add={capability}" for capability in driver["cap_add"]}
+    options |= {f"--security-opt={option}" for option in driver["security_opt"]}
+    options |= {f"--tmpfs={path}" for path in driver["run_options"]["tmpfs"]}
+    options |= {f"--volume={volume}" for volume in driver["volume"]}
+    options |= {f"--cgroupns={driver['run_options']['cgroupns']}"}
+    assert options == set(SYSTEMD)
