@@ -11,18 +11,20 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 # Linux user names have at most 32 characters, five of which are `wsgi-`.
 APP_NAME = re.compile(r"[a-z][a-z0-9_-]{0,26}")
+# /etc/wsgi/vassals is the emperor's.
+RESERVED_NAMES = ("vassals",)
 USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DOMAIN = re.compile(
     r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 APPLICATION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-NGINX_SIZE = re.compile(r"\d+[kKmMgG]?")
+NGINX_SIZE = re.compile(r"[0-9]+[kKmMgG]?")
 OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 # The settings that reach the process. A change of any other one makes no new generation.
@@ -65,8 +67,12 @@ def _one_line(value):
     return isinstance(value, str) and value != "" and value.isprintable()
 
 
-def _list_of(test):
-    return lambda value: isinstance(value, list) and all(test(item) for item in value)
+def _domain(value):
+    return isinstance(value, str) and DOMAIN.fullmatch(value) is not None
+
+
+def _list_of(value, test):
+    return isinstance(value, list) and all(test(item) for item in value)
 
 
 BOOLEAN = Rule("true or false", lambda value: isinstance(value, bool))
@@ -75,11 +81,11 @@ MAPPING = Rule("a mapping", lambda value: isinstance(value, Mapping))
 HEALTH = {
     "path": Rule(
         "a path that begins with /",
-        lambda value: _one_line(value) and value.startswith("/") and " " not in value,
+        lambda value: _one_line(value) and value.isascii() and value.startswith("/") and " " not in value,
     ),
     "status": _integer(100, 599),
     "deadline": _integer(1, 3600),
-    "host": _matching(DOMAIN, "a host name"),
+    "host": Rule("a host name", lambda value: _domain(value) and not value.startswith("*")),
 }
 
 APP = {
@@ -87,7 +93,7 @@ APP = {
     "server": Rule("a server's name", _one_line),
     "process_manager": Rule(
         "a process manager's name, or a mapping of servers to them",
-        lambda value: value is None or _one_line(value) or isinstance(value, Mapping),
+        lambda value: _one_line(value) or isinstance(value, Mapping),
     ),
     "application": _matching(APPLICATION, "module:callable"),
     "source": Rule(
@@ -97,7 +103,7 @@ APP = {
     "requirements": Rule(
         "a file in the source, or a list of requirements",
         lambda value: (_one_line(value) and not value.startswith(("/", "-")) and ".." not in value)
-        or _list_of(lambda item: _one_line(item) and not item.startswith("-"))(value),
+        or _list_of(value, lambda item: _one_line(item) and not item.startswith("-")),
     ),
     "python": Rule(
         "an interpreter's name or absolute path",
@@ -106,12 +112,13 @@ APP = {
     ),
     "user": Rule(
         "a user's name, not root",
-        lambda value: value is None
-        or (isinstance(value, str) and USER_NAME.fullmatch(value) is not None and value != "root"),
+        lambda value: isinstance(value, str)
+        and USER_NAME.fullmatch(value) is not None
+        and value != "root",
     ),
     "domains": Rule(
         "a list of host names, of which the first label may be *",
-        _list_of(lambda item: isinstance(item, str) and DOMAIN.fullmatch(item) is not None),
+        lambda value: _list_of(value, _domain),
     ),
     "listen": _integer(1, 65535),
     "workers": _integer(1, 1024),
@@ -127,7 +134,10 @@ APP = {
 }
 
 NGINX = {
-    "client_max_body_size": _matching(NGINX_SIZE, "a size in nginx's words, e.g. 10m"),
+    "client_max_body_size": Rule(
+        "a size in nginx's words, e.g. 10m",
+        lambda value: type(value) in (int, str) and NGINX_SIZE.fullmatch(str(value)) is not None,
+    ),
     "default_site": BOOLEAN,
 }
 
@@ -145,6 +155,8 @@ class Settings:
         The names of those marked ``state: absent``, to their merged settings.
     nginx
         The shared proxy's settings.
+    defaults
+        What an app gets that says nothing.
     problems
         Sentences, each beginning with the pillar key it is about.
     broken
@@ -189,7 +201,7 @@ def merge(*layers):
     Merge mappings into a new one; a later one wins, mappings within are merged in turn.
 
     layers : Mapping
-        Lowest precedence first. A list replaces a list.
+        Lowest precedence first. A list replaces a list; None replaces nothing.
 
     Returns a dict that shares nothing with the layers.
 
@@ -201,7 +213,9 @@ def merge(*layers):
     merged = {}
     for layer in layers:
         for key, value in layer.items():
-            if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            if value is None:
+                merged.setdefault(key)
+            elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
                 merged[key] = merge(merged[key], value)
             else:
                 merged[key] = copy.deepcopy(value)
@@ -222,6 +236,9 @@ def manager_of(app, servers):
 
 
 class _Loader:
+    """One pass over the pillar. A value with a problem is left out of what is merged, so that
+    the checks after it find each key with a value that its rule allows."""
+
     def __init__(self, defaults, os_family, servers):
         self.defaults = defaults
         self.os_family = os_family
@@ -232,89 +249,78 @@ class _Loader:
         settings = self.settings
         top = self._mapping("wsgi", pillar)
         self._known("wsgi", top, TOP)
-        nginx = self._mapping("wsgi:nginx", top.get("nginx"))
-        self._check("wsgi:nginx", nginx, NGINX)
+        nginx = self._check("wsgi:nginx", top.get("nginx"), NGINX)
         settings.nginx = merge(self.defaults["nginx"], nginx)
         own_defaults = self._mapping("wsgi:defaults", top.get("defaults"))
-        settings.host_wide = bool(settings.problems)
-        self._check_app("wsgi:defaults", own_defaults)
-        defaults_broken = len(settings.problems) > 0
-        lower = merge(self.os_family["app"], self.defaults["app"])
-        if not defaults_broken:
-            settings.defaults = merge(lower, own_defaults)
-        else:
-            settings.defaults = lower
         apps = self._mapping("wsgi:apps", top.get("apps"))
-        settings.host_wide = settings.host_wide or not isinstance(top.get("apps") or {}, Mapping)
-        for name, own in apps.items():
-            before = len(settings.problems)
-            merged = self._app(name, own)
-            if defaults_broken or len(settings.problems) > before:
-                settings.broken.add(str(name))
-            elif merged["state"] == "absent":
-                settings.absent[name] = merged
-            else:
-                settings.apps[name] = merged
-        self._clashes()
-        for name in settings.broken:
+        settings.host_wide = bool(settings.problems)
+        own_defaults = self._check_app("wsgi:defaults", own_defaults)
+        defaults_broken = bool(settings.problems)
+        settings.defaults = merge(self.os_family["app"], self.defaults["app"], own_defaults)
+        found = {name: self._app(name, own) for name, own in apps.items()}
+        if defaults_broken:
+            settings.broken.update(found)
+        sound = {name: app for name, app in found.items() if name not in settings.broken}
+        settings.absent = {name: app for name, app in sound.items() if app["state"] == "absent"}
+        settings.apps = {name: app for name, app in sound.items() if app["state"] == "present"}
+        for name in self._clashes():
+            settings.broken.add(name)
             settings.apps.pop(name, None)
+        settings.broken = {str(name) for name in settings.broken}
         return settings
 
     def _app(self, name, own):
+        """An app's merged settings, or None where its name can't be one."""
         key = f"wsgi:apps:{name}"
+        before = len(self.settings.problems)
+        app = None
         if not isinstance(name, str) or not APP_NAME.fullmatch(name):
             self._problem(
                 key,
                 f"{name!r} can't be an app's name: a lower-case letter, then at most 26 of a-z, "
                 "0-9, - and _, because it names a user and files",
             )
-            return None
-        before = len(self.settings.problems)
-        own = self._mapping(key, own)
-        self._check_app(key, own)
-        if len(self.settings.problems) > before and not isinstance(own.get("server", ""), str):
-            return None
-        layers = merge(self.settings.defaults, {k: v for k, v in own.items() if v is not None})
-        if layers["state"] == "absent":
-            return layers
-        if layers["server"] in self.servers:
-            self._check_server(key, layers)
+        elif name in RESERVED_NAMES:
+            self._problem(key, f"{name!r} can't be an app's name: the formula has a folder of that name")
+        else:
+            app = self._merged(name, key, self._mapping(key, own))
+        if len(self.settings.problems) > before:
+            self.settings.broken.add(name)
+        return app
+
+    def _merged(self, name, key, own):
+        app = merge(self.settings.defaults, self._check_app(key, own))
+        if app["state"] == "absent":
+            return app
+        if own.get("server") in (None, app["server"]):
+            self._check_server(key, app)
         for required in ("application", "source"):
-            if layers[required] is None:
+            if app[required] is None and own.get(required) is None:
                 self._problem(f"{key}:{required}", f"missing; it must be {APP[required].allowed}")
-        if len(self.settings.problems) == before:
-            layers["user"] = user_of(name, layers)
-            layers["process_manager"] = manager_of(layers, self.servers)
-        return layers
+        app["user"] = user_of(name, app)
+        app["process_manager"] = manager_of(app, self.servers)
+        return app
 
     def _check_app(self, key, own):
-        self._check(key, own, APP)
-        server = own.get("server")
-        if isinstance(server, str) and server not in self.servers:
-            self._problem(
-                f"{key}:server",
-                f"{server!r} is not a server" + self._nearest(server, self.servers),
-            )
-        health = own.get("health")
-        if isinstance(health, Mapping):
-            self._check(f"{key}:health", health, HEALTH)
-        env = own.get("env")
-        if isinstance(env, Mapping):
-            self._check_env(f"{key}:env", env)
-        options = own.get("server_options")
-        if isinstance(options, Mapping):
-            self._check_options(f"{key}:server_options", options)
-        manager = own.get("process_manager")
-        if isinstance(manager, Mapping):
-            self._known(f"{key}:process_manager", manager, self.servers, "server")
-            for name, value in manager.items():
-                if name in self.servers:
-                    self._check_manager(f"{key}:process_manager:{name}", name, value)
+        """The part of an app's own settings, or of wsgi:defaults, that has no problem."""
+        said = self._check(key, own, APP)
+        if said.get("server") not in (None, *self.servers):
+            server = said.pop("server")
+            self._problem(f"{key}:server", f"{server!r} is not a server" + _nearest(server, self.servers))
+        if "health" in said:
+            said["health"] = self._check(f"{key}:health", said["health"], HEALTH)
+        if "env" in said:
+            self._check_env(f"{key}:env", said["env"])
+        if "server_options" in said:
+            said["server_options"] = self._check_options(f"{key}:server_options", said["server_options"])
+        if "process_manager" in said:
+            said["process_manager"] = self._check_manager(f"{key}:process_manager", said["process_manager"])
+        return said
 
     def _check_server(self, key, app):
         manager = app["process_manager"]
         if isinstance(manager, str):
-            self._check_manager(f"{key}:process_manager", app["server"], manager)
+            self._check_holds(f"{key}:process_manager", app["server"], manager)
         honours = self.servers[app["server"]]["honours"]
         for name in ("workers", "threads", "request_timeout", "graceful_timeout", "max_requests"):
             if name not in honours and app[name] != self.defaults["app"][name]:
@@ -322,56 +328,73 @@ class _Loader:
                     f"{key}:{name}", f"{app[name]!r} can't be honoured by {app['server']}; leave it out"
                 )
 
-    def _check_manager(self, key, server, manager):
+    def _check_manager(self, key, manager):
+        """A process manager, or the part of a mapping of servers to them that has no problem."""
+        if isinstance(manager, str):
+            known = sorted({name for row in self.servers.values() for name in row["process_managers"]})
+            if manager in known:
+                return manager
+            self._problem(key, f"{manager!r} is not a process manager" + _nearest(manager, known))
+            return None
+        self._known(key, manager, self.servers, "server")
+        return {
+            server: name
+            for server, name in manager.items()
+            if server in self.servers and name is not None and self._check_holds(f"{key}:{server}", server, name)
+        }
+
+    def _check_holds(self, key, server, manager):
         offered = self.servers[server]["process_managers"]
         if manager not in offered:
-            self._problem(
-                key,
-                f"{manager!r} can't hold {server}" + self._nearest(manager, offered),
-            )
+            self._problem(key, f"{manager!r} can't hold {server}" + _nearest(manager, offered))
+        return manager in offered
 
     def _check_env(self, key, env):
         # Never the value: it may be a secret.
         for name, value in env.items():
             if not isinstance(name, str) or not ENV_NAME.fullmatch(name):
+                # {NAME=value} is a key, too.
+                name = str(name).partition("=")[0]
                 self._problem(
                     key, f"{name!r} can't be a variable's name: letters, digits and _, no digit first"
                 )
-            elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            elif type(value) not in (str, int, float):
                 self._problem(
                     f"{key}:{name}",
-                    f"a {type(value).__name__}; it must be a string or a number "
-                    "(quote it if the app is to see the word)",
+                    f"is {_kind(value)}; it must be a string or a number (quote it if the app is to see the word)",
                 )
-            elif "\0" in str(value):
-                self._problem(f"{key}:{name}", "holds a NUL byte, which no variable can")
+            elif not _encodable(str(value)):
+                self._problem(f"{key}:{name}", "holds a character that no variable can, such as NUL")
 
     def _check_options(self, key, by_server):
+        """The part of ``server_options`` that has no problem."""
         self._known(key, by_server, self.servers, "server")
-        for server, options in by_server.items():
-            if server not in self.servers:
-                continue
-            options = self._mapping(f"{key}:{server}", options)
-            reserved = self.servers[server]["reserved"]
-            for name, value in options.items():
-                here = f"{key}:{server}:{name}"
-                if not isinstance(name, str) or not OPTION_NAME.fullmatch(name):
-                    self._problem(here, f"{name!r} can't be an option's name")
-                elif name in reserved:
-                    instead = reserved[name]
-                    self._problem(
-                        here,
-                        "is the formula's own; "
-                        + (f"set {instead!r} instead" if instead else "leave it out"),
-                    )
-                elif not _option_value(value):
-                    self._problem(
-                        here, f"{value!r} must be a one-line string, a number, true, false or a list of them"
-                    )
+        return {
+            server: {
+                name: value
+                for name, value in self._mapping(f"{key}:{server}", options).items()
+                if self._check_option(f"{key}:{server}:{name}", server, name, value)
+            }
+            for server, options in by_server.items()
+            if server in self.servers
+        }
+
+    def _check_option(self, key, server, name, value):
+        reserved = self.servers[server]["reserved"]
+        if not isinstance(name, str) or not OPTION_NAME.fullmatch(name):
+            self._problem(key, f"{name!r} can't be an option's name")
+        elif name in reserved:
+            instead = f"set {reserved[name]!r} instead" if reserved[name] else "leave it out"
+            self._problem(key, f"is the formula's own; {instead}")
+        elif not _option_value(value):
+            self._problem(key, f"{value!r} must be a one-line string, a number, true, false or a list of them")
+        else:
+            return True
+        return False
 
     def _clashes(self):
-        """Two apps that nginx could not tell apart."""
-        seen = {}
+        """The names of apps that nginx could not tell from another one."""
+        seen, clashing = {}, []
         for name, app in self.settings.apps.items():
             for domain in [domain.lower() for domain in app["domains"]] or [None]:
                 other = seen.setdefault((app["listen"], domain), name)
@@ -383,37 +406,69 @@ class _Loader:
                         f"wsgi:apps:{one}:domains",
                         f"{what} on port {app['listen']} is {two}'s already",
                     )
-                    self.settings.broken.add(one)
+                    clashing.append(one)
+        return clashing
 
     def _check(self, key, mapping, rules):
-        """Each key known, each value as its rule wants it. None means: not said."""
+        """The part of a mapping whose keys are known and whose values are as their rules want
+        them. None means: not said."""
+        mapping = self._mapping(key, mapping)
         self._known(key, mapping, rules)
+        said = {}
         for name, value in mapping.items():
-            rule = rules.get(name)
-            if rule and value is not None and not rule.test(value):
-                self._problem(f"{key}:{name}", f"{value!r} must be {rule.allowed}")
+            if name not in rules or value is None:
+                continue
+            if rules[name].test(value):
+                said[name] = value
+            elif rules[name] is MAPPING:
+                self._mapping(f"{key}:{name}", value)
+            else:
+                self._problem(f"{key}:{name}", f"{value!r} must be {rules[name].allowed}")
+        return said
 
     def _known(self, key, mapping, known, noun="key"):
         for name in mapping:
             if name not in known:
-                self._problem(f"{key}:{name}", f"not a {noun}" + self._nearest(name, known))
+                self._problem(f"{key}:{name}", f"not a {noun}" + _nearest(name, known))
 
     def _mapping(self, key, value):
+        """The value, or an empty mapping where it is none. A problem does not tell what else it
+        is, since secrets may be in it."""
         if value is None:
             return {}
         if not isinstance(value, Mapping):
-            self._problem(key, f"a {type(value).__name__}; it must be a mapping")
+            self._problem(key, f"is {_kind(value)}; it must be a mapping")
             return {}
         return value
 
     def _problem(self, key, sentence):
         self.settings.problems.append(f"{key}: {sentence}")
 
-    @staticmethod
-    def _nearest(found, known):
-        names = [str(name) for name in known]
-        near = difflib.get_close_matches(str(found).lower(), names, n=1, cutoff=0.5)
-        return (f"; did you mean {near[0]!r}?" if near else ";") + f" ({', '.join(names)})"
+
+def _nearest(found, known):
+    names = [str(name) for name in known]
+    near = difflib.get_close_matches(str(found).lower(), names, n=1, cutoff=0.5)
+    return (f"; did you mean {near[0]!r}?" if near else "") + f" ({', '.join(names)})"
+
+
+def _kind(value):
+    """What a value is, in YAML's words."""
+    words = {
+        type(None): "null",
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+    }
+    return "a mapping" if isinstance(value, Mapping) else words.get(type(value), f"a {type(value).__name__}")
+
+
+def _encodable(text):
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def _option_value(value):
@@ -438,7 +493,7 @@ def process_settings(app):
     return chosen
 
 
-def health_host(app) -> Optional[str]:
+def health_host(app):
     """The Host header that a health check carries: its own, the first domain, or localhost."""
     named = [domain for domain in app["domains"] if not domain.startswith("*")]
     return app["health"].get("host") or (named[0] if named else "localhost")

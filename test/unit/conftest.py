@@ -1,0 +1,41 @@
+"""The formula's Python without a machine: a host made of the checkout's own files."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Where Salt puts them, too: `import wsgi_settings` is what they themselves say.
+sys.path.insert(0, str(ROOT / "_utils"))
+
+import wsgi_host  # noqa: E402
+
+
+def list_master(saltenv, prefix=""):
+    """Salt's cp.list_master over the checkout."""
+    files = (path for path in (ROOT / prefix).rglob("*") if path.is_file())
+    return [str(path.relative_to(ROOT)) for path in files]
+
+
+def cache_file(url, saltenv):
+    """Salt's cp.cache_file over the checkout: the file itself, or "" where there is none."""
+    path = ROOT / url[len("salt://") :]
+    return str(path) if path.is_file() else ""
+
+
+@pytest.fixture
+def make_host():
+    """make_host(wsgi) is a Debian host whose pillar holds that below `wsgi`."""
+
+    def host_of(wsgi):
+        salt = {"cp.list_master": list_master, "cp.cache_file": cache_file}
+        return wsgi_host.Host(salt, pillar={"wsgi": wsgi}, grains={"os_family": "Debian"}, saltenv="base")
+
+    return host_of
+
+
+@pytest.fixture
+def load(make_host):
+    """load(wsgi) is the Settings that this pillar comes to, on Debian."""
+    return lambda wsgi: make_host(wsgi).settings

@@ -1,0 +1,577 @@
+"""What pillar comes to: what is merged, what is refused, and in which words."""
+
+import itertools
+
+import pytest
+import wsgi_settings
+
+# What an app must say.
+SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
+
+
+@pytest.fixture
+def problems(load):
+    """problems({key: value, …}) are those of an app `shop` that says that beside what it must."""
+    return lambda own: load({"apps": {"shop": {**SHOP, **own}}}).problems
+
+
+# What an app gets
+
+
+def test_an_app_that_says_the_least_gets_the_shipped_defaults(load):
+    settings = load({"apps": {"shop": SHOP}})
+    assert settings.problems == []
+    shop = settings.apps["shop"]
+    assert (shop["server"], shop["workers"], shop["listen"]) == ("gunicorn", 4, 80)
+    assert shop["health"] == {"path": "/", "status": 200, "deadline": 60}
+
+
+def test_every_app_has_every_key_of_the_schema(load):
+    assert set(load({"apps": {"shop": SHOP}}).apps["shop"]) == set(wsgi_settings.APP)
+
+
+def test_what_an_app_says_wins_over_wsgi_defaults_and_that_over_what_is_shipped(load):
+    settings = load(
+        {
+            "defaults": {"workers": 8, "threads": 2},
+            "apps": {"shop": {**SHOP, "workers": 16}, "blog": {**SHOP, "listen": 81}},
+        }
+    )
+    shop, blog = settings.apps["shop"], settings.apps["blog"]
+    assert (shop["workers"], shop["threads"], shop["max_requests"]) == (16, 2, 1000)
+    assert (blog["workers"], blog["threads"]) == (8, 2)
+
+
+def test_what_is_shipped_wins_over_the_os_family_which_fills_in_what_nothing_else_says(make_host):
+    host = make_host({"apps": {"shop": SHOP}})
+    host.family["app"] = {"workers": 2, "user": "www"}
+    shop = host.settings.apps["shop"]
+    assert (shop["workers"], shop["user"]) == (4, "www")
+
+
+def test_mappings_are_merged_and_lists_replaced(load):
+    settings = load(
+        {
+            "defaults": {
+                "health": {"path": "/up", "deadline": 5},
+                "env": {"A": "1", "B": "2"},
+                "server_options": {"gunicorn": {"backlog": 64, "loglevel": "debug"}},
+                "domains": ["example.com"],
+            },
+            "apps": {
+                "shop": {
+                    **SHOP,
+                    "health": {"deadline": 7},
+                    "env": {"B": "3"},
+                    "server_options": {"gunicorn": {"backlog": 128}, "uwsgi": {"cheaper": 2}},
+                    "domains": ["shop.example.com"],
+                }
+            },
+        }
+    )
+    assert settings.problems == []
+    shop = settings.apps["shop"]
+    assert shop["health"] == {"path": "/up", "status": 200, "deadline": 7}
+    assert shop["env"] == {"A": "1", "B": "3"}
+    assert shop["server_options"] == {
+        "gunicorn": {"backlog": 128, "loglevel": "debug"},
+        "uwsgi": {"cheaper": 2},
+    }
+    assert shop["domains"] == ["shop.example.com"]
+
+
+def test_merging_leaves_the_pillar_as_it_was_and_shares_nothing_with_it(load):
+    pillar = {"defaults": {"env": {"A": "1"}}, "apps": {"shop": {**SHOP, "domains": ["a.example.com"]}}}
+    shop = load(pillar).apps["shop"]
+    shop["env"]["A"] = "changed"
+    shop["domains"].append("changed")
+    assert pillar["defaults"]["env"] == {"A": "1"}
+    assert pillar["apps"]["shop"]["domains"] == ["a.example.com"]
+
+
+@pytest.mark.parametrize("key", sorted(set(wsgi_settings.APP) - set(SHOP)))
+def test_null_says_nothing(load, key):
+    plain = load({"apps": {"shop": SHOP}})
+    for pillar in (
+        {"apps": {"shop": {**SHOP, key: None}}},
+        {"defaults": {key: None}, "apps": {"shop": SHOP}},
+    ):
+        settings = load(pillar)
+        assert settings.problems == []
+        assert settings.apps == plain.apps
+
+
+def test_null_says_nothing_within_a_mapping_either(load):
+    settings = load(
+        {
+            "nginx": {"default_site": None, "client_max_body_size": None},
+            "apps": {"shop": {**SHOP, "health": {"path": None}, "server_options": {"gunicorn": None}}},
+        }
+    )
+    assert settings.problems == []
+    assert settings.nginx == {"default_site": True, "client_max_body_size": "10m"}
+    assert settings.apps["shop"]["health"]["path"] == "/"
+
+
+@pytest.mark.parametrize("pillar", [None, {}, {"apps": None}, {"apps": {}, "defaults": None, "nginx": None}])
+def test_a_pillar_that_names_no_app_is_valid(load, pillar):
+    settings = load(pillar)
+    assert (settings.problems, settings.apps, settings.host_wide) == ([], {}, False)
+
+
+def test_an_app_runs_as_a_user_of_its_own_unless_it_names_one(load):
+    settings = load({"apps": {"shop": SHOP, "blog": {**SHOP, "user": "www", "listen": 81}}})
+    assert settings.apps["shop"]["user"] == "wsgi-shop"
+    assert settings.apps["blog"]["user"] == "www"
+
+
+@pytest.mark.parametrize(
+    ("said", "server", "manager"),
+    [
+        (None, "uwsgi", "emperor"),
+        (None, "gunicorn", "supervisor"),
+        ("supervisor", "uwsgi", "supervisor"),
+        ({"uwsgi": "supervisor"}, "uwsgi", "supervisor"),
+        ({"uwsgi": "supervisor"}, "gunicorn", "supervisor"),
+        ({"gunicorn": "supervisor"}, "uwsgi", "emperor"),
+        ({"uwsgi": None}, "uwsgi", "emperor"),
+    ],
+)
+def test_the_process_manager_follows_the_server_unless_pillar_names_one(load, said, server, manager):
+    settings = load({"apps": {"shop": {**SHOP, "server": server, "process_manager": said}}})
+    assert settings.problems == []
+    assert settings.apps["shop"]["process_manager"] == manager
+
+
+def test_an_absent_app_needs_to_say_nothing_else(load):
+    settings = load({"apps": {"shop": {"state": "absent", "purge": True}, "blog": SHOP}})
+    assert settings.problems == []
+    assert list(settings.apps) == ["blog"]
+    assert settings.absent["shop"]["purge"] is True
+
+
+# What is refused, and how
+
+APP_KEYS = f"({', '.join(wsgi_settings.APP)})"
+DOMAINS = "must be a list of host names, of which the first label may be *"
+REQUIREMENTS = "must be a file in the source, or a list of requirements"
+SOURCE = "must be a folder that Salt serves, salt://…"
+OPTION = "must be a one-line string, a number, true, false or a list of them"
+VARIABLE = "it must be a string or a number (quote it if the app is to see the word)"
+
+
+@pytest.mark.parametrize(
+    ("own", "problem"),
+    [
+        ({"wrkers": 2}, f"wrkers: not a key; did you mean 'workers'? {APP_KEYS}"),
+        ({"Workers": 2}, f"Workers: not a key; did you mean 'workers'? {APP_KEYS}"),
+        ({"zzz": 2}, f"zzz: not a key {APP_KEYS}"),
+        ({7: 2}, f"7: not a key {APP_KEYS}"),
+        ({None: 2}, f"None: not a key {APP_KEYS}"),
+        ({"state": "gone"}, "state: 'gone' must be present or absent"),
+        ({"state": True}, "state: True must be present or absent"),
+        ({"server": "unicorn"}, "server: 'unicorn' is not a server; did you mean 'gunicorn'? (uwsgi, gunicorn)"),
+        ({"server": "apache"}, "server: 'apache' is not a server (uwsgi, gunicorn)"),
+        ({"server": ["uwsgi"]}, "server: ['uwsgi'] must be a server's name"),
+        ({"application": "hello"}, "application: 'hello' must be module:callable"),
+        ({"application": "hello:app()"}, "application: 'hello:app()' must be module:callable"),
+        ({"source": "/srv/app"}, f"source: '/srv/app' {SOURCE}"),
+        ({"source": "salt://"}, f"source: 'salt://' {SOURCE}"),
+        ({"requirements": "../other.txt"}, f"requirements: '../other.txt' {REQUIREMENTS}"),
+        ({"requirements": "/etc/other.txt"}, f"requirements: '/etc/other.txt' {REQUIREMENTS}"),
+        ({"requirements": ["--index-url=x"]}, f"requirements: ['--index-url=x'] {REQUIREMENTS}"),
+        ({"requirements": 3}, f"requirements: 3 {REQUIREMENTS}"),
+        ({"python": "/bin/sh"}, "python: '/bin/sh' must be an interpreter's name or absolute path"),
+        ({"user": "root"}, "user: 'root' must be a user's name, not root"),
+        ({"user": "a b"}, "user: 'a b' must be a user's name, not root"),
+        ({"domains": "shop.example.com"}, f"domains: 'shop.example.com' {DOMAINS}"),
+        ({"domains": ["shop example"]}, f"domains: ['shop example'] {DOMAINS}"),
+        ({"domains": ["a.*.example.com"]}, f"domains: ['a.*.example.com'] {DOMAINS}"),
+        ({"domains": ["a.com; return 200"]}, f"domains: ['a.com; return 200'] {DOMAINS}"),
+        # re.IGNORECASE alone takes the long s for an s.
+        ({"domains": ["ſhop.example.com"]}, f"domains: ['ſhop.example.com'] {DOMAINS}"),
+        ({"domains": [7]}, f"domains: [7] {DOMAINS}"),
+        ({"listen": 0}, "listen: 0 must be an integer from 1 to 65535"),
+        ({"listen": 65536}, "listen: 65536 must be an integer from 1 to 65535"),
+        ({"listen": "80"}, "listen: '80' must be an integer from 1 to 65535"),
+        ({"workers": 0}, "workers: 0 must be an integer from 1 to 1024"),
+        ({"workers": 1025}, "workers: 1025 must be an integer from 1 to 1024"),
+        ({"workers": True}, "workers: True must be an integer from 1 to 1024"),
+        ({"workers": 1.5}, "workers: 1.5 must be an integer from 1 to 1024"),
+        ({"threads": 0}, "threads: 0 must be an integer from 1 to 1024"),
+        ({"request_timeout": 86401}, "request_timeout: 86401 must be an integer from 1 to 86400"),
+        ({"graceful_timeout": 0}, "graceful_timeout: 0 must be an integer from 1 to 86400"),
+        ({"max_requests": -1}, "max_requests: -1 must be an integer from 0 to 2147483647"),
+        ({"keep_releases": 0}, "keep_releases: 0 must be an integer from 1 to 1000"),
+        ({"purge": "yes"}, "purge: 'yes' must be true or false"),
+        ({"health": "/up"}, "health: is a string; it must be a mapping"),
+        ({"health": {"pth": "/"}}, "health:pth: not a key; did you mean 'path'? (path, status, deadline, host)"),
+        ({"health": {"path": "up"}}, "health:path: 'up' must be a path that begins with /"),
+        ({"health": {"path": "/über"}}, "health:path: '/über' must be a path that begins with /"),
+        ({"health": {"status": 99}}, "health:status: 99 must be an integer from 100 to 599"),
+        ({"health": {"deadline": 0}}, "health:deadline: 0 must be an integer from 1 to 3600"),
+        ({"health": {"host": "*.example.com"}}, "health:host: '*.example.com' must be a host name"),
+        ({"process_manager": "cron"}, "process_manager: 'cron' is not a process manager (emperor, supervisor)"),
+        (
+            {"process_manager": "emperor"},
+            "process_manager: 'emperor' can't hold gunicorn; did you mean 'supervisor'? (supervisor)",
+        ),
+        (
+            {"process_manager": {"gunicorn": "systemd"}},
+            "process_manager:gunicorn: 'systemd' can't hold gunicorn (supervisor)",
+        ),
+        (
+            {"process_manager": {"gunicorn": ["supervisor"]}},
+            "process_manager:gunicorn: ['supervisor'] can't hold gunicorn; did you mean 'supervisor'? (supervisor)",
+        ),
+        (
+            {"process_manager": {"unicorn": "supervisor"}},
+            "process_manager:unicorn: not a server; did you mean 'gunicorn'? (uwsgi, gunicorn)",
+        ),
+        (
+            {"process_manager": ["supervisor"]},
+            "process_manager: ['supervisor'] must be a process manager's name, or a mapping of servers to them",
+        ),
+        ({"env": {"A": True}}, f"env:A: is true or false; {VARIABLE}"),
+        ({"env": {"A": None}}, f"env:A: is null; {VARIABLE}"),
+        ({"env": {"A": ["b"]}}, f"env:A: is a list; {VARIABLE}"),
+        ({"env": {"A": {"b": 1}}}, f"env:A: is a mapping; {VARIABLE}"),
+        ({"env": {"A": "b\0c"}}, "env:A: holds a character that no variable can, such as NUL"),
+        ({"env": {"A": "\ud800"}}, "env:A: holds a character that no variable can, such as NUL"),
+        ({"env": {"9A": "b"}}, "env: '9A' can't be a variable's name: letters, digits and _, no digit first"),
+        ({"env": {9: "b"}}, "env: '9' can't be a variable's name: letters, digits and _, no digit first"),
+        ({"env": {"A; rm": "b"}}, "env: 'A; rm' can't be a variable's name: letters, digits and _, no digit first"),
+        ({"server_options": ["x"]}, "server_options: is a list; it must be a mapping"),
+        ({"server_options": {"gunicorn": "x"}}, "server_options:gunicorn: is a string; it must be a mapping"),
+        (
+            {"server_options": {"gnicorn": {}}},
+            "server_options:gnicorn: not a server; did you mean 'gunicorn'? (uwsgi, gunicorn)",
+        ),
+        (
+            {"server_options": {"gunicorn": {"a = 1\nb": 2}}},
+            "server_options:gunicorn:a = 1\nb: 'a = 1\\nb' can't be an option's name",
+        ),
+        (
+            {"server_options": {"gunicorn": {"loglevel": "debug\nchdir = /"}}},
+            f"server_options:gunicorn:loglevel: 'debug\\nchdir = /' {OPTION}",
+        ),
+        ({"server_options": {"gunicorn": {"a": {}}}}, f"server_options:gunicorn:a: {{}} {OPTION}"),
+        ({"server_options": {"gunicorn": {"a": [["b"]]}}}, f"server_options:gunicorn:a: [['b']] {OPTION}"),
+        ({"server_options": {"gunicorn": {"a": None}}}, f"server_options:gunicorn:a: None {OPTION}"),
+    ],
+    ids=str,
+)
+def test_a_problem_names_the_app_the_key_the_value_and_what_is_allowed(problems, own, problem):
+    assert problems(own) == [f"wsgi:apps:shop:{problem}"]
+
+
+@pytest.mark.parametrize(
+    ("pillar", "problem"),
+    [
+        ("apps", "wsgi: is a string; it must be a mapping"),
+        ([], "wsgi: is a list; it must be a mapping"),
+        (0, "wsgi: is an integer; it must be a mapping"),
+        ({"app": {}}, "wsgi:app: not a key; did you mean 'apps'? (apps, defaults, nginx)"),
+        ({"apps": []}, "wsgi:apps: is a list; it must be a mapping"),
+        ({"apps": ""}, "wsgi:apps: is a string; it must be a mapping"),
+        ({"apps": {}, "defaults": 1.5}, "wsgi:defaults: is a number; it must be a mapping"),
+        ({"nginx": False}, "wsgi:nginx: is true or false; it must be a mapping"),
+        (
+            {"nginx": {"client_max_body": "1m"}},
+            "wsgi:nginx:client_max_body: not a key; did you mean 'client_max_body_size'? "
+            "(client_max_body_size, default_site)",
+        ),
+        (
+            {"nginx": {"client_max_body_size": "10 MB"}},
+            "wsgi:nginx:client_max_body_size: '10 MB' must be a size in nginx's words, e.g. 10m",
+        ),
+        ({"nginx": {"default_site": 1}}, "wsgi:nginx:default_site: 1 must be true or false"),
+    ],
+    ids=str,
+)
+def test_a_problem_of_the_whole_host_lets_nothing_be_touched(load, pillar, problem):
+    settings = load(pillar)
+    assert (settings.problems, settings.host_wide) == ([problem], True)
+
+
+def test_a_problem_of_the_whole_host_is_told_together_with_those_of_the_apps(load):
+    settings = load({"nginx": {"default_site": 1}, "apps": {"shop": {**SHOP, "workers": 0}}})
+    assert settings.problems == [
+        "wsgi:nginx:default_site: 1 must be true or false",
+        "wsgi:apps:shop:workers: 0 must be an integer from 1 to 1024",
+    ]
+    assert (settings.apps, settings.broken) == ({}, {"shop"})
+
+
+@pytest.mark.parametrize(
+    "name", ["Shop", "9shop", "-shop", "sho p", "shöp", "../shop", "a" * 28, "", "shop\n", 7, None]
+)
+def test_a_name_that_no_user_and_no_file_can_have_is_refused(load, name):
+    settings = load({"apps": {name: SHOP}})
+    assert settings.problems == [
+        f"wsgi:apps:{name}: {name!r} can't be an app's name: a lower-case letter, then at most 26 of a-z, "
+        "0-9, - and _, because it names a user and files"
+    ]
+    assert settings.broken == {str(name)}
+
+
+def test_a_name_that_the_formula_needs_itself_is_refused(load):
+    assert load({"apps": {"vassals": SHOP}}).problems == [
+        "wsgi:apps:vassals: 'vassals' can't be an app's name: the formula has a folder of that name"
+    ]
+
+
+@pytest.mark.parametrize("name", ["a", "a" * 27, "shop-2_b"])
+def test_a_name_that_a_user_and_files_can_have_is_taken(load, name):
+    assert list(load({"apps": {name: SHOP}}).apps) == [name]
+
+
+def test_what_is_missing_is_said(load):
+    assert load({"apps": {"shop": None}}).problems == [
+        "wsgi:apps:shop:application: missing; it must be module:callable",
+        f"wsgi:apps:shop:source: missing; it {SOURCE}",
+    ]
+
+
+def test_all_problems_are_told_at_once(load):
+    settings = load(
+        {
+            "defaults": {"threads": 0},
+            "apps": {
+                "shop": {"server": "unicorn", "workers": 0, "env": {"A": None}, "process_manager": "emperor"},
+                "Blog": SHOP,
+                "wiki": 7,
+            },
+        }
+    )
+    assert [problem.split(" ")[0] for problem in settings.problems] == [
+        "wsgi:defaults:threads:",
+        "wsgi:apps:shop:workers:",
+        "wsgi:apps:shop:server:",
+        "wsgi:apps:shop:env:A:",
+        "wsgi:apps:shop:application:",
+        "wsgi:apps:shop:source:",
+        "wsgi:apps:Blog:",
+        "wsgi:apps:wiki:",
+        "wsgi:apps:wiki:application:",
+        "wsgi:apps:wiki:source:",
+    ]
+
+
+def test_an_app_with_a_problem_leaves_the_others_alone(load):
+    settings = load({"apps": {"shop": {**SHOP, "domains": "x"}, "blog": SHOP, "wiki": {"state": "absent"}}})
+    assert (list(settings.apps), list(settings.absent), settings.broken) == (["blog"], ["wiki"], {"shop"})
+    assert not settings.host_wide
+
+
+def test_an_app_that_is_to_go_stays_while_it_has_a_problem(load):
+    settings = load({"apps": {"shop": {"state": "absent", "purge": "no"}}})
+    assert (settings.absent, settings.broken) == ({}, {"shop"})
+
+
+@pytest.mark.parametrize("key", sorted(set(wsgi_settings.APP) - {"env", "health", "server_options"}))
+def test_wsgi_defaults_are_checked_like_an_app_and_hold_every_app_while_they_have_a_problem(load, key):
+    settings = load({"defaults": {key: -1.5}, "apps": {"shop": {**SHOP, "state": "present"}}})
+    assert settings.problems == [f"wsgi:defaults:{key}: -1.5 must be {wsgi_settings.APP[key].allowed}"]
+    assert (settings.apps, settings.broken, settings.host_wide) == ({}, {"shop"}, False)
+
+
+def test_mappings_in_wsgi_defaults_are_checked_too(load):
+    assert load(
+        {
+            "defaults": {
+                "health": {"status": 0},
+                "env": {"A": []},
+                "server_options": {"uwsgi": {"socket": "x"}},
+                "process_manager": {"gunicorn": "emperor"},
+            }
+        }
+    ).problems == [
+        "wsgi:defaults:health:status: 0 must be an integer from 100 to 599",
+        f"wsgi:defaults:env:A: is a list; {VARIABLE}",
+        "wsgi:defaults:server_options:uwsgi:socket: is the formula's own; leave it out",
+        "wsgi:defaults:process_manager:gunicorn: 'emperor' can't hold gunicorn; did you mean 'supervisor'? (supervisor)",
+    ]
+
+
+# Options of a server's own
+
+
+@pytest.mark.parametrize(
+    ("server", "option", "instead"),
+    [
+        ("gunicorn", "workers", "set 'workers' instead"),
+        ("gunicorn", "timeout", "set 'request_timeout' instead"),
+        ("gunicorn", "raw_env", "set 'env' instead"),
+        ("gunicorn", "umask", "leave it out"),
+        ("uwsgi", "processes", "set 'workers' instead"),
+        ("uwsgi", "harakiri", "set 'request_timeout' instead"),
+        ("uwsgi", "uid", "set 'user' instead"),
+        ("uwsgi", "socket", "leave it out"),
+    ],
+)
+def test_an_option_that_would_fight_the_formulas_own_is_refused(problems, server, option, instead):
+    assert problems({"server_options": {server: {option: "anything"}}}) == [
+        f"wsgi:apps:shop:server_options:{server}:{option}: is the formula's own; {instead}"
+    ]
+
+
+def test_what_stands_for_a_reserved_option_is_a_key_of_the_schema(make_host):
+    for server, row in make_host({}).servers.items():
+        for option, instead in row["reserved"].items():
+            assert instead is None or instead in wsgi_settings.APP, f"{server}: {option}"
+
+
+@pytest.mark.parametrize("value", [True, False, 0, -1, 1.5, "", "text", "ünïcode", [], ["a", 1, True]])
+def test_any_one_line_value_can_be_an_option(problems, value):
+    assert problems({"server_options": {"gunicorn": {"option": value}, "uwsgi": {"option": value}}}) == []
+
+
+def test_a_setting_that_the_server_cant_keep_is_refused_and_its_default_is_not(make_host):
+    host = make_host(
+        {
+            "apps": {
+                "shop": {**SHOP, "threads": 2},
+                "blog": {**SHOP, "threads": 1, "listen": 81},
+                "wiki": {**SHOP, "threads": 2, "server": "uwsgi", "listen": 82},
+            }
+        }
+    )
+    host.servers["gunicorn"]["honours"].remove("threads")
+    assert host.settings.problems == ["wsgi:apps:shop:threads: 2 can't be honoured by gunicorn; leave it out"]
+    assert set(host.settings.apps) == {"blog", "wiki"}
+
+
+# Two apps in one place
+
+
+def test_two_apps_cant_have_one_domain_on_one_port(load):
+    settings = load(
+        {
+            "apps": {
+                "shop": {**SHOP, "domains": ["a.example.com", "b.example.com"]},
+                "blog": {**SHOP, "domains": ["B.example.com"]},
+                "wiki": {**SHOP, "domains": ["b.example.com"], "listen": 8080},
+            }
+        }
+    )
+    assert settings.problems == [
+        "wsgi:apps:blog:domains: 'b.example.com' on port 80 is shop's already",
+        "wsgi:apps:shop:domains: 'b.example.com' on port 80 is blog's already",
+    ]
+    assert (list(settings.apps), settings.broken) == (["wiki"], {"shop", "blog"})
+
+
+def test_two_apps_cant_both_be_the_default_site_of_a_port(load):
+    settings = load({"apps": {"shop": SHOP, "blog": SHOP, "wiki": {**SHOP, "listen": 8080}}})
+    assert settings.problems == [
+        "wsgi:apps:blog:domains: the default site (no domains) on port 80 is shop's already",
+        "wsgi:apps:shop:domains: the default site (no domains) on port 80 is blog's already",
+    ]
+    assert list(settings.apps) == ["wiki"]
+
+
+def test_an_app_that_is_gone_or_has_a_problem_takes_no_domain(load):
+    settings = load(
+        {
+            "apps": {
+                "shop": {**SHOP, "state": "absent"},
+                "blog": {**SHOP, "workers": 0},
+                "wiki": SHOP,
+            }
+        }
+    )
+    assert (list(settings.apps), settings.broken) == (["wiki"], {"blog"})
+
+
+def test_one_app_may_name_a_domain_twice(problems):
+    assert problems({"domains": ["a.example.com", "A.example.com"]}) == []
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"env": "PASSWORD=hunter2"},
+        {"env": ["hunter2"]},
+        {"env": [{"PASSWORD": "hunter2"}]},
+        {"env": {"PASSWORD=hunter2": None}},
+        {"env": {"PASSWORD": ["hunter2"]}},
+        {"env": {"PASSWORD": {"value": "hunter2"}}},
+        {"env": {"PASSWORD": "hunter2\0"}},
+        {"env": {"9PASSWORD": "hunter2"}},
+        {"evn": {"PASSWORD": "hunter2"}},
+        {"PASSWORD": "hunter2"},
+        {"server_options": {"gunicorn": {"raw_env": ["PASSWORD=hunter2"]}}},
+    ],
+    ids=str,
+)
+def test_the_value_of_a_variable_is_in_no_problem(load, own):
+    for pillar in (
+        {"apps": {"shop": {**SHOP, **own}}},
+        {"apps": [{"shop": own}]},
+        {"apps": {"shop": [own]}},
+        {"defaults": own},
+        {"defaults": [own]},
+        {"shop": own},
+        [own],
+    ):
+        problems = load(pillar).problems
+        assert problems
+        assert "hunter2" not in "\n".join(problems)
+
+
+# Anything at all
+
+JUNK = [
+    None, True, False, 0, -1, 10**30, 1.5, float("nan"), "", " ", "text", "a\nb", "\0", "\ud800", "salt://", "{{ x }}",
+    [], [None], [[]], [{}], ["text"], [{"text": 1}], {}, {"text": None}, {None: None}, {1: 1}, {True: []}, {("a", 1): {}},
+    {"uwsgi": None}, {"uwsgi": []}, {"gunicorn": {"a": object}}, {"path": []}, {"text": {"text": {"text": []}}},
+    object(), b"bytes", {1, 2}, (1, 2),
+]  # fmt: skip
+
+
+def test_no_pillar_whatever_makes_it_raise(load):
+    for junk in JUNK:
+        for pillar in (junk, *({top: junk} for top in wsgi_settings.TOP), {"apps": {"shop": junk}}):
+            load(pillar)
+    for rules, wrap in (
+        (wsgi_settings.APP, lambda own: {"defaults": own, "apps": {"shop": SHOP}}),
+        (wsgi_settings.APP, lambda own: {"apps": {"shop": {**SHOP, **own}}}),
+        (wsgi_settings.HEALTH, lambda own: {"apps": {"shop": {**SHOP, "health": own}}}),
+        (wsgi_settings.NGINX, lambda own: {"nginx": own, "apps": {"shop": SHOP}}),
+    ):
+        for key, junk in itertools.product(rules, JUNK):
+            settings = load(wrap({key: junk}))
+            taken = settings.apps or settings.absent
+            assert bool(settings.problems) != bool(taken), f"{key}: {junk!r}: {settings}"
+
+
+def test_every_key_of_junk_is_told_by_name(load):
+    for name in (None, 1, True, 1.5, ("a", 1), "a b"):
+        for key, pillar in (
+            (f"wsgi:{name}", {name: 1}),
+            (f"wsgi:apps:{name}", {"apps": {name: {}}}),
+            (f"wsgi:apps:shop:{name}", {"apps": {"shop": {**SHOP, name: 1}}}),
+            (f"wsgi:apps:shop:health:{name}", {"apps": {"shop": {**SHOP, "health": {name: 1}}}}),
+            (f"wsgi:apps:shop:process_manager:{name}", {"apps": {"shop": {**SHOP, "process_manager": {name: 1}}}}),
+            (f"wsgi:apps:shop:server_options:{name}", {"apps": {"shop": {**SHOP, "server_options": {name: 1}}}}),
+        ):
+            (problem,) = load(pillar).problems
+            assert problem.startswith(f"{key}: ")
+
+
+# What is asked of a new generation
+
+
+def test_a_health_check_asks_for_the_first_domain_that_is_a_name(load):
+    apps = {
+        "one": {**SHOP, "domains": ["*.example.com", "shop.example.com"]},
+        "two": {**SHOP, "domains": ["*.example.org"]},
+        "three": {**SHOP, "domains": ["three.example.com"], "health": {"host": "other.example.com"}},
+        "four": SHOP,
+    }
+    hosts = {name: wsgi_settings.health_host(app) for name, app in load({"apps": apps}).apps.items()}
+    assert hosts == {"one": "shop.example.com", "two": "localhost", "three": "other.example.com", "four": "localhost"}
