@@ -203,7 +203,7 @@ def change(host, name, app, release, id):
             _start(new)
             _ready(new, app)
         except BaseException as error:
-            lines = new.log_tail()
+            lines = new.log_tail(25)
             retire(host, name, new.id)
             if isinstance(error, (Problem, OSError)):
                 raise Problem(f"{error}\nThe last lines of {new.log}:\n{lines}") from error

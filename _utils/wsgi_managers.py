@@ -26,6 +26,7 @@ class Emperor:
 
     def __init__(self, host):
         self.host = host
+        self._first_pids = {}
 
     @staticmethod
     def _path(unit):
@@ -50,9 +51,14 @@ class Emperor:
 
     def failed(self, unit):
         """Why a vassal that was just started will not come up, or None."""
-        vassal = self._vassals().get(f"{unit}.ini")
-        if vassal and vassal["respawns"]:
-            return "uWSGI ended and was started again"
+        first = self._first_pids.get(unit)
+        if first is None:
+            pid = self.pid(unit)
+            if pid:
+                self._first_pids[unit] = pid
+        # Looked at before the emperor starts it again, while the log still ends with the reason.
+        elif not alive(first):
+            return "uWSGI ended"
         return None
 
     def pid(self, unit):

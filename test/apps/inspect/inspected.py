@@ -1,0 +1,41 @@
+"""Tells what a process of the app sees, and does what it is asked to."""
+
+import json
+import os
+import time
+from urllib.parse import parse_qs
+
+
+def can(path, mode):
+    """Whether the app's user can really do it; what open() says otherwise."""
+    try:
+        with open(path, mode):
+            return "yes"
+    except OSError as error:
+        return error.strerror
+
+
+def seen(environ):
+    query = {name: values[0] for name, values in parse_qs(environ["QUERY_STRING"]).items()}
+    time.sleep(float(query.get("sleep", 0)))
+    if "raise" in query:
+        raise RuntimeError(query["raise"])
+    return {
+        "pid": os.getpid(),
+        "uid": os.getuid(),
+        "gid": os.getgid(),
+        "groups": os.getgroups(),
+        "env": dict(os.environ),
+        "read": can(query["read"], "rb") if "read" in query else None,
+        "write": can(query["write"], "ab") if "write" in query else None,
+        "environ": {name: value for name, value in environ.items() if isinstance(value, str)},
+    }
+
+
+def application(environ, start_response):
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    body = environ["wsgi.input"].read(length) if length else json.dumps(seen(environ)).encode()
+    start_response(
+        "200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    )
+    return [body]

@@ -1,0 +1,8 @@
+"""Answers every question with itself, reversed."""
+
+import zmq
+
+socket = zmq.Context().socket(zmq.REP)
+socket.bind("tcp://127.0.0.1:5599")
+while True:
+    socket.send(socket.recv()[::-1])
