@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Where Salt puts them, too: `import wsgi_settings` is what they themselves say.
 sys.path.insert(0, str(ROOT / "_utils"))
 
-import wsgi_host  # noqa: E402
+import wsgi_host
 
 
 def list_master(saltenv, prefix=""):

@@ -277,9 +277,8 @@ def test_a_problem_names_the_app_the_key_the_value_and_what_is_allowed(problems,
         ({"apps": {}, "defaults": 1.5}, "wsgi:defaults: is a number; it must be a mapping"),
         ({"nginx": False}, "wsgi:nginx: is true or false; it must be a mapping"),
         (
-            {"nginx": {"client_max_body": "1m"}},
-            "wsgi:nginx:client_max_body: not a key; did you mean 'client_max_body_size'? "
-            "(client_max_body_size, default_site)",
+            {"nginx": {"default_sites": True}},
+            "wsgi:nginx:default_sites: not a key; did you mean 'default_site'? (client_max_body_size, default_site)",
         ),
         (
             {"nginx": {"client_max_body_size": "10 MB"}},
@@ -308,10 +307,11 @@ def test_a_problem_of_the_whole_host_is_told_together_with_those_of_the_apps(loa
 )
 def test_a_name_that_no_user_and_no_file_can_have_is_refused(load, name):
     settings = load({"apps": {name: SHOP}})
-    assert settings.problems == [
+    (problem,) = settings.problems
+    assert problem == (
         f"wsgi:apps:{name}: {name!r} can't be an app's name: a lower-case letter, then at most 26 of a-z, "
         "0-9, - and _, because it names a user and files"
-    ]
+    )
     assert settings.broken == {str(name)}
 
 

@@ -1,0 +1,367 @@
+"""What is written for an app, as text: its server's configuration, its environment, its site."""
+
+import os
+import re
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+import wsgi_generation
+import wsgi_nginx
+import wsgi_release
+import wsgi_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
+SERVERS = ["uwsgi", "gunicorn"]
+
+
+@pytest.fixture
+def make_app(make_host):
+    """make_app({key: value, …}) are a host, its app `shop` that says so, and that app's release."""
+
+    def app_of(own=None):
+        host = make_host({"apps": {"shop": {**SHOP, **(own or {})}}})
+        assert host.settings.problems == []
+        app = host.settings.apps["shop"]
+        return host, app, wsgi_release.Release(host, "shop", app)
+
+    return app_of
+
+
+@pytest.fixture
+def make_id(make_app):
+    """make_id({key: value, …}) is the id of the generation that such an app wants."""
+    return lambda own=None: wsgi_generation.wanted_id(*make_app(own))
+
+
+@pytest.fixture
+def make_files(make_app, tmp_path):
+    """make_files({key: value, …}) are all files of such an app's generation and its sites: name to text."""
+
+    def files_of(own=None):
+        host, app, release = make_app(own)
+        host.family["nginx"]["conf_dir"] = str(tmp_path)  # not this machine's
+        settings = wsgi_generation.settings_record(app)
+        record = {
+            **{key: app[key] for key in ("server", "process_manager", "user")},
+            "protocol": host.servers[app["server"]]["protocol"],
+            "release": release.id,
+            "environment": release.environment_id,
+            "settings": settings,
+        }
+        generation = wsgi_generation.Generation(host, "shop", "0123456789", record)
+        template = f"{app['server']}/{host.servers[app['server']]['config']}.jinja"
+        files = {
+            generation.config: host.render(
+                template, app=app, generation=generation, options=settings["server_options"]
+            ),
+            f"{generation.folder}/env": wsgi_generation.environment_text(generation, app["env"]),
+            **generation.manager.files(generation.unit, generation),
+            **wsgi_nginx.pending(host, "shop"),
+        }
+        return {os.path.basename(path): text for path, text in files.items()}
+
+    return files_of
+
+
+def options_of(text):
+    """An ini file's lines, in their order: a list of (key, value)."""
+    lines = [line for line in text.splitlines() if line and line[0] not in ";["]
+    return [tuple(line.split(" = " if " = " in line else "=", 1)) for line in lines]
+
+
+@pytest.fixture
+def make_conf(make_files, tmp_path):
+    """make_conf({key: value, …}) are the names that gunicorn gets out of such an app's configuration."""
+
+    def conf_of(own=None):
+        path = tmp_path / "gunicorn.conf.py"
+        path.write_text(make_files(own)["gunicorn.conf.py"], encoding="utf-8")
+        return runpy.run_path(str(path))
+
+    return conf_of
+
+
+# The server's configuration
+
+
+def test_gunicorn_gets_the_neutral_settings_as_its_own(make_conf):
+    own = {"workers": 3, "threads": 2, "request_timeout": 7, "graceful_timeout": 8, "max_requests": 90}
+    conf = make_conf(own)
+    assert conf["wsgi_app"] == "hello:application"
+    assert conf["bind"] == "unix:/run/wsgi/shop/0123456789/http.sock"
+    assert (conf["workers"], conf["threads"], conf["worker_class"]) == (3, 2, "gthread")
+    assert (conf["timeout"], conf["graceful_timeout"]) == (7, 8)
+    assert (conf["max_requests"], conf["max_requests_jitter"]) == (90, 9)
+
+
+def test_uwsgi_gets_the_neutral_settings_as_its_own(make_files):
+    own = {"workers": 3, "threads": 2, "request_timeout": 7, "graceful_timeout": 8, "max_requests": 90}
+    options = dict(options_of(make_files({**own, "server": "uwsgi"})["uwsgi.ini"]))
+    assert options["module"] == "hello:application"
+    assert options["socket"] == "/run/wsgi/shop/0123456789/uwsgi.sock"
+    assert (options["processes"], options["threads"]) == ("3", "2")
+    assert (options["harakiri"], options["worker-reload-mercy"], options["max-requests"]) == ("7", "8", "90")
+
+
+def test_one_thread_is_one_request_at_a_time_under_gunicorn(make_conf):
+    assert make_conf({"threads": 1})["worker_class"] == "sync"
+
+
+@pytest.mark.parametrize(
+    "value", [True, False, 0, -1.5, "", 'it\'s "quoted" \\ {{ 7 }} %s', "ünïcode", "x " * 99, [1, "a b", True]]
+)
+def test_gunicorns_own_options_reach_it_as_they_are(make_conf, value):
+    conf = make_conf({"server_options": {"gunicorn": {"option": value}}})
+    assert conf["option"] == value
+    assert type(conf["option"]) is type(value)
+
+
+def test_uwsgis_own_options_reach_it_in_its_words_a_list_as_often_as_it_has_items(make_files):
+    own = {
+        "post-buffering": 65536,
+        "memory-report": True,
+        "vacuum": False,
+        "static-map": ["/a=/b", "/c=/d"],
+        "mime": [],
+    }
+    options = options_of(make_files({"server": "uwsgi", "server_options": {"uwsgi": own}})["uwsgi.ini"])
+    assert options[-5:] == [
+        ("post-buffering", "65536"),
+        ("memory-report", "true"),
+        ("vacuum", "false"),
+        ("static-map", "/a=/b"),
+        ("static-map", "/c=/d"),
+    ]
+
+
+@pytest.mark.parametrize(("server", "other"), [SERVERS, SERVERS[::-1]])
+def test_the_options_of_another_server_wait_there(make_files, server, other):
+    plain = make_files({"server": server})
+    assert make_files({"server": server, "server_options": {other: {"nothing-of": "this"}}}) == plain
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("setting", ["workers", "threads", "request_timeout", "graceful_timeout", "max_requests"])
+def test_an_option_that_holds_a_setting_is_reserved_for_it(make_host, make_files, server, setting):
+    row = make_host({}).servers[server]
+    text = make_files({"server": server, setting: 777})[row["config"]]
+    holding = re.findall(r"^([\w-]+) = 777$", text, re.MULTILINE)
+    assert setting in [row["reserved"].get(option) for option in holding], holding
+
+
+# What its process manager gets
+
+
+def test_supervisor_runs_the_server_as_the_apps_user_in_its_environment(make_files):
+    program = dict(options_of(make_files({"user": "www"})["wsgi-shop.0123456789.conf"]))
+    assert program["user"] == "www"
+    wrapper, folder, command = program["command"].split(" ", 2)
+    assert (wrapper, folder) == ("/usr/local/lib/wsgi/with-environment", "/etc/wsgi/shop/0123456789")
+    assert command.endswith("/bin/gunicorn --config /etc/wsgi/shop/0123456789/gunicorn.conf.py")
+
+
+def test_the_emperor_needs_no_file(make_files):
+    assert set(make_files({"server": "uwsgi"})) == {"uwsgi.ini", "env", "wsgi-shop.conf", "wsgi.conf"}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_each_time_out_leaves_time_for_the_one_within_it(make_files, server):
+    own = {"server": server, "process_manager": "supervisor", "request_timeout": 70, "graceful_timeout": 90}
+    files = make_files(own)
+    program = dict(options_of(files["wsgi-shop.0123456789.conf"]))
+    assert int(program["stopwaitsecs"]) > 90
+    for protocol in ("proxy", "uwsgi"):
+        assert directive(files["wsgi-shop.conf"], f"{protocol}_read_timeout") == ["75s"]
+
+
+# Its environment
+
+NASTY = {
+    "QUOTES": """it's "so" `id` $(id) $HOME ${HOME}""",
+    "LINES": "first\nsecond\n\n",
+    "SPACES": "  leading and trailing  ",
+    "PERCENT": "100%s %(here)s %%",
+    "BACKSLASHES": "\\n \\\\ \\",
+    "UNICODE": "naïve ☃ 😀",
+    "CONTROL": "\x01\x1b[0m\t\r",
+    "EMPTY": "",
+    "HASH": "# not a comment",
+    "LOOKS_LIKE": "a\nPATH=/nowhere",
+    "NUMBER": 7,
+    "FRACTION": 0.5,
+}
+
+
+def environment_after(text, folder):
+    """What a command sees that with-environment runs with such a file."""
+    (folder / "env").write_text(text, encoding="utf-8")
+    command = ["sh", ROOT / "wsgi/common/with-environment", folder, "/usr/bin/env", "-0"]
+    seen = subprocess.run(command, check=True, env={}, capture_output=True).stdout.decode()
+    return dict(variable.split("=", 1) for variable in seen.split("\0") if variable)
+
+
+def test_any_value_of_a_variable_reaches_the_app_as_it_is(make_files, tmp_path):
+    seen = environment_after(make_files({"env": NASTY})["env"], tmp_path)
+    assert {name: seen[name] for name in NASTY} == {name: str(value) for name, value in NASTY.items()}
+
+
+def test_an_app_has_its_own_home_and_its_environments_programs_first(make_files, tmp_path):
+    seen = environment_after(make_files({"user": "www"})["env"], tmp_path)
+    assert seen["HOME"] == "/var/lib/wsgi/home/shop"
+    assert seen["USER"] == seen["LOGNAME"] == "www"
+    assert seen["PATH"].startswith("/srv/wsgi/shop/environments/")
+
+
+def test_what_pillar_says_of_a_variable_wins(make_files, tmp_path):
+    own = {"PATH": "/opt/bin", "HOME": "/nowhere", "LANG": "de_DE.UTF-8"}
+    seen = environment_after(make_files({"env": own})["env"], tmp_path)
+    assert {name: seen[name] for name in own} == own
+
+
+@pytest.mark.parametrize(
+    "own", [{"server": "uwsgi"}, {"server": "uwsgi", "process_manager": "supervisor"}, {}], ids=str
+)
+def test_the_values_of_variables_are_in_no_other_file(make_files, own):
+    files = make_files({**own, "env": {"PASSWORD": "hunter2"}})
+    assert [name for name, text in files.items() if "hunter2" in text] == ["env"]
+
+
+def test_what_is_remembered_of_a_generation_has_no_value_of_a_variable(make_app):
+    _, app, _ = make_app({"env": {"PASSWORD": "hunter2"}})
+    assert "hunter2" not in str(wsgi_generation.settings_record(app))
+
+
+# Its site
+
+
+def directive(site, name):
+    """The arguments of each directive of this name."""
+    lines = [line.strip() for line in site.splitlines()]
+    return [line[len(name) + 1 : -1] for line in lines if line.startswith(f"{name} ")]
+
+
+def test_a_site_answers_to_the_apps_domains_on_its_port(make_files):
+    site = make_files({"domains": ["shop.example.com", "*.example.org"], "listen": 8080})["wsgi-shop.conf"]
+    assert directive(site, "server_name") == ["shop.example.com *.example.org"]
+    assert directive(site, "listen")[0] == "8080"
+    assert "default_server" not in site
+
+
+def test_an_app_without_domains_is_its_ports_default_site(make_files):
+    files = make_files({"listen": 8080})
+    assert directive(files["wsgi-shop.conf"], "listen")[0] == "8080 default_server"
+    assert "listen" not in files["wsgi.conf"]
+
+
+def test_unknown_hosts_get_no_answer_where_no_app_is_the_default_site(make_files):
+    default = make_files({"domains": ["shop.example.com"], "listen": 8080})["wsgi.conf"]
+    assert directive(default, "listen")[0] == "8080 default_server"
+    assert directive(default, "return") == ["444"]
+
+
+def test_the_site_for_unknown_hosts_can_be_left_to_others(make_host, tmp_path):
+    host = make_host({"nginx": {"default_site": False}, "apps": {"shop": {**SHOP, "domains": ["shop.example.com"]}}})
+    host.family["nginx"]["conf_dir"] = str(tmp_path)
+    assert "server" not in wsgi_nginx.pending(host, "shop")[f"{tmp_path}/wsgi.conf"]
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_site_is_the_same_under_every_server(make_files, server):
+    """A change of server needs no reload."""
+    assert make_files({"server": server})["wsgi-shop.conf"] == make_files()["wsgi-shop.conf"]
+
+
+@pytest.mark.parametrize(
+    "header", ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Real-IP", "Forwarded", "Proxy"]
+)
+def test_what_clients_say_of_themselves_is_not_passed_on(make_files, header):
+    site = make_files()["wsgi-shop.conf"]
+    assert directive(site, f"proxy_set_header {header}")
+    assert directive(site, f"uwsgi_param HTTP_{header.upper().replace('-', '_')}")
+    assert "$http_x_" not in site
+    assert "add_x_forwarded_for" not in site
+
+
+# What makes another generation
+
+BASE = {
+    "server": "uwsgi",
+    "env": {"A": "1", "B": "2"},
+    "server_options": {"uwsgi": {"cheaper": 2, "ignore-sigpipe": True}},
+    "domains": ["shop.example.com"],
+}
+
+
+def test_the_same_settings_give_the_same_id(make_id):
+    assert make_id(BASE) == make_id(BASE)
+
+
+def test_the_order_of_keys_is_of_no_account(make_id):
+    def backwards(value):
+        if not isinstance(value, dict):
+            return value
+        return {key: backwards(value[key]) for key in reversed(value)}
+
+    assert backwards(BASE) == BASE
+    assert list(backwards(BASE)) != list(BASE)
+    assert make_id(backwards(BASE)) == make_id(BASE)
+
+
+PROCESS = {
+    "server": "gunicorn",
+    "process_manager": "supervisor",
+    "application": "hello:other",
+    "user": "www",
+    "workers": 5,
+    "threads": 2,
+    "request_timeout": 31,
+    "graceful_timeout": 31,
+    "max_requests": 999,
+    "env": {"A": "1", "B": "3"},
+    "server_options": {"uwsgi": {"cheaper": 3}},
+    "requirements": ["flask==3.1.3"],
+    "python": "python3.99",
+    "source": "salt://wsgi/examples/flask",
+}
+NO_PROCESS = {
+    "domains": ["other.example.com"],
+    "listen": 8080,
+    "health": {"path": "/up", "deadline": 1},
+    "keep_releases": 9,
+    "purge": True,
+}
+
+
+def test_every_key_is_known_to_reach_the_process_or_not():
+    assert {*PROCESS, *NO_PROCESS} == {*wsgi_settings.APP} - {"state"}
+
+
+@pytest.mark.parametrize("key", PROCESS)
+def test_a_setting_of_the_process_makes_another_generation(make_id, key):
+    assert make_id({**BASE, key: PROCESS[key]}) != make_id(BASE)
+
+
+@pytest.mark.parametrize("key", NO_PROCESS)
+def test_any_other_setting_makes_none(make_id, key):
+    assert make_id({**BASE, key: NO_PROCESS[key]}) == make_id(BASE)
+
+
+def test_options_of_another_server_make_none(make_id):
+    options = {**BASE["server_options"], "gunicorn": {"backlog": 64}}
+    assert make_id({**BASE, "server_options": options}) == make_id(BASE)
+
+
+def test_a_variable_that_goes_makes_another_generation(make_id):
+    assert make_id({**BASE, "env": {"A": "1"}}) != make_id(BASE)
+
+
+@pytest.mark.parametrize("template", ["uwsgi/uwsgi.ini.jinja", "supervisor/program.conf.jinja"])
+def test_a_new_version_of_a_template_makes_another_generation(make_app, template):
+    host, app, release = make_app({**BASE, "process_manager": "supervisor"})
+    before = wsgi_generation.wanted_id(host, app, release)
+    assert host.template_text(template)
+    host._template_text[template] += "\n"
+    assert wsgi_generation.wanted_id(host, app, release) != before
