@@ -1,0 +1,109 @@
+"""A run that has nothing to do does next to nothing, and no more of it for more apps.
+
+What the clock would say depends on the machine (test/bench/idle.py asks it); these count.
+"""
+
+import json
+from collections import Counter
+
+import pytest
+from container import ROOT
+
+FEW, MANY = 3, 6  # one, and two, of each kind
+# Of some 400. A run of one state loads about 20; whatever makes Salt look for a function that it
+# doesn't know, such as `unless`, makes it load them all.
+FEW_MODULES = 60
+# Those of packages, services and files, once per machine.
+CONSTANT_STATES = 20
+STATES_PER_APP = 3
+
+
+def apps(count):
+    """So many apps, of each server under each process manager."""
+    kinds = (
+        {"server": "uwsgi", "process_manager": "emperor"},
+        {"server": "uwsgi", "process_manager": "supervisor"},
+        {"server": "gunicorn"},
+    )
+    app = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "workers": 1}
+    return {
+        "apps": {
+            f"app-{number}": {**app, **kinds[number % len(kinds)], "domains": [f"app-{number}.example.com"]}
+            for number in range(count)
+        }
+    }
+
+
+def observed(machine, sls):
+    """What a run of an sls did that changed nothing: started, modules and compiled, and its states."""
+    script, report = "/srv/formula/test/integration/observed_salt_call.py", "/root/observed.json"
+    run = machine.exec(["/opt/salt/bin/python", script, report, "--out=json", "state.apply", sls])
+    states = json.loads(run.stdout)["local"]
+    assert all(state["result"] is True and not state["changes"] for state in states.values()), run.stdout
+    return {**json.loads(machine.exec(["cat", report]).stdout), "states": list(states)}
+
+
+@pytest.fixture(scope="module")
+def runs(machine):
+    """An idle run with few apps, and one with many: the number of apps -> what it did."""
+    found = {}
+    for count in (FEW, MANY):
+        machine.pillar(apps(count))
+        machine.apply()
+        machine.apply(sls="wsgi")  # Salt's first run after a change of pillar fills its caches.
+        found[count] = observed(machine, "wsgi")
+    return found
+
+
+def test_more_apps_start_no_more_processes(runs):
+    few, many = (Counter(runs[count]["started"]) for count in (FEW, MANY))
+    assert many - few == Counter()
+
+
+def test_an_app_is_three_states_at_most(runs):
+    few, many = (len(runs[count]["states"]) for count in (FEW, MANY))
+    assert many - few <= STATES_PER_APP * (MANY - FEW)
+    assert few <= CONSTANT_STATES + STATES_PER_APP * FEW
+
+
+def test_salt_loads_few_of_its_modules(runs):
+    assert len(runs[MANY]["modules"]) <= FEW_MODULES, sorted(runs[MANY]["modules"])
+
+
+def test_more_apps_load_no_more_modules(runs):
+    assert sorted(runs[MANY]["modules"]) == sorted(runs[FEW]["modules"])
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+def test_no_template_is_compiled_twice(runs, count):
+    own = {path.read_text() for path in (ROOT / "wsgi").rglob("*") if path.suffix in (".jinja", ".sls")}
+    times = Counter(text for text in runs[count]["compiled"] if text in own)
+    assert times
+    assert {text.splitlines()[0]: number for text, number in times.items() if number > 1} == {}
+
+
+# The gates see what they are there for.
+
+
+def test_a_process_for_each_of_some_states_is_seen(machine):
+    states = "".join(f"state-{number}:\n  cmd.run:\n    - name: 'true'\n    - onlyif: 'false'\n" for number in range(3))
+    machine.put("/srv/salt-top/processes.sls", states)
+    started = [command for command in observed(machine, "processes")["started"] if "false" in command]
+    assert len(started) == 3
+
+
+def test_an_unless_is_seen_to_load_all_modules(machine):
+    machine.put("/srv/salt-top/unless.sls", "state:\n  test.nop:\n    - unless: 'false'\n")
+    assert len(observed(machine, "unless")["modules"]) > 2 * FEW_MODULES
+
+
+def test_a_template_that_is_rendered_for_each_state_is_seen(machine):
+    template = (ROOT / "wsgi/nginx/wsgi.conf.jinja").read_text()
+    states = "".join(
+        f"/root/rendered-{number}:\n  file.managed:\n    - source: salt://wsgi/nginx/wsgi.conf.jinja\n"
+        "    - template: jinja\n    - context: {ports: [80], ipv6: true}\n"
+        for number in range(3)
+    )
+    machine.put("/srv/salt-top/rendered.sls", states)
+    machine.apply(sls="rendered")
+    assert observed(machine, "rendered")["compiled"].count(template) == 3
