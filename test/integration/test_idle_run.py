@@ -10,7 +10,7 @@ import pytest
 from container import ROOT
 
 FEW, MANY = 3, 6  # one, and two, of each kind
-# Of some 400. A run of one state loads about 20; whatever makes Salt look for a function that it
+# Such a run loads about 20 of some 270. Whatever makes Salt look for a function that it
 # doesn't know, such as `unless`, makes it load them all.
 FEW_MODULES = 60
 # Those of packages, services and files, once per machine.

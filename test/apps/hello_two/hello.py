@@ -1,0 +1,15 @@
+"""The next version of the example: says which server answers, and what its environment holds."""
+
+import os
+
+
+def application(environ, start_response):
+    server = environ.get("SERVER_SOFTWARE") or "uWSGI " + environ["uwsgi.version"].decode()
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    if not body:
+        body = f"{os.environ.get('GREETING', 'hello')} from {server}\n".encode()
+    start_response(
+        "200 OK",
+        [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))],
+    )
+    return [body]

@@ -1,0 +1,107 @@
+"""Any change of what runs an app, under continuous load, loses no request and leaves nothing of the old."""
+
+import json
+
+import pytest
+from conftest import app
+
+HELLO_TWO = {"source": "salt://apps/hello_two"}
+# Each line one change from the line before: the server, its process manager, the code, a
+# setting, a secret, the site, the environment's packages.
+CHANGES = [
+    {"server": "gunicorn"},
+    {"server": "uwsgi"},
+    {"server": "uwsgi", "process_manager": "supervisor"},
+    {"server": "gunicorn"},
+    {"server": "gunicorn", "threads": 4},
+    {"server": "gunicorn", "threads": 4, "env": {"SECRET": "one"}},
+    {"server": "gunicorn", "threads": 4, "env": {"SECRET": "two"}},
+    {"server": "uwsgi", "env": {"SECRET": "two"}},
+    {"server": "uwsgi", "env": {"SECRET": "three"}},
+    {"server": "uwsgi", **HELLO_TWO},
+    {"server": "uwsgi", **HELLO_TWO, "workers": 3},
+    {"server": "uwsgi", **HELLO_TWO, "workers": 3, "threads": 2},
+    {"server": "gunicorn", **HELLO_TWO},
+    {"server": "gunicorn"},
+    {"server": "gunicorn", "request_timeout": 20},
+    {"server": "uwsgi", "request_timeout": 25},
+    {"server": "uwsgi", "domains": ["hello.example.com"]},
+    {"server": "gunicorn", "domains": ["hello.example.com", "two.example.com"]},
+    {"server": "gunicorn", "domains": [], "max_requests": 50},
+    {"server": "uwsgi", "max_requests": 50},
+    {"server": "uwsgi", "process_manager": "supervisor", "max_requests": 50},
+    {"server": "gunicorn", "user": "hello-again"},
+    {"server": "uwsgi", "user": "hello-again"},
+    {"server": "uwsgi"},
+]
+
+
+def test_twenty_changes_under_load_lose_no_request(machine):
+    machine.pillar({"apps": {"hello": app("uwsgi")}})
+    machine.apply()
+    generations = [live(machine)]
+    # The pause leaves some of the processors to the changes.
+    with machine.load(clients=8, pause=0.02, host="hello.example.com", seconds=1200) as load:
+        for change in CHANGES:
+            machine.pillar({"apps": {"hello": app(**change)}})
+            machine.apply()
+            generations.append(live(machine))
+            assert_nothing_else_is_left(machine)
+    assert load.report["lost"] == 0, json.dumps(load.report, indent=1)
+    assert load.report["requests"] > 10_000
+    assert sum(old != new for old, new in zip(generations, generations[1:])) >= 20
+
+
+def test_slow_request_is_answered_by_the_generation_that_got_it(machine):
+    from conftest import inspected
+
+    machine.pillar({"apps": {"hello": inspected("gunicorn")}})
+    machine.apply()
+    for server in ("uwsgi", "gunicorn"):
+        before = live(machine)
+        machine.exec("systemd-run --unit=slow --collect sh -c 'curl -s 127.0.0.1/?sleep=12 > /tmp/slow'")
+        machine.exec("sleep 1")
+        machine.pillar({"apps": {"hello": inspected(server)}})
+        machine.apply()
+        assert live(machine) != before
+        answer = json.loads(machine.exec("for i in $(seq 100); do [ -s /tmp/slow ] && break; sleep 0.2; done; cat /tmp/slow; rm /tmp/slow").stdout)
+        # gunicorn says who it is, uWSGI doesn't.
+        assert ("SERVER_SOFTWARE" in answer["environ"]) == (server == "uwsgi")
+
+
+@pytest.mark.parametrize("server", ["uwsgi", "gunicorn"])
+def test_upload_that_began_before_a_change_of_server_arrives_after_it(machine, server):
+    """nginx has chosen how to speak to the server by then, and finds another one."""
+    other = {"uwsgi": "gunicorn", "gunicorn": "uwsgi"}[server]
+    machine.pillar({"apps": {"hello": app(other)}})
+    machine.apply()
+    machine.exec(
+        "systemd-run --unit=upload --collect sh -c '"
+        'head -c 300000 /dev/zero | tr "\\0" x > /tmp/body;'
+        " curl -s --limit-rate 20k -H \"Expect:\" --data-binary @/tmp/body 127.0.0.1/ > /tmp/uploaded'"
+    )
+    machine.exec("sleep 1")
+    machine.pillar({"apps": {"hello": app(server)}})
+    machine.apply()
+    machine.exec("while systemctl is-active -q upload; do sleep 0.2; done")
+    assert machine.exec("cmp /tmp/body /tmp/uploaded", check=False).rc == 0
+
+
+def live(machine):
+    return machine.exec("readlink /var/lib/wsgi/live/hello").stdout.strip().rpartition("/")[2]
+
+
+def assert_nothing_else_is_left(machine):
+    now = live(machine)
+    found = machine.exec(
+        "cd /; ls -d etc/wsgi/hello/*/ run/wsgi/hello/*/ etc/wsgi/vassals/* etc/supervisor/conf.d/*"
+        " etc/tmpfiles.d/wsgi-* 2>/dev/null; true"
+    ).stdout.split()
+    assert [path for path in found if now not in path] == []
+    # Processes that run from, write to or listen on anything of another generation.
+    opened = machine.exec(
+        "ls -l /proc/[0-9]*/fd /proc/[0-9]*/cwd 2>/dev/null | grep -o '/var/log/wsgi/hello/.*' | sort -u;"
+        "grep -ao '[/]etc/wsgi/hello/[^/]*' /proc/[0-9]*/cmdline | cut -d: -f2 | sort -u;"
+        "grep -o '/run/wsgi/hello/.*' /proc/net/unix | sort -u; true"
+    ).stdout.splitlines()
+    assert [line for line in opened if f"/{now}" not in line] == []
