@@ -1,7 +1,7 @@
 """salt-call under observation, with Salt's own Python: observed_salt_call.py REPORT ARGUMENTS…
 
-Writes to REPORT, as JSON, which commands it started, which execution modules it loaded, and the
-text of each template that it compiled, as often as it did.
+Writes to REPORT, as JSON, which commands it started, which files it opened, which execution modules
+it loaded, and the text of each template that it compiled, as often as it did.
 """
 
 import json
@@ -14,12 +14,15 @@ STARTS = ("subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.system")
 MODULES = "salt.loaded.int.module."
 
 started = []
+opened = []
 compiled = []
 
 
 def hook(event, arguments):
     if event in STARTS:
         started.append(f"{event} {arguments[1] if len(arguments) > 1 else arguments}")
+    elif event == "open":
+        opened.append(str(arguments[0]))
 
 
 def observed_compile(self, source, *args, _compile=jinja2.Environment.compile, **kwargs):
@@ -36,4 +39,4 @@ try:
 finally:
     modules = [name[len(MODULES) :] for name in sys.modules if name.startswith(MODULES)]
     with open(report, "w") as file:
-        json.dump({"started": started, "modules": modules, "compiled": compiled}, file)
+        json.dump({"started": started, "opened": opened, "modules": modules, "compiled": compiled}, file)

@@ -35,7 +35,7 @@ def apps(count):
 
 
 def observed(machine, sls):
-    """What a run of an sls did that changed nothing: started, modules and compiled, and its states."""
+    """What a run of an sls did that changed nothing: started, opened, modules, compiled, and its states."""
     script, report = "/srv/formula/test/integration/observed_salt_call.py", "/root/observed.json"
     run = machine.exec(["/opt/salt/bin/python", script, report, "--out=json", "state.apply", sls])
     states = json.loads(run.stdout)["local"]
@@ -58,6 +58,12 @@ def runs(machine):
 def test_more_apps_start_no_more_processes(runs):
     few, many = (Counter(runs[count]["started"]) for count in (FEW, MANY))
     assert many - few == Counter()
+
+
+def test_more_apps_have_no_file_read_more_often(runs):
+    """No look at an app is a look at all of them."""
+    few, many = (Counter(runs[count]["opened"]) for count in (FEW, MANY))
+    assert {path: many[path] - times for path, times in few.items() if many[path] > times} == {}
 
 
 def test_an_app_is_three_states_at_most(runs):
