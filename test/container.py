@@ -56,11 +56,11 @@ def apt_install(*packages):
 
 def ensure_docker(seconds=30):
     """Sees to it that a Docker daemon answers, installing or starting one where this user may."""
-    if not shutil.which("docker"):
-        apt_install("docker.io")
-    if not docker("version", check=False).returncode:
+    if shutil.which("docker") and not docker("version", check=False).returncode:
         return
-    if os.geteuid() or not shutil.which("dockerd"):
+    if not shutil.which("dockerd"):  # the client alone may be there
+        apt_install("docker.io")
+    if os.geteuid():
         raise CommandFailed(docker("version", check=False).stderr.strip())
     print("Starting the Docker daemon", flush=True)
     if Path("/run/systemd/system").is_dir():

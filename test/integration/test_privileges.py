@@ -1,0 +1,142 @@
+"""Each app is on its own: no root, no write to its code, no look at another's, no secret shown."""
+
+import json
+
+import pytest
+from conftest import SERVERS, inspected
+
+SECRET = "s3cr3t-that-nobody-sees"
+NASTY = "a 'b' \"c\" $HOME `id` %s %(x)s $(id) @(x) \\ ünï\nnext line "
+
+
+@pytest.fixture(scope="module", params=SERVERS, ids="-".join)
+def pair(machine, request):
+    """Two apps under one server; the pillar's value is a secret of the first."""
+    server, manager = request.param
+    machine.pillar(
+        {
+            "apps": {
+                name: inspected(
+                    server,
+                    process_manager=manager,
+                    domains=[f"{name}.example.com"],
+                    env={"SECRET": SECRET, "NASTY": NASTY, "NUMBER": 7} if name == "one" else {},
+                )
+                for name in ("one", "two")
+            }
+        }
+    )
+    return machine, machine.apply()
+
+
+def ask(machine, name, query=""):
+    return json.loads(machine.get(f"/?{query}", host=f"{name}.example.com").body)
+
+
+def test_app_runs_as_a_user_of_its_own(pair):
+    machine, _ = pair
+    uid = int(machine.exec("id -u wsgi-one").stdout)
+    seen = ask(machine, "one")
+    assert seen["uid"] == uid != 0
+    assert set(seen["groups"]) <= {seen["gid"]} == {int(machine.exec("id -g wsgi-one").stdout)}
+    for pid in machine.call("wsgi.status", "one")["one"]["pids"]:
+        assert machine.exec(f"stat -c %u /proc/{pid}").stdout.strip() == str(uid)
+
+
+def test_environment_arrives_byte_for_byte(pair):
+    machine, _ = pair
+    environment = ask(machine, "one")["env"]
+    assert environment["SECRET"] == SECRET
+    assert environment["NASTY"] == NASTY
+    assert environment["NUMBER"] == "7"
+    assert "SECRET" not in ask(machine, "two")["env"]
+
+
+def test_app_cannot_write_its_code_nor_its_configuration(pair):
+    machine, _ = pair
+    own = machine.exec(
+        "find /srv/wsgi/one /etc/wsgi/one /etc/wsgi/vassals /etc/supervisor /usr/local/lib/wsgi /etc/tmpfiles.d"
+        " /var/lib/wsgi/live"
+    ).stdout.split()
+    assert len(own) > 100
+    writable = machine.exec(
+        "setpriv --reuid wsgi-one --regid wsgi-one --clear-groups find / -xdev"
+        " -not -path '/proc/*' -not -path '/tmp*' -not -path '/var/tmp*' -not -path '/dev/*' -not -path '/var/cache/pip*'"
+        " -not -type l -writable 2>/dev/null || true"
+    ).stdout.split()
+    allowed = ("/var/lib/wsgi/home/one", "/var/log/wsgi/one/", "/run/lock", "/sys/fs/cgroup")
+    assert [path for path in writable if not path.startswith(allowed)] == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/wsgi/one/*/env",
+        "/etc/wsgi/one/*/generation.json",
+        "/etc/wsgi/one/*/*.*",
+        "/srv/wsgi/one/releases/*/code/inspected.py",
+        "/srv/wsgi/one/environments/*/pyvenv.cfg",
+        "/var/log/wsgi/one/*.log",
+        "/var/lib/wsgi/home/one",
+    ],
+)
+def test_another_app_cannot_read_it(pair, path):
+    machine, _ = pair
+    for found in machine.exec(f"ls -d {path}").stdout.split():
+        assert ask(machine, "two", f"read={found}")["read"] == "Permission denied"
+
+
+def test_only_nginx_and_the_app_reach_its_socket(pair):
+    machine, _ = pair
+    connect = (
+        "import glob, socket; s = socket.socket(socket.AF_UNIX);"
+        " import os; s.connect(os.path.realpath('/var/lib/wsgi/live/one') + '/' + {0!r})"
+    )
+    status = machine.call("wsgi.status", "one")["one"]
+    name = {"uwsgi": "uwsgi.sock", "gunicorn": "http.sock"}[status["server"]]
+
+    def reached(user):
+        command = ["setpriv", "--reuid", user, "--regid", user, "--init-groups", "python3", "-c", connect.format(name)]
+        return machine.exec(command, check=False)
+
+    assert reached("www-data").rc == 0
+    assert reached("wsgi-one").rc == 0
+    for user in ("wsgi-two", "nobody"):
+        refused = machine.exec(
+            ["setpriv", "--reuid", user, "--clear-groups", "python3", "-c", connect.format(name)], check=False
+        )
+        assert refused.rc == 1
+        assert "PermissionError" in refused.stderr
+
+
+def test_secret_is_in_one_file_alone_and_never_shown(pair):
+    machine, run = pair
+    assert SECRET not in json.dumps(run.raw)
+    holders = machine.exec(
+        f"grep -rl {SECRET} /etc /srv/wsgi /var/lib/wsgi /var/log /run/wsgi /usr/local /home /root /tmp 2>/dev/null || true"
+    ).stdout.split()
+    assert len(holders) == 1
+    assert machine.exec(f"stat -c '%a %U %G' {holders[0]}").stdout.strip() == "640 root wsgi-one"
+    assert SECRET not in machine.exec("ps -ewwo args").stdout
+    for function in ("wsgi.settings", "wsgi.status", "wsgi.validate", "wsgi.plan"):
+        assert SECRET not in json.dumps(machine.call(function))
+
+
+def test_changed_secret_is_named_in_the_changes_and_not_shown(pair):
+    machine, _ = pair
+    pillar = machine.call("pillar.get", "wsgi")
+    pillar["apps"]["one"]["env"]["SECRET"] = "another-secret-of-theirs"
+    machine.pillar(pillar)
+    run = machine.apply()
+    assert run.states["one-live"]["changes"]["env"] == "changed: SECRET"
+    assert "another-secret" not in json.dumps(run.raw)
+    assert ask(machine, "one")["env"]["SECRET"] == "another-secret-of-theirs"
+
+
+def test_secret_that_the_app_logs_is_struck_from_what_the_formula_shows(pair):
+    machine, _ = pair
+    secret = ask(machine, "one")["env"]["SECRET"]
+    assert machine.get(f"/?raise={secret}", host="one.example.com").status == 500
+    shown = machine.call("wsgi.logs", "one")
+    assert "RuntimeError: ***" in shown
+    assert secret not in shown

@@ -1,0 +1,90 @@
+"""An app that is taken away is gone; what it left is kept, unless it is purged."""
+
+import pytest
+from conftest import SERVERS, app
+
+KEPT = ("/srv/wsgi/one", "/var/log/wsgi/one", "/var/lib/wsgi/home/one")
+OTHER = {"two": app("uwsgi", domains=["two.example.com"])}
+
+
+def traces(machine):
+    return machine.exec(
+        "getent passwd wsgi-one; ps -eo args | grep -E 'wsgi.one|one\\.[0-9a-f]{10}' | grep -v grep;"
+        " ls -d /etc/wsgi/one /run/wsgi/one /var/lib/wsgi/live/one /etc/nginx/conf.d/*one* /etc/tmpfiles.d/*one*"
+        " /etc/wsgi/vassals/*one* /etc/supervisor/conf.d/*one* 2>/dev/null",
+        check=False,
+    ).stdout
+
+
+def exists(machine, path):
+    return machine.exec(["test", "-e", path], check=False).rc == 0
+
+
+@pytest.fixture(params=SERVERS, ids="-".join)
+def served(machine, request):
+    server, manager = request.param
+    machine.pillar({"apps": {"one": app(server, process_manager=manager, domains=["one.example.com"]), **OTHER}})
+    machine.apply()
+    assert machine.get("/", host="one.example.com").status == 200
+    assert len(traces(machine).splitlines()) > 5
+    return machine
+
+
+@pytest.mark.parametrize("how", ["taken out", "absent"])
+def test_app_goes_whole_and_its_code_and_logs_stay(served, how):
+    gone = {} if how == "taken out" else {"one": {"state": "absent"}}
+    served.pillar({"apps": {**gone, **OTHER}})
+    with served.load(clients=4, host="two.example.com", pause=0.02) as load:
+        assert served.apply().changed == {"one-absent"}
+    assert load.report["lost"] == 0, load.report
+    assert traces(served) == ""
+    for path in KEPT:
+        assert served.exec(f"stat -c '%a %U' {path}").stdout.strip() == "700 root"
+    assert served.exec("ls /var/log/nginx/wsgi-one.access.log").stdout
+    with pytest.raises(ConnectionError):
+        served.get("/", host="one.example.com")
+    assert served.apply().changed == set()
+
+
+def test_app_comes_back(served):
+    served.pillar({"apps": OTHER})
+    served.apply()
+    served.exec("useradd --system somebody-in-between")  # takes the freed user id
+    served.pillar({"apps": {"one": app("gunicorn", domains=["one.example.com"]), **OTHER}})
+    served.apply()
+    assert served.get("/", host="one.example.com").status == 200
+    assert served.exec("find /srv/wsgi/one /var/log/wsgi/one -group somebody-in-between").stdout == ""
+    served.exec("userdel somebody-in-between")
+
+
+def test_purged_app_leaves_nothing(machine):
+    machine.pillar({"apps": {"one": {"state": "absent", "purge": True}, **OTHER}})
+    machine.apply()
+    for path in (*KEPT, "/var/log/nginx/wsgi-one.access.log"):
+        assert not exists(machine, path)
+    assert machine.apply().changed == set()
+
+
+def test_user_that_was_there_before_stays(machine):
+    machine.exec("useradd --system their-user")
+    machine.pillar({"apps": {"one": app("gunicorn", user="their-user", domains=["one.example.com"]), **OTHER}})
+    machine.apply()
+    machine.pillar({"apps": OTHER})
+    machine.apply()
+    assert machine.exec("getent passwd their-user").rc == 0
+
+
+def test_clean_takes_away_everything(machine):
+    machine.pillar({"apps": {name: app(server, domains=[f"{name}.example.com"]) for name, server in (("one", "gunicorn"), ("two", "uwsgi"))}})
+    machine.apply()
+    machine.apply(sls="wsgi.clean")
+    left = machine.exec(
+        "find / -xdev -not -path '/proc/*' -not -path '/srv/formula/*' -not -path '/var/cache/*' -not -path '/var/lib/dpkg/*'"
+        " -not -path '/opt/*' -not -path '/usr/share/*' -iname '*wsgi*' | grep -v -E 'uwsgi|/srv/pillar|/srv/formula|cache/salt'; getent passwd | grep wsgi-; ps -eo args | grep '[g]unicorn'",
+        check=False,
+    ).stdout
+    assert left == ""
+    assert machine.exec("nginx -t").rc == 0
+    assert machine.apply(sls="wsgi.clean").changed == set()
+    machine.apply()
+    assert machine.get("/", host="one.example.com").status == 200

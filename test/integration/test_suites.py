@@ -1,0 +1,99 @@
+"""What every suite of kitchen.yml serves; also run by kitchen's verifier on the machine it converged."""
+
+import os
+import pathlib
+
+import harness
+import pytest
+
+KEPT_APPS = pathlib.Path(__file__).parent.parent / "apps"
+QUESTIONS = """
+import concurrent.futures, urllib.request
+def ask(number):
+    with urllib.request.urlopen(f"http://127.0.0.1/?question-{number}", timeout=30) as answer:
+        return answer.read().decode() == f"question-{number}"[::-1]
+with concurrent.futures.ThreadPoolExecutor(8) as clients:
+    print(sum(clients.map(ask, range(400))))
+"""
+
+
+@pytest.mark.parametrize("suite", ["uwsgi", "gunicorn", "switch"])
+def test_hello_is_served(suite_machine, suite):
+    machine = suite_machine(suite)
+    server = harness.suites()[suite]["apps"]["hello"]["server"]
+    assert server in machine.get("/").body.lower()
+    assert machine.get("/healthz").status == 200
+    status = machine.call("wsgi.status")["hello"]
+    assert status["server"] == server
+    assert status["health"]["ok"]
+    assert len(status["pids"]) == 3  # a master and two workers
+    assert machine.host.service("nginx").is_enabled
+    assert machine.host.service("nginx").is_running
+
+
+def test_both_servers_are_behind_one_nginx(suite_machine):
+    machine = suite_machine("both")
+    assert "uwsgi" in machine.get("/", host="hello.example.com").body.lower()
+    assert "gunicorn" in machine.get("/", host="api.example.com").body
+    assert len(machine.host.check_output("pgrep -f 'nginx: master'").split()) == 1
+
+
+def test_one_word_switches_the_server_and_back(suite_machine):
+    machine = suite_machine("switch")
+    apps = harness.suites()["switch"]["apps"]
+    with machine.load(clients=4, pause=0.02) as load:
+        for server in ("uwsgi", "gunicorn"):
+            machine.pillar({"apps": {"hello": {**apps["hello"], "server": server}}})
+            machine.apply()
+            assert server in machine.get("/").body.lower()
+    assert load.report["lost"] == 0, load.report
+
+
+def test_zeromq_app_works_with_many_workers_under_one_server_and_then_the_other(suite_machine):
+    """The story that this project began with."""
+    machine = suite_machine("zeromq")
+    app = harness.suites()["zeromq"]["apps"]["zeromq"]
+    start_responder(machine)
+    for server in ("uwsgi", "gunicorn"):
+        machine.pillar({"apps": {"zeromq": {**app, "server": server}}})
+        machine.apply()
+        assert len(machine.call("wsgi.status")["zeromq"]["pids"]) == 5  # a master and four workers
+        assert answered(machine) == 400
+    machine.pillar({"apps": {"zeromq": app}})
+    machine.apply()
+
+
+def start_responder(machine):
+    """What the app talks to, run by the Python of the app's own environment."""
+    machine.put("/tmp/responder.py", (KEPT_APPS / "zeromq/responder.py").read_text())
+    machine.exec(
+        "systemctl is-active -q responder || systemd-run --unit=responder --collect"
+        " $(ls -d /srv/wsgi/zeromq/environments/*/bin/python | head -1) /tmp/responder.py"
+    )
+
+
+def answered(machine):
+    """How many of 400 questions, eight at a time, get their own answer."""
+    machine.put("/tmp/questions.py", QUESTIONS)
+    return int(machine.exec("timeout 120 python3 /tmp/questions.py").stdout)
+
+
+@pytest.mark.skipif("KITCHEN_SUITE" in os.environ, reason="changes the machine's app")
+def test_zeromq_app_really_is_fork_hostile(suite_machine):
+    """The same app under a uWSGI that loads it before the fork answers nothing: the hazard is real."""
+    machine = suite_machine("zeromq")
+    start_responder(machine)
+    settings = {"lazy-apps": False, "lazy": False, "need-app": True}
+    app = harness.suites()["zeromq"]["apps"]["zeromq"]
+    machine.pillar(
+        {"apps": {"zeromq": {**app, "server": "uwsgi", "server_options": {"uwsgi": settings}}}}
+    )
+    machine.apply()
+    try:
+        machine.put("/tmp/question.py", QUESTIONS.replace("400", "8").replace("timeout=30", "timeout=8").replace("return answer", "return answer"))
+        done = machine.exec("timeout 60 python3 /tmp/question.py", check=False)
+        assert done.stdout.strip() in ("", "0")
+    finally:
+        machine.pillar({"apps": {"zeromq": app}})
+        machine.apply()
+    assert answered(machine) == 400
