@@ -365,3 +365,10 @@ def test_a_new_version_of_a_template_makes_another_generation(make_app, template
     assert host.template_text(template)
     host._template_text[template] += "\n"
     assert wsgi_generation.wanted_id(host, app, release) != before
+
+
+def test_another_command_for_a_server_makes_another_generation(make_app):
+    host, app, release = make_app(BASE)
+    before = wsgi_generation.wanted_id(host, app, release)
+    host.servers["uwsgi"]["command"].append("--of-a-later-version")
+    assert wsgi_generation.wanted_id(host, app, release) != before
