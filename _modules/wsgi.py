@@ -39,9 +39,7 @@ def plan():
     gone = set(host.known_apps()) - set(settings.apps) - settings.broken - set(settings.absent)
     return {
         "host_wide": settings.host_wide,
-        "apps": [
-            {"name": name, "process_manager": settings.apps[name]["process_manager"]} for name in apps
-        ],
+        "apps": [{"name": name, "process_manager": settings.apps[name]["process_manager"]} for name in apps],
         "absent": {
             **{name: settings.defaults["purge"] for name in sorted(gone)},
             **{name: app["purge"] for name, app in settings.absent.items()},
@@ -238,6 +236,4 @@ def _named(app, names):
 
 
 def _host():
-    return wsgi_host.Host.of_run(
-        __context__, __salt__, __pillar__, __grains__, __opts__.get("saltenv") or "base"
-    )
+    return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__.get("saltenv") or "base")

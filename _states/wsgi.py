@@ -144,9 +144,7 @@ def site(name):
             wsgi_nginx.check(host, name)
         result = _result(name, True, f"The site of {name} is in place.")
         for path, text in files.items():
-            written = __states__["file.managed"](
-                path, contents=text, user="root", group="root", mode="0644"
-            )
+            written = __states__["file.managed"](path, contents=text, user="root", group="root", mode="0644")
             result["changes"][path] = written["changes"]
             result["comment"] = f"The site of {name}: {written['comment']}."
             if written["result"] is not True:
@@ -284,9 +282,7 @@ def _prepare_user(name, app):
             raise Problem(f"the user {app['user']} could not be made")
     for path in (ETC, f"{ETC}/{name}", LIB, f"{LIB}/home"):
         wsgi_host.folder(path, 0o755)
-    wsgi_host.write(
-        f"{ETC}/{name}/app.json", f'{{"user": "{app["user"]}", "made": {str(made).lower()}}}\n', 0o600
-    )
+    wsgi_host.write(f"{ETC}/{name}/app.json", f'{{"user": "{app["user"]}", "made": {str(made).lower()}}}\n', 0o600)
     user = _user(app["user"])
     wsgi_host.folder(home, 0o750, user.pw_uid, user.pw_gid)
     return user

@@ -69,9 +69,7 @@ class Generation:
         self.manager = wsgi_managers.manager(host, record["process_manager"])
         row = host.servers[self.server]
         self.config = f"{self.folder}/{row['config']}"
-        self.command = [
-            part.format(config=self.config, environment=self.environment) for part in row["command"]
-        ]
+        self.command = [part.format(config=self.config, environment=self.environment) for part in row["command"]]
 
     @property
     def hash(self):
@@ -398,9 +396,7 @@ def _ready(generation, app):
             raise Problem(f"generation {generation.id} under {generation.server} did not start: {failed}.")
         if os.path.exists(generation.socket):
             try:
-                status = wsgi_probe.status(
-                    generation.protocol, generation.socket, health["path"], host, min(left, 10)
-                )
+                status = wsgi_probe.status(generation.protocol, generation.socket, health["path"], host, min(left, 10))
             except (OSError, http.client.HTTPException) as error:
                 last = f"GET {health['path']}: {error or type(error).__name__}"
             else:

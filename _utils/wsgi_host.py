@@ -88,9 +88,7 @@ class Host:
     @cached_property
     def settings(self):
         """The run's ``wsgi_settings.Settings``."""
-        return wsgi_settings.load(
-            self.pillar.get("wsgi"), self._yaml("defaults.yaml"), self.family, self.servers
-        )
+        return wsgi_settings.load(self.pillar.get("wsgi"), self._yaml("defaults.yaml"), self.family, self.servers)
 
     def render(self, template, **values):
         """
@@ -139,11 +137,7 @@ class Host:
 
     def known_apps(self):
         """The names of the apps that have something on this machine that runs."""
-        return sorted(
-            name
-            for name in listdir(ETC)
-            if os.path.isfile(f"{ETC}/{name}/app.json")
-        )
+        return sorted(name for name in listdir(ETC) if os.path.isfile(f"{ETC}/{name}/app.json"))
 
     def _template(self, name):
         with salt.utils.files.fopen(self._cached(name)) as file:

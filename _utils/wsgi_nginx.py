@@ -113,9 +113,7 @@ def refresh(host):
 def logs(host, name):
     """An app's logs of nginx, rotated ones too."""
     folder = host.family["nginx"]["log_dir"]
-    return [
-        f"{folder}/{log}" for log in wsgi_host.listdir(folder) if log.startswith(f"wsgi-{name}.")
-    ]
+    return [f"{folder}/{log}" for log in wsgi_host.listdir(folder) if log.startswith(f"wsgi-{name}.")]
 
 
 def loaded(host):
@@ -149,18 +147,12 @@ def reload(host):
     with _closing():
         os.kill(master, signal.SIGHUP)
         # It keeps its old workers, and says so in its log alone, when it can't have a port.
-        taken = wsgi_managers.wait_until(
-            lambda: set(wsgi_managers.processes(master)) - before, RELOAD_PATIENCE
-        )
+        taken = wsgi_managers.wait_until(lambda: set(wsgi_managers.processes(master)) - before, RELOAD_PATIENCE)
         if taken:
-            wsgi_managers.wait_until(
-                lambda: not any(map(_accepts, before - {master})), RELOAD_PATIENCE
-            )
+            wsgi_managers.wait_until(lambda: not any(map(_accepts, before - {master})), RELOAD_PATIENCE)
     if not taken:
         raise Problem(f"nginx did not take its new configuration; {log} says:\n{_since(log, size)}")
-    wsgi_host.write(
-        LOADED, json.dumps({"nginx": _identity(master), "sites": _sum(host)}) + "\n", 0o644
-    )
+    wsgi_host.write(LOADED, json.dumps({"nginx": _identity(master), "sites": _sum(host)}) + "\n", 0o644)
 
 
 @contextlib.contextmanager
@@ -222,9 +214,7 @@ def _test():
     nginx = shutil.which("nginx", path=PATH)
     if nginx is None:
         raise Problem("nginx is not installed")
-    done = subprocess.run(
-        [nginx, "-t"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
+    done = subprocess.run([nginx, "-t"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if done.returncode:
         raise Problem(f"nginx -t refuses the configuration:\n{tail(done.stdout)}")
 
@@ -244,10 +234,7 @@ def _check_port(host, name):
     for inode in _listeners(port):
         if f"socket:[{inode}]" in held:
             return
-    raise Problem(
-        f"wsgi:apps:{name}:listen: port {port} is another program's; "
-        f"`ss -ltnp 'sport = :{port}'` says whose"
-    )
+    raise Problem(f"wsgi:apps:{name}:listen: port {port} is another program's; `ss -ltnp 'sport = :{port}'` says whose")
 
 
 def _listeners(port):

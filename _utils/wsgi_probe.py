@@ -62,9 +62,6 @@ def status(protocol, path, target, host, timeout):
         return response.status
 
 
-
-
-
 def uwsgi_request(target, host):
     """
     A GET request in the uwsgi protocol.

@@ -45,9 +45,7 @@ class Release:
         self.files = host.source_files(app["source"])
         self.sums = {inner: _sha256(path) for inner, path in sorted(self.files.items())}
         self.python = self._python()
-        self.environment_id = digest(
-            self.python, app["user"], self._requirements(), self._server_requirement()
-        )
+        self.environment_id = digest(self.python, app["user"], self._requirements(), self._server_requirement())
         self.id = digest(self.sums, self.environment_id)
         self.path = f"{SRV}/{name}/releases/{self.id}"
         self.code = f"{self.path}/code"
@@ -158,9 +156,7 @@ class Release:
         if not isinstance(requirements, str):
             return requirements
         if requirements not in self.files:
-            raise Problem(
-                f"wsgi:apps:{self.name}:requirements: {requirements!r} is not in {self.app['source']}"
-            )
+            raise Problem(f"wsgi:apps:{self.name}:requirements: {requirements!r} is not in {self.app['source']}")
         lines = (wsgi_host.read(self.files[requirements]) or "").splitlines()
         if any(line.strip().startswith(POINTS_ELSEWHERE) or "@ file:" in line for line in lines):
             return self.sums

@@ -58,9 +58,7 @@ def _integer(low, high):
 
 
 def _matching(pattern, allowed):
-    return Rule(
-        allowed, lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
-    )
+    return Rule(allowed, lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None)
 
 
 def _one_line(value):
@@ -102,19 +100,18 @@ APP = {
     ),
     "requirements": Rule(
         "a file in the source, or a list of requirements",
-        lambda value: (_one_line(value) and not value.startswith(("/", "-")) and ".." not in value)
-        or _list_of(value, lambda item: _one_line(item) and not item.startswith("-")),
+        lambda value: (
+            (_one_line(value) and not value.startswith(("/", "-")) and ".." not in value)
+            or _list_of(value, lambda item: _one_line(item) and not item.startswith("-"))
+        ),
     ),
     "python": Rule(
         "an interpreter's name or absolute path",
-        lambda value: isinstance(value, str)
-        and re.fullmatch(r"(/[\w./-]+/)?python[\w.-]*", value) is not None,
+        lambda value: isinstance(value, str) and re.fullmatch(r"(/[\w./-]+/)?python[\w.-]*", value) is not None,
     ),
     "user": Rule(
         "a user's name, not root",
-        lambda value: isinstance(value, str)
-        and USER_NAME.fullmatch(value) is not None
-        and value != "root",
+        lambda value: isinstance(value, str) and USER_NAME.fullmatch(value) is not None and value != "root",
     ),
     "domains": Rule(
         "a list of host names, of which the first label may be *",
@@ -324,9 +321,7 @@ class _Loader:
         honours = self.servers[app["server"]]["honours"]
         for name in ("workers", "threads", "request_timeout", "graceful_timeout", "max_requests"):
             if name not in honours and app[name] != self.defaults["app"][name]:
-                self._problem(
-                    f"{key}:{name}", f"{app[name]!r} can't be honoured by {app['server']}; leave it out"
-                )
+                self._problem(f"{key}:{name}", f"{app[name]!r} can't be honoured by {app['server']}; leave it out")
 
     def _check_manager(self, key, manager):
         """A process manager, or the part of a mapping of servers to them that has no problem."""
@@ -355,9 +350,7 @@ class _Loader:
             if not isinstance(name, str) or not ENV_NAME.fullmatch(name):
                 # {NAME=value} is a key, too.
                 name = str(name).partition("=")[0]
-                self._problem(
-                    key, f"{name!r} can't be a variable's name: letters, digits and _, no digit first"
-                )
+                self._problem(key, f"{name!r} can't be a variable's name: letters, digits and _, no digit first")
             elif type(value) not in (str, int, float):
                 self._problem(
                     f"{key}:{name}",
