@@ -6,8 +6,11 @@ They take nothing but the app's name; what it should be like they know from pill
 them down in their order.
 """
 
+import contextlib
+import json
 import os
 import pwd
+import subprocess
 
 import wsgi_generation
 import wsgi_host
@@ -139,7 +142,7 @@ def site(name):
     """
     try:
         host = _host()
-        files = wsgi_nginx.pending(host, name)
+        files = wsgi_nginx.pending(host, name) if wsgi_nginx.differs(host, name) else {}
         if files and not __opts__["test"]:
             wsgi_nginx.check(host, name)
         result = _result(name, True, f"The site of {name} is in place.")
@@ -180,6 +183,34 @@ def nginx(name):
     return _result(name, True, "nginx was reloaded.", changes)
 
 
+def daemon(name):
+    """
+    A service of the machine runs, and starts at boot. The usual case costs one look.
+
+    name : str
+        The service.
+
+    What differs is handed to ``service.running``.
+
+    .. code-block:: yaml
+
+        nginx-service:
+          wsgi.daemon:
+            - name: nginx
+    """
+    with contextlib.suppress(FileNotFoundError):
+        shown = subprocess.run(
+            ["systemctl", "show", "--property=ActiveState,UnitFileState", name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=False,
+        )
+        if set(shown.stdout.split()) == {"ActiveState=active", "UnitFileState=enabled"}:
+            return _result(name, True, f"The service {name} runs, and starts at boot.")
+    return __states__["service.running"](name, enable=True)
+
+
 def absent(name, purge=False):
     """
     An app is gone from this machine: its site, processes, configuration and user.
@@ -207,19 +238,20 @@ def absent(name, purge=False):
         if not found:
             return _result(name, True, f"{name} is not here.")
         changes = {"removed": found}
-        user = about.get("user")
-        if about.get("made") and _user(user):
-            changes["user"] = {"old": user, "new": None}
+        users = [user for user in about.get("made", []) if _user(user)]
+        if users:
+            changes["users"] = {"old": users, "new": []}
         if __opts__["test"]:
             return _result(name, None, f"{name} would be taken away.", changes)
         wsgi_generation.leave(host, name)
-        if "user" in changes and not __salt__["user.delete"](user):
-            raise Problem(f"the user {user} could not be deleted; does it own other processes?")
+        for user in users:
+            _leave_user(host, name, user)
         for path in found:
             wsgi_host.remove(path)
-        for path in kept:
-            if os.path.isdir(path):
-                wsgi_host.folder(path, 0o700)
+        # The ids of a user that is gone are given to the next one.
+        for path in filter(os.path.isdir, kept):
+            wsgi_host.folder(path, 0o700)
+            wsgi_host.own(path, 0, 0)
     except (Problem, OSError) as error:
         return _failure(name, f"{name} is not wholly gone", error)
     return _result(name, True, f"{name} was taken away.", changes)
@@ -252,9 +284,9 @@ def _difference(current, id, app):
         return changes
     old = {**current.record["settings"], "env": current.record["env"]}
     new = wsgi_generation.settings_record(app)
-    for setting in old:
-        if old[setting] != new[setting] and setting != "env":
-            changes[setting] = {"old": old[setting], "new": new[setting]}
+    for setting, value in old.items():
+        if value != new[setting] and setting != "env":
+            changes[setting] = {"old": value, "new": new[setting]}
     names = {**old["env"], **new["env"]}
     changed = sorted(name for name in names if old["env"].get(name) != new["env"].get(name))
     if changed:
@@ -273,16 +305,33 @@ def _prepare_user(name, app):
     """The app's user, with a home that it may write to; remembers whether it was made here."""
     home = f"{LIB}/home/{name}"
     about = wsgi_host.read_json(f"{ETC}/{name}/app.json") or {}
-    made = about.get("user") == app["user"] and about.get("made", False)
+    made = about.get("made", [])
     if _user(app["user"]) is None:
-        made = True
+        made = [*made, app["user"]]
         if not __salt__["user.add"](
             app["user"], system=True, usergroup=True, home=home, createhome=False, shell="/usr/sbin/nologin"
         ):
             raise Problem(f"the user {app['user']} could not be made")
     for path in (ETC, f"{ETC}/{name}", LIB, f"{LIB}/home"):
         wsgi_host.folder(path, 0o755)
-    wsgi_host.write(f"{ETC}/{name}/app.json", f'{{"user": "{app["user"]}", "made": {str(made).lower()}}}\n', 0o600)
+    _write_about(name, {"user": app["user"], "made": made})
     user = _user(app["user"])
+    if os.path.isdir(home) and os.lstat(home).st_uid != user.pw_uid:
+        wsgi_host.own(home, user.pw_uid, user.pw_gid)
     wsgi_host.folder(home, 0o750, user.pw_uid, user.pw_gid)
     return user
+
+
+def _leave_user(host, name, user):
+    """Delete a user that was made for an app, or leave it to another app that has it too."""
+    for other in host.known_apps():
+        about = wsgi_host.read_json(f"{ETC}/{other}/app.json")
+        if other != name and about["user"] == user:
+            _write_about(other, {**about, "made": [*about["made"], user]})
+            return
+    if not __salt__["user.delete"](user):
+        raise Problem(f"the user {user} could not be deleted; does it have other processes?")
+
+
+def _write_about(name, about):
+    wsgi_host.write(f"{ETC}/{name}/app.json", json.dumps(about) + "\n", 0o600)

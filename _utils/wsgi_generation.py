@@ -253,6 +253,7 @@ def _version(row, release, user):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        check=False,
     )
     found = re.search(r"\d[\w.+-]*", done.stdout)
     if done.returncode or not found:

@@ -7,6 +7,7 @@ and each table of the kernel read once, however many apps there are.
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -113,8 +114,8 @@ class Host:
         url : str
             ``salt://folder``.
 
-        Returns a dict of paths in the folder to local paths. Raises ``Problem`` when there
-        is none.
+        Returns two dicts: paths in the folder to local paths, and to SHA-256 sums. Raises
+        ``Problem`` when there is none.
         """
         if url not in self._sources:
             folder = url[len("salt://") :].strip("/")
@@ -127,7 +128,7 @@ class Host:
                 files[inner] = self.salt["cp.cache_file"](f"salt://{path}", self.saltenv)
             if not files or not all(files.values()):
                 raise Problem(f"{url} holds no file; is it below a folder in file_roots, or in gitfs?")
-            self._sources[url] = files
+            self._sources[url] = files, {inner: sha256(path) for inner, path in sorted(files.items())}
         return self._sources[url]
 
     @cached_property
@@ -230,8 +231,28 @@ def read(path):
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter from /proc
         return None
+
+
+def sha256(path):
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def own(path, uid, gid):
+    """
+    Give a tree to its owner, from the top, following no link: whoever owned it before can't
+    change any more what is below what has been given away. Nobody else may write to it.
+    """
+    os.chown(path, uid, gid, follow_symlinks=False)
+    for parent, folders, files in os.walk(path):
+        for name in folders + files:
+            inner = os.path.join(parent, name)
+            os.chown(inner, uid, gid, follow_symlinks=False)
+            if not os.path.islink(inner):
+                os.chmod(inner, os.lstat(inner).st_mode & 0o755)
 
 
 def read_json(path):

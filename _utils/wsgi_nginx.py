@@ -60,6 +60,12 @@ def site_text(host, name, app):
     )
 
 
+def differs(host, name):
+    """Whether an app's own site is not as it should be. Cheap: no other site is looked at."""
+    app = host.settings.apps.get(name)
+    return wsgi_host.read(site_path(host, name)) != (site_text(host, name, app) if app else None)
+
+
 def pending(host, *names):
     """
     The files that would have to change for these apps' sites to be as they should.
@@ -214,7 +220,9 @@ def _test():
     nginx = shutil.which("nginx", path=PATH)
     if nginx is None:
         raise Problem("nginx is not installed")
-    done = subprocess.run([nginx, "-t"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    done = subprocess.run(
+        [nginx, "-t"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+    )
     if done.returncode:
         raise Problem(f"nginx -t refuses the configuration:\n{tail(done.stdout)}")
 

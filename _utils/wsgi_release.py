@@ -42,8 +42,7 @@ class Release:
         self.host = host
         self.name = name
         self.app = app
-        self.files = host.source_files(app["source"])
-        self.sums = {inner: _sha256(path) for inner, path in sorted(self.files.items())}
+        self.files, self.sums = host.source_files(app["source"])
         self.python = self._python()
         self.environment_id = digest(self.python, app["user"], self._requirements(), self._server_requirement())
         self.id = digest(self.sums, self.environment_id)
@@ -74,7 +73,7 @@ class Release:
         if finished is None:
             self._build_environment(uid, gid)
         elif finished != gid:
-            own(self.environment, 0, gid)
+            wsgi_host.own(self.environment, 0, gid)
         wsgi_host.write(f"{self.path}/{COMPLETE}", json.dumps(self.sums, indent=1) + "\n", 0o640, 0, gid)
 
     def _build_code(self, gid):
@@ -86,7 +85,7 @@ class Release:
             shutil.copyfile(path, target)
         # The app can't write bytecode beside its code.
         self._run([self.python, "-I", "-m", "compileall", "-q", "."], 0, 0, check=False)
-        own(self.path, 0, gid)
+        wsgi_host.own(self.path, 0, gid)
         os.symlink(f"../../environments/{self.environment_id}", f"{self.path}/environment")
 
     def _build_environment(self, uid, gid):
@@ -108,7 +107,7 @@ class Release:
         except Problem:
             wsgi_host.remove(self.environment)
             raise
-        own(self.environment, 0, gid)
+        wsgi_host.own(self.environment, 0, gid)
         wsgi_host.write(f"{self.environment}/{COMPLETE}", "", 0o640, 0, gid)
 
     def _run(self, command, uid, gid, check=True):
@@ -128,6 +127,7 @@ class Release:
                 timeout=BUILD_TIMEOUT,
                 text=True,
                 errors="replace",
+                check=False,
             )
         except FileNotFoundError as error:
             raise Problem(f"{command[0]} is not there: wsgi:apps:{self.name}:python") from error
@@ -196,25 +196,6 @@ class Release:
 def tail(text, lines=15):
     """The last lines of a text, indented, for a comment."""
     return "\n".join("  " + line for line in text.rstrip().splitlines()[-lines:])
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
-
-
-def own(path, uid, gid):
-    """
-    Give a tree to its owner, from the top, following no link: whoever owned it before can't
-    change any more what is below what has been given away.
-    """
-    os.chown(path, uid, gid, follow_symlinks=False)
-    for folder, folders, files in os.walk(path):
-        for name in folders + files:
-            inner = os.path.join(folder, name)
-            os.chown(inner, uid, gid, follow_symlinks=False)
-            if not os.path.islink(inner):
-                os.chmod(inner, os.lstat(inner).st_mode & 0o755)
 
 
 def _group(path):

@@ -250,6 +250,9 @@ class _Loader:
         settings.nginx = merge(self.defaults["nginx"], nginx)
         own_defaults = self._mapping("wsgi:defaults", top.get("defaults"))
         apps = self._mapping("wsgi:apps", top.get("apps"))
+        if top.get("apps") is None and not settings.problems:
+            # A pillar top file that no longer matches must not take every app away.
+            self._problem("wsgi:apps", "missing; it must be a mapping, {} for no app at all")
         settings.host_wide = bool(settings.problems)
         own_defaults = self._check_app("wsgi:defaults", own_defaults)
         defaults_broken = bool(settings.problems)

@@ -11,7 +11,7 @@ assert load.report["lost"] == 0, load.report
 """
 
 import contextlib
-import email
+import email.message
 import json
 import shlex
 import subprocess

@@ -1,5 +1,8 @@
 # Takes away everything that the formula made. Packages stay: they may serve others.
-{%- if 'wsgi.plan' not in salt %}{% do salt['saltutil.sync_all'](refresh=False) %}{% endif %}
+{#- A fresh minion has no modules of ours yet. Asked for directly, Salt would remember that. #}
+{%- if 'wsgi' not in salt['saltutil.list_extmods']().get('modules', []) %}
+{%- do salt['saltutil.sync_all'](refresh=False) %}
+{%- endif %}
 
 {%- for name in salt['wsgi.present']() %}
 

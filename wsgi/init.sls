@@ -1,5 +1,8 @@
 # Serves every app of wsgi:apps, each under the server that pillar names, behind one nginx.
-{%- if 'wsgi.plan' not in salt %}{% do salt['saltutil.sync_all'](refresh=False) %}{% endif %}
+{#- A fresh minion has no modules of ours yet. Asked for directly, Salt would remember that. #}
+{%- if 'wsgi' not in salt['saltutil.list_extmods']().get('modules', []) %}
+{%- do salt['saltutil.sync_all'](refresh=False) %}
+{%- endif %}
 {%- set plan = salt['wsgi.plan']() %}
 
 wsgi-pillar:
@@ -39,7 +42,7 @@ include:
     - name: {{ app.name }}
     - require:
       - wsgi: {{ app.name }}-release
-      - service: {{ app.process_manager }}-service
+      - wsgi: {{ app.process_manager }}-service
 
 {{ app.name }}-site:
   wsgi.site:

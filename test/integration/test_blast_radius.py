@@ -10,19 +10,19 @@ def pids(machine, name):
     return machine.call("wsgi.status", name)[name]["pids"]
 
 
-def two(server, **settings):
-    return {"one": app(server, domains=["one.example.com"], max_requests=0, **settings)}
+def one(server, **settings):
+    return {"one": app(server, **{"domains": ["one.example.com"], "max_requests": 0, **settings})}
 
 
 @pytest.mark.parametrize(("server", "neighbour"), PAIRS)
 def test_change_of_one_app_keeps_every_pid_of_another(machine, server, neighbour):
     other = {"two": app(neighbour, domains=["two.example.com"], max_requests=0)}
-    machine.pillar({"apps": {**two(server), **other}})
+    machine.pillar({"apps": {**one(server), **other}})
     machine.apply()
     before = pids(machine, "two")
     assert len(before) == 3
     daemons = machine.exec("systemctl show -p MainPID --value supervisor wsgi-emperor nginx").stdout
-    for changed in (two(server, workers=1), two(server, env={"A": "b"}), two("gunicorn"), two("uwsgi"), {}):
+    for changed in (one(server, workers=1), one(server, env={"A": "b"}), one("gunicorn"), one("uwsgi"), {}):
         machine.pillar({"apps": {**changed, **other}})
         machine.apply()
         assert pids(machine, "two") == before
@@ -40,12 +40,12 @@ BAD = {
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_app_keeps_no_other_from_converging(machine, bad):
     other = {"two": app("gunicorn", domains=["two.example.com"])}
-    machine.pillar({"apps": {**two("uwsgi"), **other}})
+    machine.pillar({"apps": {**one("uwsgi"), **other}})
     machine.apply()
     before = pids(machine, "one")
     other["two"]["env"] = {"GREETING": bad}
     other["new"] = app("uwsgi", domains=["new.example.com"])
-    machine.pillar({"apps": {**two("uwsgi", **BAD[bad]) if bad != "invalid" else two("unicorn"), **other}})
+    machine.pillar({"apps": {**one(**{"server": "uwsgi", **BAD[bad]}), **other}})
     run = machine.apply(ok=False)
     assert {id.partition("-")[0] for id in run.failed} <= {"one", "wsgi"}
     assert run.failed

@@ -36,7 +36,10 @@ def test_named_host_is_answered(proxied, host):
     assert proxied.get("/", host=host).status == 200
 
 
-@pytest.mark.parametrize(("host", "port"), [("unknown.example.com", 80), ("127.0.0.1", 80), ("two.example.com", 80), ("one.example.com", 8080)])
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [("unknown.example.com", 80), ("127.0.0.1", 80), ("two.example.com", 80), ("one.example.com", 8080)],
+)
 def test_unknown_host_is_hung_up_on(proxied, host, port):
     with pytest.raises(ConnectionError, match="Empty reply"):
         proxied.get("/", host=host, port=port)
@@ -80,8 +83,15 @@ def test_requests_are_logged_per_app(proxied):
 
 def test_large_headers_and_bodies_pass(proxied):
     cookie = "x" * 7000
-    assert proxied.exec(f"curl -so /dev/null -w '%{{http_code}}' -H 'Host: one.example.com' -H 'Cookie: a={cookie}' 127.0.0.1").stdout == "200"
-    sent = proxied.exec("head -c 9000000 /dev/urandom > /tmp/sent; curl -s -H 'Host: one.example.com' --data-binary @/tmp/sent 127.0.0.1 | cmp - /tmp/sent")
+    assert (
+        proxied.exec(
+            f"curl -so /dev/null -w '%{{http_code}}' -H 'Host: one.example.com' -H 'Cookie: a={cookie}' 127.0.0.1"
+        ).stdout
+        == "200"
+    )
+    sent = proxied.exec(
+        "head -c 9000000 /dev/urandom > /tmp/sent; curl -s -H 'Host: one.example.com' --data-binary @/tmp/sent 127.0.0.1 | cmp - /tmp/sent"
+    )
     assert sent.rc == 0
 
 

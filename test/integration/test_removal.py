@@ -49,7 +49,9 @@ def test_app_goes_whole_and_its_code_and_logs_stay(served, how):
 def test_app_comes_back(served):
     served.pillar({"apps": OTHER})
     served.apply()
-    served.exec("useradd --system somebody-in-between")  # takes the freed user id
+    served.exec(
+        "userdel somebody-in-between 2>/dev/null; useradd --system somebody-in-between"
+    )  # takes the freed user id
     served.pillar({"apps": {"one": app("gunicorn", domains=["one.example.com"]), **OTHER}})
     served.apply()
     assert served.get("/", host="one.example.com").status == 200
@@ -75,12 +77,19 @@ def test_user_that_was_there_before_stays(machine):
 
 
 def test_clean_takes_away_everything(machine):
-    machine.pillar({"apps": {name: app(server, domains=[f"{name}.example.com"]) for name, server in (("one", "gunicorn"), ("two", "uwsgi"))}})
+    machine.pillar(
+        {
+            "apps": {
+                name: app(server, domains=[f"{name}.example.com"])
+                for name, server in (("one", "gunicorn"), ("two", "uwsgi"))
+            }
+        }
+    )
     machine.apply()
     machine.apply(sls="wsgi.clean")
     left = machine.exec(
         "find / -xdev -not -path '/proc/*' -not -path '/srv/formula/*' -not -path '/var/cache/*' -not -path '/var/lib/dpkg/*'"
-        " -not -path '/opt/*' -not -path '/usr/share/*' -iname '*wsgi*' | grep -v -E 'uwsgi|/srv/pillar|/srv/formula|cache/salt'; getent passwd | grep wsgi-; ps -eo args | grep '[g]unicorn'",
+        " -not -path '/opt/*' -not -path '/usr/share/*' -iname '*wsgi*' | grep -v -E 'uwsgi|wsgiref|/srv/pillar|/srv/formula|cache/salt'; getent passwd | grep wsgi-; ps -eo args | grep '[g]unicorn'",
         check=False,
     ).stdout
     assert left == ""

@@ -85,12 +85,13 @@ def test_zeromq_app_really_is_fork_hostile(suite_machine):
     start_responder(machine)
     settings = {"lazy-apps": False, "lazy": False, "need-app": True}
     app = harness.suites()["zeromq"]["apps"]["zeromq"]
-    machine.pillar(
-        {"apps": {"zeromq": {**app, "server": "uwsgi", "server_options": {"uwsgi": settings}}}}
-    )
+    machine.pillar({"apps": {"zeromq": {**app, "server": "uwsgi", "server_options": {"uwsgi": settings}}}})
     machine.apply()
     try:
-        machine.put("/tmp/question.py", QUESTIONS.replace("400", "8").replace("timeout=30", "timeout=8").replace("return answer", "return answer"))
+        machine.put(
+            "/tmp/question.py",
+            QUESTIONS.replace("400", "8").replace("timeout=30", "timeout=8").replace("return answer", "return answer"),
+        )
         done = machine.exec("timeout 60 python3 /tmp/question.py", check=False)
         assert done.stdout.strip() in ("", "0")
     finally:

@@ -64,7 +64,11 @@ def test_slow_request_is_answered_by_the_generation_that_got_it(machine):
         machine.pillar({"apps": {"hello": inspected(server)}})
         machine.apply()
         assert live(machine) != before
-        answer = json.loads(machine.exec("for i in $(seq 100); do [ -s /tmp/slow ] && break; sleep 0.2; done; cat /tmp/slow; rm /tmp/slow").stdout)
+        answer = json.loads(
+            machine.exec(
+                "for i in $(seq 100); do [ -s /tmp/slow ] && break; sleep 0.2; done; cat /tmp/slow; rm /tmp/slow"
+            ).stdout
+        )
         # gunicorn says who it is, uWSGI doesn't.
         assert ("SERVER_SOFTWARE" in answer["environ"]) == (server == "uwsgi")
 
@@ -78,7 +82,7 @@ def test_upload_that_began_before_a_change_of_server_arrives_after_it(machine, s
     machine.exec(
         "systemd-run --unit=upload --collect sh -c '"
         'head -c 300000 /dev/zero | tr "\\0" x > /tmp/body;'
-        " curl -s --limit-rate 20k -H \"Expect:\" --data-binary @/tmp/body 127.0.0.1/ > /tmp/uploaded'"
+        ' curl -s --limit-rate 20k -H "Expect:" --data-binary @/tmp/body 127.0.0.1/ > /tmp/uploaded\''
     )
     machine.exec("sleep 1")
     machine.pillar({"apps": {"hello": app(server)}})

@@ -51,4 +51,4 @@ def test_the_shipped_defaults_have_every_key_of_the_schema_and_no_other():
 
 def test_the_shipped_defaults_keep_the_schemas_rules(load):
     own = {key: value for key, value in DEFAULTS["app"].items() if value is not None}
-    assert load({"defaults": own, "nginx": DEFAULTS["nginx"]}).problems == []
+    assert load({"apps": {}, "defaults": own, "nginx": DEFAULTS["nginx"]}).problems == []

@@ -114,9 +114,14 @@ def test_one_thread_is_one_request_at_a_time_under_gunicorn(make_conf):
     "value", [True, False, 0, -1.5, "", 'it\'s "quoted" \\ {{ 7 }} %s', "ünïcode", "x " * 99, [1, "a b", True]]
 )
 def test_gunicorns_own_options_reach_it_as_they_are(make_conf, value):
-    conf = make_conf({"server_options": {"gunicorn": {"option": value}}})
-    assert conf["option"] == value
-    assert type(conf["option"]) is type(value)
+    conf = make_conf({"server_options": {"gunicorn": {"statsd_prefix": value}}})
+    assert conf["statsd_prefix"] == value
+    assert type(conf["statsd_prefix"]) is type(value)
+
+
+def test_an_option_that_gunicorn_does_not_know_is_refused_by_its_configuration(make_conf):
+    with pytest.raises(ValueError, match="server_options:gunicorn has no such settings: worker_clas"):
+        make_conf({"server_options": {"gunicorn": {"worker_clas": "gevent"}}})
 
 
 def test_uwsgis_own_options_reach_it_in_its_words_a_list_as_often_as_it_has_items(make_files):

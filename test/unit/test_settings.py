@@ -113,7 +113,14 @@ def test_null_says_nothing_within_a_mapping_either(load):
     assert settings.apps["shop"]["health"]["path"] == "/"
 
 
-@pytest.mark.parametrize("pillar", [None, {}, {"apps": None}, {"apps": {}, "defaults": None, "nginx": None}])
+@pytest.mark.parametrize("pillar", [None, {}, {"apps": None}, {"defaults": {"server": "uwsgi"}}])
+def test_a_pillar_without_apps_touches_nothing(load, pillar):
+    settings = load(pillar)
+    assert settings.problems == ["wsgi:apps: missing; it must be a mapping, {} for no app at all"]
+    assert settings.host_wide
+
+
+@pytest.mark.parametrize("pillar", [{"apps": {}}, {"apps": {}, "defaults": None, "nginx": None}])
 def test_a_pillar_that_names_no_app_is_valid(load, pillar):
     settings = load(pillar)
     assert (settings.problems, settings.apps, settings.host_wide) == ([], {}, False)
@@ -379,6 +386,7 @@ def test_wsgi_defaults_are_checked_like_an_app_and_hold_every_app_while_they_hav
 def test_mappings_in_wsgi_defaults_are_checked_too(load):
     assert load(
         {
+            "apps": {},
             "defaults": {
                 "health": {"status": 0},
                 "env": {"A": []},

@@ -22,9 +22,8 @@ include:
     - mode: '0644'
 
 emperor-service:
-  service.running:
+  wsgi.daemon:
     - name: wsgi-emperor
-    - enable: true
     - require:
       - pkg: uwsgi-package
       - file: /usr/local/lib/wsgi/vassal

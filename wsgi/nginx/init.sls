@@ -12,8 +12,7 @@ nginx-package:
       - pkg: nginx-package
 
 nginx-service:
-  service.running:
+  wsgi.daemon:
     - name: nginx
-    - enable: true
     - require:
       - pkg: nginx-package

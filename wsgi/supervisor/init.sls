@@ -5,8 +5,7 @@ supervisor-package:
     - pkgs: {{ salt['wsgi.plan']().family.packages.supervisor | json }}
 
 supervisor-service:
-  service.running:
+  wsgi.daemon:
     - name: supervisor
-    - enable: true
     - require:
       - pkg: supervisor-package
