@@ -392,7 +392,7 @@ def test_mappings_in_wsgi_defaults_are_checked_too(load):
                 "env": {"A": []},
                 "server_options": {"uwsgi": {"socket": "x"}},
                 "process_manager": {"gunicorn": "emperor"},
-            }
+            },
         }
     ).problems == [
         "wsgi:defaults:health:status: 0 must be an integer from 100 to 599",
