@@ -14,6 +14,7 @@ import wsgi_probe
 import wsgi_release
 import wsgi_settings
 from salt.exceptions import CommandExecutionError
+from salt.utils.hashutils import get_hash
 from wsgi_host import LIB, LOG, SRV, Problem
 
 
@@ -25,7 +26,8 @@ def plan():
     with ``name`` and ``process_manager``; those with domains first, so that a default site is
     given up before it is taken), ``absent`` (names to whether to purge), ``servers`` and
     ``process_managers`` (sorted lists of those in use), ``family`` (what
-    ``wsgi/os_family/<family>.yaml`` says).
+    ``wsgi/os_family/<family>.yaml`` says). Raises CommandExecutionError where the formula was
+    updated and its modules on the minion were not.
 
     CLI Example:
 
@@ -33,6 +35,12 @@ def plan():
 
         salt-call wsgi.plan
     """
+    stale = _stale()
+    if stale:
+        raise CommandExecutionError(
+            f"The minion's copy of {', '.join(stale)} is not the formula's any more: run saltutil.sync_all, "
+            "then this again (state.highstate does both)"
+        )
     host = _host()
     settings = host.settings
     apps = sorted(settings.apps, key=lambda name: (not settings.apps[name]["domains"], name))
@@ -184,6 +192,20 @@ def logs(app, lines=50):
     if current is None:
         raise CommandExecutionError(f"{app} is not live; older logs lie in {LOG}/{app}")
     return current.log_tail(lines)
+
+
+def _stale():
+    """Which modules of ours are not as the formula has them: state.apply alone does not sync them."""
+    found = []
+    for kind in ("modules", "states", "utils"):
+        folder = os.path.join(__opts__["extension_modules"], kind)
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+            if not (name == "wsgi.py" or (name.startswith("wsgi_") and name.endswith(".py"))):
+                continue
+            served = __salt__["cp.hash_file"](f"salt://_{kind}/{name}", __opts__.get("saltenv") or "base")
+            if served and get_hash(os.path.join(folder, name), served["hash_type"]) != served["hsum"]:
+                found.append(f"_{kind}/{name}")
+    return found
 
 
 def _status(host, name):

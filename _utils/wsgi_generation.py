@@ -28,6 +28,8 @@ from wsgi_release import digest, tail
 STOP_MARGIN = 15  # seconds
 # Logs of retired generations that stay, for each app.
 KEEP_LOGS = 10
+# How much of its log tells why a generation failed: gunicorn adds a long traceback of its own.
+FAILURE_LINES = 60
 # A value of the environment this long is struck from what is shown of a log.
 SECRET = 6  # characters
 
@@ -201,7 +203,7 @@ def change(host, name, app, release, id):
             _start(new)
             _ready(new, app)
         except BaseException as error:
-            lines = new.log_tail(25)
+            lines = new.log_tail(FAILURE_LINES)
             retire(host, name, new.id)
             if isinstance(error, (Problem, OSError)):
                 raise Problem(f"{error}\nThe last lines of {new.log}:\n{lines}") from error

@@ -3,7 +3,7 @@
 import pytest
 from conftest import app
 
-PAIRS = [("uwsgi", "gunicorn"), ("gunicorn", "gunicorn"), ("uwsgi", "uwsgi")]
+PAIRS = [("uwsgi", "gunicorn"), ("gunicorn", "uwsgi")]
 
 
 def pids(machine, name):

@@ -35,7 +35,7 @@ def test_both_servers_are_behind_one_nginx(suite_machine):
     machine = suite_machine("both")
     assert "uwsgi" in machine.get("/", host="hello.example.com").body.lower()
     assert "gunicorn" in machine.get("/", host="api.example.com").body
-    assert len(machine.host.check_output("pgrep -f 'nginx: master'").split()) == 1
+    assert len(machine.exec("pgrep -P 1 -x nginx").stdout.split()) == 1
 
 
 def test_one_word_switches_the_server_and_back(suite_machine):
