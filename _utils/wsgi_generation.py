@@ -6,7 +6,6 @@ to the next, in which no request is lost.
 """
 
 import contextlib
-import hashlib
 import http.client
 import json
 import os
@@ -175,8 +174,7 @@ def wear(host, generation):
     if not generation.manager.registered(generation.unit):
         return f"{generation.record['process_manager']} was not to start it again"
     for path, known in generation.record["files"].items():
-        found = wsgi_host.read(path)
-        if found is None or _sum(found) != known:
+        if _fingerprint(path) != known:
             return f"{path} was changed by hand"
     return None
 
@@ -304,14 +302,15 @@ def _prepare(host, name, app, release, id):
         f"{TMPFILES}/wsgi-{new.unit}.conf": _tmpfiles(new),
         **new.manager.files(new.unit, new),
     }
-    new.record["files"] = {path: _sum(text) for path, text in texts.items()}
     wsgi_host.folder(f"{ETC}/{name}", 0o755)
     wsgi_host.folder(new.folder, 0o750, 0, gid)
     # First of all, so that whatever a killed run leaves can be retired by the next.
-    wsgi_host.write(f"{new.folder}/generation.json", json.dumps(new.record, indent=1) + "\n", 0o600)
+    _write_record(new)
     for path, text in texts.items():
         ours = path.startswith(new.folder)
         wsgi_host.write(path, text, 0o640 if ours else 0o644, 0, gid if ours else 0)
+    new.record["files"] = {path: _fingerprint(path) for path in texts}
+    _write_record(new)
     wsgi_host.folder(LOG, 0o755)
     wsgi_host.folder(f"{LOG}/{name}", 0o750, 0, gid)
     # Root's folder, so no link can be planted there; the file is its own, to be written to.
@@ -457,5 +456,15 @@ def _group_of(user):
     return pwd.getpwnam(user).pw_gid
 
 
-def _sum(text):
-    return hashlib.sha256(text.encode()).hexdigest()
+def _write_record(generation):
+    text = json.dumps(generation.record, indent=1) + "\n"
+    wsgi_host.write(f"{generation.folder}/generation.json", text, 0o600)
+
+
+def _fingerprint(path):
+    """Owner, mode and contents of a file, or None where there is none."""
+    try:
+        found = os.lstat(path)
+        return [found.st_uid, found.st_gid, found.st_mode, wsgi_host.sha256(path)]
+    except FileNotFoundError:
+        return None

@@ -44,10 +44,9 @@ class Emperor:
 
     def stop(self, unit, patience):
         """Have the emperor stop a vassal, and wait until it has, at most ``patience`` seconds."""
-        pid = self.pid(unit)
         wsgi_host.remove(self._path(unit))
-        if pid:
-            wait_until(lambda: not alive(pid), patience)
+        # Its list and not the process: a vassal that failed may be on its way up again.
+        wait_until(lambda: f"{unit}.ini" not in self._vassals(), patience, pause=0.1)
 
     def failed(self, unit):
         """Why a vassal that was just started will not come up, or None."""

@@ -62,23 +62,25 @@ def site_text(host, name, app):
 
 def differs(host, name):
     """Whether an app's own site is not as it should be. Cheap: no other site is looked at."""
-    app = host.settings.apps.get(name)
-    return wsgi_host.read(site_path(host, name)) != (site_text(host, name, app) if app else None)
+    return wsgi_host.read(site_path(host, name)) != site_text(host, name, host.settings.apps[name])
 
 
-def pending(host, *names):
+def pending(host, *names, without=None):
     """
     The files that would have to change for these apps' sites to be as they should.
 
     names : str
-        Apps of ``host.settings.apps``, or some that are to have no site.
+        Apps of ``host.settings.apps``.
+    without : str
+        An app that is to have no site.
 
     Returns a dict of paths to texts, or to None for a file to be removed.
     """
     sites = _sites(host)
     for name in names:
-        app = host.settings.apps.get(name)
-        sites[site_path(host, name)] = site_text(host, name, app) if app else None
+        sites[site_path(host, name)] = site_text(host, name, host.settings.apps[name])
+    if without:
+        sites[site_path(host, without)] = None
     wanted = {**sites, default_path(host): _default_text(host, filter(None, sites.values()))}
     return {path: text for path, text in wanted.items() if wsgi_host.read(path) != text}
 
@@ -98,7 +100,7 @@ def check(host, name):
 
 def withdraw(host, name):
     """Take an app's site away, and nginx off it."""
-    _put(pending(host, name))
+    _put(pending(host, without=name))
     if _master(host) and not loaded(host):
         reload(host)
 
@@ -109,6 +111,7 @@ def refresh(host):
 
     Returns whether it had to be reloaded. Raises ``Problem`` as ``reload`` does.
     """
+    wsgi_host.remove(CLOSING)  # of a run that was killed
     _put(pending(host))
     if loaded(host):
         return False

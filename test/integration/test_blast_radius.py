@@ -1,7 +1,7 @@
 """What happens to one app happens to no other."""
 
 import pytest
-from conftest import app
+from pillars import app
 
 PAIRS = [("uwsgi", "gunicorn"), ("gunicorn", "uwsgi")]
 

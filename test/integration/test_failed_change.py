@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import SERVERS, app
+from pillars import SERVERS, app
 
 BROKEN = {
     "syntax error": ({"source": "salt://apps/syntax_error", "application": "broken:application"}, "SyntaxError"),

@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from conftest import app
+from pillars import app
 
 APPS = {
     "one": app("uwsgi", domains=["one.example.com"]),
@@ -67,6 +67,12 @@ def test_file_changed_by_hand_is_put_right(machine, path):
     assert machine.apply().changed == {"two-live"}
     assert machine.exec(f"grep -l 'by hand' {path}", check=False).rc == 1
     assert machine.apply().changed == set()
+
+
+def test_mode_changed_by_hand_is_put_right(machine):
+    machine.exec("chmod o+r /etc/wsgi/two/*/env")
+    assert machine.apply().changed == {"two-live"}
+    assert machine.exec("stat -c %a /etc/wsgi/two/*/env").stdout.strip() == "640"
 
 
 def test_site_changed_by_hand_is_put_right(machine):

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from conftest import SERVERS, app
+from pillars import SERVERS, app
 
 APPS = {
     f"{server}-{manager}": app(server, process_manager=manager, domains=[f"{server}-{manager}.example.com"])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from conftest import SERVERS, inspected
+from pillars import SERVERS, inspected
 
 SECRET = "s3cr3t-that-nobody-sees"
 NASTY = "a 'b' \"c\" $HOME `id` %s %(x)s $(id) @(x) \\ ünï\nnext line "

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import SERVERS, app, inspected
+from pillars import SERVERS, app, inspected
 
 
 @pytest.fixture(scope="module", params=["uwsgi", "gunicorn"])

@@ -1,7 +1,7 @@
 """An app that is taken away is gone; what it left is kept, unless it is purged."""
 
 import pytest
-from conftest import SERVERS, app
+from pillars import SERVERS, app
 
 KEPT = ("/srv/wsgi/one", "/var/log/wsgi/one", "/var/lib/wsgi/home/one")
 OTHER = {"two": app("uwsgi", domains=["two.example.com"])}
@@ -87,6 +87,9 @@ def test_clean_takes_away_everything(machine):
     )
     machine.apply()
     machine.apply(sls="wsgi.clean")
+    for name in ("one", "two"):
+        with pytest.raises(ConnectionError):
+            machine.get("/", host=f"{name}.example.com")
     left = machine.exec(
         "find / -xdev -not -path '/proc/*' -not -path '/srv/formula/*' -not -path '/var/cache/*' -not -path '/var/lib/dpkg/*'"
         " -not -path '/opt/*' -not -path '/usr/share/*' -iname '*wsgi*' | grep -v -E 'uwsgi|wsgiref|/srv/pillar|/srv/formula|cache/salt'; getent passwd | grep wsgi-; ps -eo args | grep '[g]unicorn'",

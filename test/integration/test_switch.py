@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import app
+from pillars import app, inspected
 
 HELLO_TWO = {"source": "salt://apps/hello_two"}
 # Each line one change from the line before: the server, its process manager, the code, a
@@ -41,20 +41,21 @@ def test_twenty_changes_under_load_lose_no_request(machine):
     machine.apply()
     generations = [live(machine)]
     # The pause leaves some of the processors to the changes.
-    with machine.load(clients=8, pause=0.02, host="hello.example.com", seconds=1200) as load:
+    with machine.load(clients=8, pause=0.04, host="hello.example.com", seconds=1200) as load:
         for change in CHANGES:
             machine.pillar({"apps": {"hello": app(**change)}})
             machine.apply()
             generations.append(live(machine))
             assert_nothing_else_is_left(machine)
     assert load.report["lost"] == 0, json.dumps(load.report, indent=1)
-    assert load.report["requests"] > 10_000
+    assert load.report["requests"] > 5_000
+    kept = machine.exec("ls -t /srv/wsgi/hello/releases").stdout.split()
+    assert len(kept) == 3  # keep_releases
+    assert kept[0] == machine.call("wsgi.status")["hello"]["release"]
     assert sum(old != new for old, new in zip(generations, generations[1:])) >= 20
 
 
 def test_slow_request_is_answered_by_the_generation_that_got_it(machine):
-    from conftest import inspected
-
     machine.pillar({"apps": {"hello": inspected("gunicorn")}})
     machine.apply()
     for server in ("uwsgi", "gunicorn"):

@@ -1,0 +1,23 @@
+"""Short ways to write the pillars of the tests."""
+
+SERVERS = [("uwsgi", "emperor"), ("uwsgi", "supervisor"), ("gunicorn", "supervisor")]
+
+
+def app(server="gunicorn", **settings):
+    """An app's pillar: the shipped example, but for what is said otherwise."""
+    return {
+        "server": server,
+        "source": "salt://wsgi/examples/hello",
+        "application": "hello:application",
+        "workers": 2,
+        "health": {"path": "/healthz", "deadline": 20},
+        **settings,
+    }
+
+
+def inspected(server="gunicorn", **settings):
+    """An app that tells what it sees; see test/apps/inspect."""
+    return app(
+        server,
+        **{"source": "salt://apps/inspect", "application": "inspected:application", **settings},
+    )
