@@ -12,7 +12,6 @@ import wsgi_host
 import wsgi_managers
 import wsgi_probe
 import wsgi_release
-import wsgi_settings
 from salt.exceptions import CommandExecutionError
 from salt.utils.hashutils import get_hash
 from wsgi_host import LIB, LOG, SRV, Problem
@@ -224,7 +223,7 @@ def _status(host, name):
         "release": current.release,
         "domains": app["domains"] if app else [],
         "listen": app["listen"] if app else None,
-        "health": _health(current, app) if app else None,
+        "health": _health(current, wsgi_generation.check_of(app) if app else current.record["check"]),
         "pids": pids,
         "memory_mib": round(wsgi_managers.memory(pids) / 2**20, 1),
         "uptime_s": round(wsgi_managers.uptime(pids[0])) if pids else 0,
@@ -232,20 +231,20 @@ def _status(host, name):
     }
 
 
-def _health(current, app):
+def _health(current, check):
     begun = time.monotonic()
     try:
         found = wsgi_probe.status(
             current.protocol,
             current.socket,
-            app["health"]["path"],
-            wsgi_settings.health_host(app),
-            app["request_timeout"],
+            check["path"],
+            check["host"],
+            current.record["settings"]["request_timeout"],
         )
     except (OSError, http.client.HTTPException) as error:
         return {"ok": False, "error": str(error) or type(error).__name__}
     return {
-        "ok": found == app["health"]["status"],
+        "ok": found == check["status"],
         "status": found,
         "latency_ms": round((time.monotonic() - begun) * 1000, 1),
     }

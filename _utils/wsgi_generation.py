@@ -286,6 +286,7 @@ def _prepare(host, name, app, release, id):
             "release": release.id,
             "environment": release.environment_id,
             "version": _version(row, release, app["user"]),
+            "check": check_of(app),
             "settings": {k: v for k, v in recorded.items() if k != "env"},
             "env": recorded["env"],
         },
@@ -378,6 +379,12 @@ def _values(text):
 
 def _start(generation):
     generation.manager.start(generation.unit, generation)
+
+
+def check_of(app):
+    """An app's health check, as a generation remembers it: ``path``, ``host`` and ``status``."""
+    health = app["health"]
+    return {"path": health["path"], "host": wsgi_settings.health_host(app), "status": health["status"]}
 
 
 def _ready(generation, app):

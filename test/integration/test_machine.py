@@ -130,6 +130,7 @@ def test_bad_pillar_touches_nothing_and_tells_everything(served):
     assert "wsgi:apps:uwsgi-emperor:server: 'unicorn' is not a server; did you mean 'gunicorn'?" in comment
     assert "wsgi:ngnix" in comment and "did you mean 'nginx'?" in comment
     assert served.call("wsgi.validate") == comment.splitlines()[:-1]
+    assert served.call("wsgi.status", "uwsgi-emperor")["uwsgi-emperor"]["health"]["ok"]
     assert served.exec("find /etc /srv/wsgi -newermt 1970-01-01 -printf '%p %T@ %C@\\n' | sort").stdout == before
     served.pillar({"apps": APPS})
     assert served.call("wsgi.validate") is True
