@@ -26,8 +26,6 @@ SYSTEMD = [
     # /proc/1/cgroup tells; v2's default, a private namespace mounted read-only, gives it neither.
     "--cgroupns=host",
     "--volume=/sys/fs/cgroup:/sys/fs/cgroup:rw",
-    # One cache of wheels for all containers; pip replaces its entries atomically.
-    "--volume=wsgi-formula-pip:/var/cache/pip",
 ]
 
 
