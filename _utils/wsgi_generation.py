@@ -113,8 +113,7 @@ def wanted_id(host, app, release):
     """
     row = host.servers[app["server"]]
     templates = [f"{app['server']}/{row['config']}.jinja"]
-    if app["process_manager"] == "supervisor":
-        templates.append("supervisor/program.conf.jinja")
+    templates += wsgi_managers.MANAGERS[app["process_manager"]].templates
     return digest(
         release.id,
         release.environment_id,
@@ -198,7 +197,7 @@ def change(host, name, app, release, id):
         wsgi_nginx.check(host, name)
         new = _prepare(host, name, app, release, _free_id(name, id))
         try:
-            _start(new)
+            new.manager.start(new.unit, new)
             _ready(new, app)
         except BaseException as error:
             lines = new.log_tail(FAILURE_LINES)
@@ -375,10 +374,6 @@ def _values(text):
         name, _, value = assignment.partition("=")
         if name not in ("PATH", "HOME", "USER", "LOGNAME", "LANG"):
             yield value
-
-
-def _start(generation):
-    generation.manager.start(generation.unit, generation)
 
 
 def check_of(app):

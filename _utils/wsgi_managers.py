@@ -24,6 +24,9 @@ WITH_ENVIRONMENT = "/usr/local/lib/wsgi/with-environment"
 class Emperor:
     """The formula's own uWSGI emperor: a vassal is a link whose owner the vassal runs as."""
 
+    # What it renders: a generation's id changes with them.
+    templates = ()
+
     def __init__(self, host):
         self.host = host
         self._first_pids = {}
@@ -71,11 +74,6 @@ class Emperor:
         return os.path.islink(Emperor._path(unit))
 
     @staticmethod
-    def units():
-        """All units that this manager was given."""
-        return [name[: -len(".ini")] for name in wsgi_host.listdir(VASSALS)]
-
-    @staticmethod
     def _vassals():
         try:
             with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
@@ -92,6 +90,7 @@ class Supervisor:
 
     # Of https://supervisord.org/subprocess.html#process-states, those a start can't recover from.
     FAILED = ("BACKOFF", "EXITED", "FATAL")
+    templates = ("supervisor/program.conf.jinja",)
 
     def __init__(self, host):
         self.host = host
@@ -103,7 +102,7 @@ class Supervisor:
         """The program's section, path to text."""
         return {
             self._path(unit): self.host.render(
-                "supervisor/program.conf.jinja",
+                self.templates[0],
                 unit=unit,
                 generation=generation,
                 command=" ".join([WITH_ENVIRONMENT, generation.folder, *generation.command]),
@@ -144,14 +143,6 @@ class Supervisor:
         """Whether the unit comes back by itself after a reboot."""
         return os.path.exists(self._path(unit))
 
-    def units(self):
-        """All units that this manager was given."""
-        return [
-            name[len("wsgi-") : -len(".conf")]
-            for name in wsgi_host.listdir(self.host.family["supervisor"]["conf_dir"])
-            if name.startswith("wsgi-") and name.endswith(".conf")
-        ]
-
     def _info(self, unit):
         try:
             with self._rpc() as rpc:
@@ -189,8 +180,8 @@ def manager(host, name):
     name : str
         A key of ``MANAGERS``.
 
-    Returns an object with ``files``, ``start``, ``stop``, ``failed``, ``pid``, ``registered``
-    and ``units``.
+    Returns an object with ``templates``, ``files``, ``start``, ``stop``, ``failed``, ``pid`` and
+    ``registered``.
     """
     return MANAGERS[name](host)
 
