@@ -23,6 +23,9 @@ import wsgi_settings
 from wsgi_host import ETC, LIB, LOG, RUN, TMPFILES, Problem
 from wsgi_release import digest, tail
 
+SPAWN = "/usr/local/lib/wsgi/spawn"
+# What of a server's row decides its process.
+DECIDING = ("protocol", "spawned", "keepalive", "notify", "config", "command")
 # Beyond what a server is allowed for a graceful stop, before what is left of it is killed.
 STOP_MARGIN = 15  # seconds
 # Logs of retired generations that stay, for each app.
@@ -60,17 +63,22 @@ class Generation:
         self.unit = f"{name}.{id}"
         self.folder = f"{ETC}/{name}/{id}"
         self.run = f"{RUN}/{name}/{id}"
-        self.socket = f"{self.run}/{self.protocol}.sock"
+        self.sockets = _sockets(self.run, record)
         self.live = f"{LIB}/live/{name}"
         self.log = f"{LOG}/{name}/{id}.log"
-        self.speaks = f"{self.run}/{self.protocol}"  # tells nginx, which can't see sockets
+        # They tell nginx, which can't see sockets, where to go.
+        self.markers = [f"{self.run}/{marker}" for marker in record.get("markers", [self.protocol])]
         self.reopen = f"{self.run}/reopen"  # touched when logs were rotated
         self.code = f"{wsgi_host.SRV}/{name}/releases/{self.release}/code"
         self.environment = f"{wsgi_host.SRV}/{name}/environments/{record['environment']}"
         self.manager = wsgi_managers.manager(host, record["process_manager"])
-        row = host.servers[self.server]
-        self.config = f"{self.folder}/{row['config']}"
-        self.command = [part.format(config=self.config, environment=self.environment) for part in row["command"]]
+        self.config = f"{self.folder}/{host.servers[self.server]['config']}"
+        self.command = []
+
+    @property
+    def socket(self):
+        """Its socket, or the first of them."""
+        return self.sockets[0]
 
     @property
     def hash(self):
@@ -111,16 +119,70 @@ def wanted_id(host, app, release):
 
     Returns a str.
     """
-    row = host.servers[app["server"]]
-    templates = [f"{app['server']}/{row['config']}.jinja"]
-    templates += wsgi_managers.MANAGERS[app["process_manager"]].templates
+    templates = [*_templates(host, app), *wsgi_managers.MANAGERS[app["process_manager"]].templates]
     return digest(
         release.id,
         release.environment_id,
         wsgi_settings.process_settings(app),
-        row["command"],
+        {key: value for key, value in host.servers[app["server"]].items() if key in DECIDING},
+        _guards(host, app),
         [host.template_text(template) for template in templates],
     )
+
+
+def _templates(host, app):
+    """What a generation's own files are rendered from, template to file."""
+    config = host.servers[app["server"]]["config"]
+    files = {"common/wsgi_application.py.jinja": "wsgi_application.py"} if app["application"] else {}
+    return {**files, **({f"{app['server']}/{config}.jinja": config} if config else {})}
+
+
+def command(host, app, generation):
+    """
+    What starts an app's server.
+
+    app : dict
+        As ``wsgi_settings.Settings.apps`` holds it.
+    generation : Generation
+
+    Returns a list of words.
+    """
+    row = host.servers[app["server"]]
+    spawned = wsgi_settings.spawned(app, host.servers)
+    values = {
+        "bin": "/usr/bin" if app["install"] == "distribution" else f"{generation.environment}/bin",
+        "config": generation.config,
+        "folder": generation.folder,
+        "environment": generation.environment,
+        "code": generation.code,
+        "application": app["application"],
+        "socket": "{socket}" if spawned else generation.socket,
+        **{setting: app[setting] for setting in wsgi_settings.NEUTRAL_SETTINGS},
+    }
+    words = [_filled(str(word), values) for word in row["command"] or app["command"]]
+    if not spawned:
+        return words
+    spawn = [SPAWN, "--workers", str(app["workers"]), "--link", f"{generation.run}/{generation.protocol}"]
+    spawn += ["--patience", str(app["graceful_timeout"])]
+    if app["memory_limit"]:
+        spawn += ["--memory-limit", str(app["memory_limit"])]
+    return [*spawn, "--", *words]
+
+
+def _guards(host, app):
+    """The settings that the guard keeps for an app's server: a list of names."""
+    honours = wsgi_settings.honoured(app, host.servers)
+    return [name for name in wsgi_settings.NEUTRAL_SETTINGS if honours.get(name) == "guard"]
+
+
+def _filled(word, values):
+    return wsgi_settings.PLACEHOLDER.sub(lambda found: str(values.get(found[1], found[0])), word)
+
+
+def _sockets(run, record):
+    """Where nginx finds a generation: one socket, or one for each worker."""
+    numbers = [f"-{number}" for number in range(1, record.get("spawned", 0) + 1)] or [""]
+    return [f"{run}/{record['protocol']}{number}.sock" for number in numbers]
 
 
 def live(host, name):
@@ -168,7 +230,8 @@ def wear(host, generation):
 
     Returns a sentence: it must be replaced by an equal one.
     """
-    if generation.socket not in host.listening:
+    # One at least: a worker that has just died is `spawn`'s to bring back.
+    if not any(os.path.realpath(socket) in host.listening for socket in generation.sockets):
         return "nothing listens on its socket"
     if not generation.manager.registered(generation.unit):
         return f"{generation.record['process_manager']} was not to start it again"
@@ -237,9 +300,11 @@ def retire(host, name, id):
     wsgi_host.remove(f"{ETC}/{name}/{id}")
 
 
-def _version(row, release, user):
-    """The server's version, as it says it."""
-    command = [part.format(environment=release.environment) for part in row["version"]]
+def _version(app, row, release):
+    """The server's version: what pip installed, or what the distribution's says of itself."""
+    if app["install"] == "environment":
+        return release.installed(row["package"]) if row["package"] else None
+    command, user = row["show_version"], app["user"]
     account = pwd.getpwnam(user)
     done = subprocess.run(
         command,
@@ -284,21 +349,28 @@ def _prepare(host, name, app, release, id):
             "user": app["user"],
             "release": release.id,
             "environment": release.environment_id,
-            "version": _version(row, release, app["user"]),
+            "version": _version(app, row, release),
+            "spawned": app["workers"] if wsgi_settings.spawned(app, host.servers) else 0,
+            "markers": _markers(app, host.servers),
             "check": check_of(app),
             "settings": {k: v for k, v in recorded.items() if k != "env"},
             "env": recorded["env"],
         },
     )
     uid, gid = new.uid, new.gid
+    new.command = command(host, app, new)
     texts = {
         f"{new.folder}/env": environment_text(new, app["env"]),
-        new.config: host.render(
-            f"{new.server}/{row['config']}.jinja",
-            app=app,
-            generation=new,
-            options=recorded["server_options"],
-        ),
+        **{
+            f"{new.folder}/{file}": host.render(
+                template,
+                app=app,
+                generation=new,
+                options=recorded["server_options"],
+                guards=_guards(host, app),
+            )
+            for template, file in _templates(host, app).items()
+        },
         f"{TMPFILES}/wsgi-{new.unit}.conf": _tmpfiles(new),
         **new.manager.files(new.unit, new),
     }
@@ -319,9 +391,16 @@ def _prepare(host, name, app, release, id):
     os.chown(new.log, uid, gid)
     for path, mode, owner, group in _folders(new):
         wsgi_host.folder(path, mode, owner, group)
-    for path in (new.speaks, new.reopen):
+    for path in (*new.markers, new.reopen):
         wsgi_host.write(path, "", 0o644)
     return new
+
+
+def _markers(app, servers):
+    """The names of the files that tell nginx which upstream to ask, and how."""
+    row = servers[app["server"]]
+    upstream = "workers" if wsgi_settings.spawned(app, servers) else row["protocol"]
+    return [upstream, *(["keepalive"] if row.get("keepalive") else [])]
 
 
 def settings_record(app):
@@ -344,7 +423,7 @@ def _folders(generation):
 def _tmpfiles(generation):
     """What makes the folders below /run again after a reboot."""
     lines = [f"d {path} {mode:04o} {uid} {gid} -\n" for path, mode, uid, gid in _folders(generation)]
-    lines += [f"f {path} 0644 root root -\n" for path in (generation.speaks, generation.reopen)]
+    lines += [f"f {path} 0644 root root -\n" for path in (*generation.markers, generation.reopen)]
     return "".join(lines)
 
 
@@ -388,6 +467,7 @@ def _ready(generation, app):
     host = wsgi_settings.health_host(app)
     deadline = time.monotonic() + health["deadline"]
     last = "nothing listened on its socket"
+    waiting = list(generation.sockets)
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
@@ -398,15 +478,19 @@ def _ready(generation, app):
         failed = generation.manager.failed(generation.unit)
         if failed:
             raise Problem(f"generation {generation.id} under {generation.server} did not start: {failed}.")
-        if os.path.exists(generation.socket):
+        # One after the other, so that each has passed once.
+        while waiting and os.path.exists(waiting[0]):
             try:
-                status = wsgi_probe.status(generation.protocol, generation.socket, health["path"], host, min(left, 10))
+                status = wsgi_probe.status(generation.protocol, waiting[0], health["path"], host, min(left, 10))
             except (OSError, http.client.HTTPException) as error:
                 last = f"GET {health['path']}: {error or type(error).__name__}"
-            else:
-                if status == health["status"]:
-                    return
+                break
+            if status != health["status"]:
                 last = f"GET {health['path']} answered {status} instead of {health['status']}"
+                break
+            waiting.pop(0)
+        if not waiting:
+            return
         time.sleep(0.1)
 
 
@@ -420,7 +504,7 @@ def _go_live(generation):
 def _drain(generation):
     """Wait until nothing is connected to a generation that is live no more."""
     wsgi_managers.wait_until(
-        lambda: wsgi_probe.connections(generation.socket) == 0,
+        lambda: wsgi_probe.connections(generation.run) == 0,
         generation.record["settings"]["graceful_timeout"],
     )
 

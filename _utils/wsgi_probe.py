@@ -93,9 +93,9 @@ def uwsgi_request(target, host):
     return struct.pack("<BHB", 0, len(body), 0) + body
 
 
-def connections(path):
-    """How many connections a unix socket has, accepted or waiting to be."""
-    return sum(1 for name, listens in wsgi_host.unix_sockets() if name == path and not listens)
+def connections(folder):
+    """How many connections the unix sockets in a folder have, accepted or waiting to be."""
+    return sum(1 for path, listens in wsgi_host.unix_sockets() if path.startswith(f"{folder}/") and not listens)
 
 
 def _connect(path, timeout):

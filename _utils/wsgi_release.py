@@ -9,10 +9,12 @@ ids are hashes of what they are made from, and the same on every host.
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 
 import wsgi_host
+import wsgi_settings
 from wsgi_host import SRV, Problem
 
 # What a finished environment or release carries, written last.
@@ -44,7 +46,7 @@ class Release:
         self.app = app
         self.files, self.sums = host.source_files(app["source"])
         self.python = self._python()
-        self.environment_id = digest(self.python, app["user"], self._requirements(), self._server_requirement())
+        self.environment_id = digest(self.python, app["user"], self._requirements(), self._server_requirements())
         self.id = digest(self.sums, self.environment_id)
         self.path = f"{SRV}/{name}/releases/{self.id}"
         self.code = f"{self.path}/code"
@@ -101,9 +103,10 @@ class Release:
                 self._run([*pip, "-r", requirements], uid, gid)
             elif requirements:
                 self._run([*pip, *requirements], uid, gid)
-            wanted = self._server_requirement()
-            if wanted and not self._installed(wanted):
-                self._run([*pip, wanted], uid, gid)
+            wanted = [package for package in self._server_requirements() if not self.installed(package)]
+            if wanted:
+                self._run([*pip, *wanted], uid, gid)
+            self._check_installed()
         except Problem:
             wsgi_host.remove(self.environment)
             raise
@@ -136,15 +139,33 @@ class Release:
         if check and done.returncode:
             raise Problem(f"{_readable(command)} failed:\n{tail(done.stdout)}")
 
-    def _installed(self, requirement):
-        """Whether the app's own requirements brought a package already: theirs wins."""
-        wanted = requirement.split("==")[0].split("[")[0].lower().replace("-", "_") + "-"
+    def installed(self, requirement):
+        """
+        The version of a package in the environment; the app's own requirements may have brought
+        it, and theirs wins.
+
+        requirement : str
+            The package's name; extras and a version may follow.
+
+        Returns a str, or None where it is not there.
+        """
+        name = _normal(re.match(r"[\w.-]+", requirement)[0])
         lib = os.path.join(self.environment, "lib")
-        return any(
-            package.lower().startswith(wanted) and package.endswith(".dist-info")
-            for python in wsgi_host.listdir(lib)
-            for package in wsgi_host.listdir(os.path.join(lib, python, "site-packages"))
-        )
+        for python in wsgi_host.listdir(lib):
+            for found in wsgi_host.listdir(os.path.join(lib, python, "site-packages")):
+                package, _, version = found.removesuffix(".dist-info").partition("-")
+                if found.endswith(".dist-info") and _normal(package) == name:
+                    return version
+        return None
+
+    def _check_installed(self):
+        """A server with known holes may have come with the app's requirements."""
+        row = self.host.servers[self.app["server"]]
+        version = self.installed(row["package"]) if self._server_requirements() else None
+        found = wsgi_settings.vulnerabilities(row, version) if version else []
+        if found and not self.app["allow_vulnerable"]:
+            sentence = wsgi_settings.vulnerable(self.app["server"], version, found, row)
+            raise Problem(f"wsgi:apps:{self.name}:requirements: {sentence}")
 
     def _python(self):
         found = shutil.which(self.app["python"], path=wsgi_host.PATH)
@@ -162,8 +183,8 @@ class Release:
             return self.sums
         return lines
 
-    def _server_requirement(self):
-        return self.host.servers[self.app["server"]]["requirement"]
+    def _server_requirements(self):
+        return wsgi_settings.requirement_of(self.app, self.host.servers)
 
     def prune(self, in_use):
         """
@@ -196,6 +217,11 @@ class Release:
 def tail(text, lines=15):
     """The last lines of a text, indented, for a comment."""
     return "\n".join("  " + line for line in text.rstrip().splitlines()[-lines:])
+
+
+def _normal(package):
+    """A package's name as https://packaging.python.org/en/latest/specifications/name-normalization/ has it."""
+    return re.sub(r"[-_.]+", "_", package).lower()
 
 
 def _group(path):

@@ -25,20 +25,39 @@ DOMAIN = re.compile(
 )
 APPLICATION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 NGINX_SIZE = re.compile(r"[0-9]+[kKmMgG]?")
+VERSION = re.compile(r"[0-9]+(\.[0-9]+)*([a-z.+-]+[0-9]+)*")
+# What a `command` may name in braces besides the neutral settings.
+COMMAND_PLACEHOLDERS = ("socket", "application", "environment", "code", "folder")
+PLACEHOLDER = re.compile(r"\{(\w*)\}")
 OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 # The settings that reach the process. A change of any other one makes no new generation.
 PROCESS_SETTINGS = (
     "server",
     "process_manager",
+    "install",
     "application",
+    "interface",
+    "command",
     "user",
     "workers",
     "threads",
+    "preload",
     "request_timeout",
     "graceful_timeout",
     "max_requests",
+    "memory_limit",
     "env",
+)
+# The settings that mean the same under every server, or are refused.
+NEUTRAL_SETTINGS = (
+    "workers",
+    "threads",
+    "preload",
+    "request_timeout",
+    "graceful_timeout",
+    "max_requests",
+    "memory_limit",
 )
 
 
@@ -69,6 +88,10 @@ def _domain(value):
     return isinstance(value, str) and DOMAIN.fullmatch(value) is not None
 
 
+def _version(value):
+    return isinstance(value, str) and VERSION.fullmatch(value) is not None
+
+
 def _list_of(value, test):
     return isinstance(value, list) and all(test(item) for item in value)
 
@@ -93,7 +116,21 @@ APP = {
         "a process manager's name, or a mapping of servers to them",
         lambda value: _one_line(value) or isinstance(value, Mapping),
     ),
+    "install": Rule("distribution or environment", lambda value: value in ("distribution", "environment")),
+    "version": Rule(
+        "a version, quoted, e.g. '23.0.0', or a mapping of servers to them",
+        lambda value: isinstance(value, Mapping) or _version(value),
+    ),
+    "allow_vulnerable": BOOLEAN,
     "application": _matching(APPLICATION, "module:callable"),
+    "interface": Rule("wsgi or asgi", lambda value: value in ("wsgi", "asgi")),
+    "command": Rule(
+        "a list of words that holds {socket}",
+        lambda value: (
+            _list_of(value, lambda word: _one_line(str(word)) and type(word) in (str, int, float))
+            and any("{socket}" in str(word) for word in value)
+        ),
+    ),
     "source": Rule(
         "a folder that Salt serves, salt://…",
         lambda value: _one_line(value) and value.startswith("salt://") and len(value) > 7,
@@ -120,9 +157,11 @@ APP = {
     "listen": _integer(1, 65535),
     "workers": _integer(1, 1024),
     "threads": _integer(1, 1024),
+    "preload": BOOLEAN,
     "request_timeout": _integer(1, 86400),
     "graceful_timeout": _integer(1, 86400),
     "max_requests": _integer(0, 2**31 - 1),
+    "memory_limit": _integer(16, 2**20),
     "env": MAPPING,
     "health": MAPPING,
     "server_options": MAPPING,
@@ -224,6 +263,79 @@ def user_of(name, app):
     return app["user"] or f"wsgi-{name}"
 
 
+def install_of(app, servers):
+    """Where an app's server comes from: ``distribution`` or ``environment``."""
+    return app["install"] or servers[app["server"]]["install"][0]
+
+
+def version_of(app, servers):
+    """The version of an app's server that pip is to install: the app's word on it, or the default."""
+    version = app["version"]
+    if isinstance(version, Mapping):
+        version = version.get(app["server"])
+    return version or servers[app["server"]]["version"]
+
+
+def requirement_of(app, servers):
+    """What pip is to install for an app's server, a list; empty for the distribution's."""
+    row = servers[app["server"]]
+    if row["package"] is None or install_of(app, servers) == "distribution":
+        return []
+    return [f"{row['package']}=={version_of(app, servers)}", *row.get("with", {}).get(app["interface"], [])]
+
+
+def spawned(app, servers):
+    """Whether an app's server has one process only, so that its workers are programs of their own."""
+    return servers[app["server"]].get("spawned", False) and "workers" not in _placeholders(app)
+
+
+def honoured(app, servers):
+    """The neutral settings that an app's server can keep: a dict of them to what they become."""
+    honours = dict(servers[app["server"]]["honours"])
+    if app["server"] == "command":
+        if not spawned(app, servers):
+            honours = {"graceful_timeout": honours["graceful_timeout"]}
+        honours.update({name: f"{{{name}}}" for name in NEUTRAL_SETTINGS if name in _placeholders(app)})
+    return honours
+
+
+def vulnerabilities(row, version):
+    """
+    What is known against a version of a server.
+
+    row : dict
+        Of ``wsgi/servers.yaml``.
+    version : str
+
+    Returns a list of CVE numbers.
+
+    .. code-block:: python
+
+        >>> vulnerabilities(servers["waitress"], "3.0.0")
+        ['CVE-2024-49768', 'CVE-2024-49769']
+    """
+    found = row.get("vulnerable", {}).items()
+    return [cve for cve, mended in found if _release_number(version) < _release_number(mended)]
+
+
+def vulnerable(server, version, found, row):
+    """A sentence's end on a version with holes: what they are, and what to use instead."""
+    return f"{version!r} of {server} has {', '.join(found)}; use {row['version']}, the default, or say allow_vulnerable: true"
+
+
+def _placeholders(app):
+    words = app["command"] or []
+    return {name for word in words for name in PLACEHOLDER.findall(str(word))}
+
+
+def _release_number(version):
+    """2.0.30.post1 -> (2, 0, 30): enough to tell whether a mend is in it."""
+    numbers = [int(number) for number in re.match(r"[0-9.]*", version)[0].split(".") if number]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
 def manager_of(app, servers):
     """The name of the process manager that holds an app under the server it has now."""
     manager = app["process_manager"]
@@ -294,11 +406,12 @@ class _Loader:
             return app
         if own.get("server") in (None, app["server"]):
             self._check_server(key, app)
-        for required in ("application", "source"):
+        for required in ("command" if app["server"] == "command" else "application", "source"):
             if app[required] is None and own.get(required) is None:
                 self._problem(f"{key}:{required}", f"missing; it must be {APP[required].allowed}")
         app["user"] = user_of(name, app)
         app["process_manager"] = manager_of(app, self.servers)
+        app["install"] = install_of(app, self.servers)
         return app
 
     def _check_app(self, key, own):
@@ -313,18 +426,55 @@ class _Loader:
             self._check_env(f"{key}:env", said["env"])
         if "server_options" in said:
             said["server_options"] = self._check_options(f"{key}:server_options", said["server_options"])
+        if isinstance(said.get("version"), Mapping):
+            said["version"] = self._check_versions(f"{key}:version", said["version"])
         if "process_manager" in said:
             said["process_manager"] = self._check_manager(f"{key}:process_manager", said["process_manager"])
         return said
 
     def _check_server(self, key, app):
+        server, row = app["server"], self.servers[app["server"]]
         manager = app["process_manager"]
         if isinstance(manager, str):
-            self._check_holds(f"{key}:process_manager", app["server"], manager)
-        honours = self.servers[app["server"]]["honours"]
-        for name in ("workers", "threads", "request_timeout", "graceful_timeout", "max_requests"):
+            self._check_holds(f"{key}:process_manager", server, manager)
+        if app["interface"] not in row["interfaces"]:
+            others = [name for name, other in self.servers.items() if app["interface"] in other["interfaces"]]
+            self._problem(
+                f"{key}:interface", f"{app['interface']!r} is nothing that {server} can serve ({', '.join(others)})"
+            )
+        if app["install"] not in (None, *row["install"]):
+            self._problem(f"{key}:install", f"{app['install']!r} is not to be had of {server} ({row['install'][0]})")
+        honours = honoured(app, self.servers)
+        for name in NEUTRAL_SETTINGS:
             if name not in honours and app[name] != self.defaults["app"][name]:
-                self._problem(f"{key}:{name}", f"{app[name]!r} can't be honoured by {app['server']}; leave it out")
+                self._problem(f"{key}:{name}", f"{app[name]!r} can't be honoured by {server}; leave it out")
+        self._check_version(key, app, row)
+        if server == "command":
+            self._check_command(f"{key}:command", app["command"] or [])
+
+    def _check_version(self, key, app, row):
+        """A version that pip is to install must be one without a known hole."""
+        if not requirement_of(app, self.servers):
+            if isinstance(app["version"], str):
+                self._problem(f"{key}:version", f"{app['version']!r} can't be had: {app['server']} is not pip's here")
+            return
+        version = version_of(app, self.servers)
+        found = vulnerabilities(row, version)
+        if found and not app["allow_vulnerable"]:
+            self._problem(f"{key}:version", vulnerable(app["server"], version, found, row))
+
+    def _check_versions(self, key, by_server):
+        """The part of a mapping of servers to versions that has no problem."""
+        self._known(key, by_server, self.servers, "server")
+        for server, version in by_server.items():
+            if version is not None and not _version(version):
+                self._problem(f"{key}:{server}", f"{version!r} must be a version, quoted, e.g. '23.0.0'")
+        return {server: version for server, version in by_server.items() if _version(version)}
+
+    def _check_command(self, key, words):
+        known = {*COMMAND_PLACEHOLDERS, *NEUTRAL_SETTINGS}
+        for name in sorted({name for word in words for name in PLACEHOLDER.findall(str(word))} - known):
+            self._problem(key, f"'{{{name}}}' stands for nothing" + _nearest(name, sorted(known)))
 
     def _check_manager(self, key, manager):
         """A process manager, or the part of a mapping of servers to them that has no problem."""

@@ -14,8 +14,11 @@ wsgi-logrotate:
     - source: salt://wsgi/common/logrotate.conf
     - mode: '0644'
 
-/usr/local/lib/wsgi/with-environment:
+{%- for program in ['with-environment', 'spawn', 'wsgi_guard.py'] %}
+
+/usr/local/lib/wsgi/{{ program }}:
   file.managed:
-    - source: salt://wsgi/common/with-environment
+    - source: salt://wsgi/common/{{ program }}
     - makedirs: true
     - mode: '0755'
+{%- endfor %}

@@ -4,7 +4,8 @@ import os
 
 
 def application(environ, start_response):
-    server = environ.get("SERVER_SOFTWARE") or "uWSGI " + environ["uwsgi.version"].decode()
+    # uWSGI alone tells its name elsewhere.
+    server = environ.get("SERVER_SOFTWARE") or f"uWSGI {environ.get('uwsgi.version', b'').decode()}"
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     if not body:
         body = f"{os.environ.get('GREETING', 'hello')} from {server}\n".encode()

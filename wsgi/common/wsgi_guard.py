@@ -1,0 +1,314 @@
+"""
+Keeps in a worker what its server can't keep by itself of an app's settings.
+
+A generation's ``wsgi_application.py`` hands the app's callable to ``guarded``. What comes back
+counts requests, ends those that take too long, and has the worker replaced when it is worn:
+by its master, whichever server's that is, or by ``spawn``.
+"""
+
+import asyncio
+import contextlib
+import faulthandler
+import importlib
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+
+INTERVAL = 1  # second between two looks at what runs
+STDERR = 2
+
+
+def guarded(application, interface, **settings):
+    """
+    Load an app's callable and put it under guard.
+
+    application : str
+        ``module:callable``.
+    interface : str
+        ``wsgi`` or ``asgi``.
+    settings
+        As ``Guard`` takes them.
+
+    Returns a callable of the same interface. Raises what the app's import raises.
+    """
+    module, _, path = application.partition(":")
+    found = importlib.import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    return {"wsgi": WSGI, "asgi": ASGI}[interface](found, Guard(**settings))
+
+
+class Guard:
+    """
+    What is asked of a worker, and how it fares.
+
+    request_timeout : int
+        Seconds after which a request is hung, and its worker to be replaced; 0: never.
+    graceful_timeout : int
+        Seconds that the worker's other requests then get to finish.
+    max_requests : int
+        After how many requests the worker is to be replaced; 0: never. Up to a tenth more, so
+        that not all workers are replaced at once.
+    memory_limit : int
+        MiB of resident memory above which it is to be replaced, and at twice of which it is
+        ended; 0: none.
+    """
+
+    def __init__(self, request_timeout=0, graceful_timeout=0, max_requests=0, memory_limit=0):
+        self.request_timeout = request_timeout
+        self.graceful_timeout = graceful_timeout
+        self.max_requests = max_requests
+        self.memory_limit = memory_limit
+        self._watched = None  # the PID that is: a fork leaves threads behind
+        self._lock = threading.Lock()
+        self._fork()
+
+    def _fork(self):
+        self.running = {}  # request -> since when
+        self.loop = None
+        self._left = self.max_requests + random.randint(0, self.max_requests // 10)
+        self._retiring = False
+        self._beat = None
+
+    def begin(self, what, loop=None):
+        """A request begins. Returns what ``end`` wants to know of it."""
+        if self._watched != os.getpid():
+            with self._lock:
+                self._start(loop)
+        request = [what]
+        self.running[id(request)] = (time.monotonic(), request)
+        return request
+
+    def _start(self, loop):
+        if self._watched == os.getpid():  # by another thread's first request
+            return
+        self._fork()
+        self.loop = loop
+        threading.Thread(target=self._watch, daemon=True, name="wsgi_guard").start()
+        self._watched = os.getpid()
+
+    def end(self, request):
+        """A request has ended; a second time is of no account."""
+        if self.running.pop(id(request), None) and self.max_requests:
+            self._left -= 1
+            if self._left <= 0 and not self._retiring:
+                self.retire()
+
+    def retire(self):
+        """Have this worker replaced, when its requests are answered."""
+        self._retiring = True
+        if _link():
+            os.kill(os.getppid(), signal.SIGUSR1)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _watch(self):
+        while True:
+            if self.request_timeout:
+                # Should nothing of Python run any more, C ends the worker.
+                slack = self.request_timeout + self.graceful_timeout + 10 * INTERVAL
+                faulthandler.dump_traceback_later(slack, exit=True, file=STDERR)
+                self._look_for_hung()
+            if self.memory_limit:
+                self._look_at_memory()
+            if self._retiring and _link():
+                self.retire()  # spawn may have been too busy to hear it
+            time.sleep(INTERVAL)
+
+    def _look_for_hung(self):
+        now = time.monotonic()
+        if self.loop:
+            self._look_at_loop(now)
+            return
+        hung = {key for key, (since, _) in list(self.running.items()) if now - since >= self.request_timeout}
+        if hung:
+            self._say(f"{self._named(hung)} took more than {self.request_timeout} s")
+            self._end(hung)
+
+    def _look_at_loop(self, now):
+        """An event loop that no longer turns answers nobody."""
+        if self._beat is None:
+            self._beat = now
+            self.loop.call_soon_threadsafe(self._beaten)
+        elif now - self._beat >= self.request_timeout:
+            self._say(f"the event loop has stood still for more than {self.request_timeout} s")
+            self._end(set(self.running))
+
+    def _beaten(self):
+        self._beat = None
+
+    def _look_at_memory(self):
+        with open("/proc/self/statm") as statm:
+            used = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+        if used > 2 * self.memory_limit:
+            self._say(f"this worker uses {used} MiB, twice the limit")
+            os._exit(1)
+        if used > self.memory_limit and not self._retiring:
+            self._say(f"this worker uses {used} MiB")
+            self.retire()
+
+    def _end(self, hung):
+        """Let the other requests finish and the next worker come, and go."""
+        faulthandler.dump_traceback(file=STDERR)
+        deadline = time.monotonic() + self.graceful_timeout
+        if _link() or set(self.running) - hung:
+            self.retire()
+        while time.monotonic() < deadline and (set(self.running) - hung or not _relieved()):
+            time.sleep(INTERVAL / 20)
+        os._exit(1)
+
+    def _named(self, keys):
+        return ", ".join(sorted({self.running[key][1][0] for key in keys if key in self.running}))
+
+    @staticmethod
+    def _say(sentence):
+        os.write(STDERR, f"wsgi_guard: pid {os.getpid()}: {sentence}; it is replaced\n".encode())
+
+
+class WSGI:
+    """A WSGI app under guard."""
+
+    def __init__(self, application, guard):
+        self.application = application
+        self.guard = guard
+
+    def __call__(self, environ, start_response):
+        _tell_the_client(environ)
+        request = self.guard.begin(f"{environ['REQUEST_METHOD']} {environ.get('PATH_INFO', '')}")
+        try:
+            body = self.application(environ, start_response)
+        except Exception:  # noqa: BLE001 - whatever an app may raise
+            self.guard.end(request)
+            return _failed(start_response)
+        except BaseException:
+            self.guard.end(request)
+            raise
+        if type(body) in (list, tuple) or isinstance(body, environ.get("wsgi.file_wrapper", ())):
+            self.guard.end(request)
+            return body
+        return _Body(body, self.guard, request, start_response)
+
+
+class _Body:
+    """What an app answers bit by bit: its request ends with it."""
+
+    def __init__(self, body, guard, request, start_response):
+        self._body = body
+        self._guard = guard
+        self._request = request
+        self._start_response = start_response
+        self._begun = False
+
+    def __iter__(self):
+        try:
+            for block in self._body:
+                self._begun = self._begun or bool(block)
+                yield block
+        except Exception:
+            if self._begun:
+                raise
+            yield from _failed(self._start_response)
+
+    def close(self):
+        try:
+            if hasattr(self._body, "close"):
+                self._body.close()
+        finally:
+            self._guard.end(self._request)
+
+
+class ASGI:
+    """An ASGI app under guard. A request is hung when nothing of its answer came in time."""
+
+    def __init__(self, application, guard):
+        self.application = application
+        self.guard = guard
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] in ("http", "websocket"):
+            scope = _with_the_client(scope)
+        if scope["type"] != "http":
+            await self.application(scope, receive, send)
+            return
+        request = self.guard.begin(f"{scope['method']} {scope['path']}", asyncio.get_running_loop())
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self.guard.end(request)
+
+    async def _answer(self, scope, receive, send):
+        begun = expired = False
+        task = asyncio.current_task()
+
+        async def sending(message):
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        def expire():
+            nonlocal expired
+            if not begun:
+                expired = True
+                task.cancel()
+
+        seconds = self.guard.request_timeout
+        timer = seconds and asyncio.get_running_loop().call_later(seconds, expire)
+        try:
+            await self.application(scope, receive, sending)
+        except asyncio.CancelledError:
+            if not expired or begun:
+                raise
+            if hasattr(task, "uncancel"):
+                task.uncancel()
+            traceback.print_exc()
+            await send({"type": "http.response.start", "status": 504, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"Gateway Timeout\n"})
+        finally:
+            if timer:
+                timer.cancel()
+
+
+def _failed(start_response):
+    """The answer to an exception. Servers that would send none at all have it from here."""
+    traceback.print_exc()
+    headers = [("Content-Type", "text/plain"), ("Content-Length", "22")]
+    start_response("500 Internal Server Error", headers, sys.exc_info())
+    return [b"Internal Server Error\n"]
+
+
+def _tell_the_client(environ):
+    """Over a unix socket a server knows of nginx alone; who asks, and how, stands in nginx's headers."""
+    if "HTTP_X_REAL_IP" in environ:
+        environ["REMOTE_ADDR"] = environ["HTTP_X_REAL_IP"]
+        environ["wsgi.url_scheme"] = environ.get("HTTP_X_FORWARDED_PROTO") or environ["wsgi.url_scheme"]
+        environ["SERVER_PORT"] = environ.get("HTTP_X_FORWARDED_PORT") or environ["SERVER_PORT"]
+
+
+def _with_the_client(scope):
+    headers = dict(scope["headers"])
+    address = headers.get(b"x-real-ip")
+    if not address:
+        return scope
+    scheme = headers.get(b"x-forwarded-proto", scope["scheme"].encode()).decode("latin-1")
+    if scope["type"] == "websocket":
+        scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
+    return {**scope, "client": (address.decode("latin-1"), 0), "scheme": scheme}
+
+
+def _link():
+    """The link through which nginx finds this worker, where spawn keeps one for it."""
+    return os.environ.get("WSGI_SPAWN_LINK")
+
+
+def _relieved():
+    """Whether nginx finds another worker in the place of this one already."""
+    link = _link()
+    if not link:
+        return True
+    with contextlib.suppress(OSError):
+        return os.readlink(link) != os.path.basename(os.environ["WSGI_SPAWN_SOCKET"])
+    return False
