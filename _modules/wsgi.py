@@ -101,8 +101,8 @@ def validate():
     """
     Check the pillar below ``wsgi``; touch nothing.
 
-    Returns True, or a list of all problems; with ``salt-call --retcode-passthrough`` the exit
-    code tells too.
+    Returns True, or a list of all problems, then of what is allowed and likely to break an app,
+    marked as a warning; with ``salt-call --retcode-passthrough`` the exit code tells of problems.
 
     CLI Example:
 
@@ -110,10 +110,11 @@ def validate():
 
         salt-call wsgi.validate
     """
-    problems = _host().settings.problems
+    host = _host()
+    problems = host.settings.problems
     if problems:
         __context__["retcode"] = 1
-    return problems or True
+    return [*problems, *(f"warning: {sentence}" for sentence in wsgi_release.warnings(host))] or True
 
 
 def status(app=None):

@@ -35,12 +35,13 @@ def pillar_valid(name):
             - order: first
     """
     settings = _host().settings
+    warnings = {"warnings": wsgi_release.warnings(_host())}
     if not settings.problems:
-        return _result(name, True, "The pillar below wsgi is valid.")
+        return {**_result(name, True, "The pillar below wsgi is valid."), **warnings}
     left = "Nothing was touched"
     if not settings.host_wide:
         left = f"Left as they are: {', '.join(sorted(settings.broken)) or 'no app'}"
-    return _result(name, False, "\n".join([*settings.problems, f"{left}."]))
+    return {**_result(name, False, "\n".join([*settings.problems, f"{left}."])), **warnings}
 
 
 def release(name):

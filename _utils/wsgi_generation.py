@@ -300,8 +300,9 @@ def retire(host, name, id):
     wsgi_host.remove(f"{ETC}/{name}/{id}")
 
 
-def _version(app, row, release):
+def _version(host, app, release):
     """The server's version: what pip installed, or what the distribution's says of itself."""
+    row = host.servers[app["server"]]
     if app["install"] == "environment":
         return release.installed(row["package"]) if row["package"] else None
     command, user = row["show_version"], app["user"]
@@ -334,46 +335,68 @@ def _free_id(name, id):
     return found
 
 
-def _prepare(host, name, app, release, id):
-    """Write down all that a generation is made of; nothing runs yet."""
-    row = host.servers[app["server"]]
+def record_of(host, app, release, version):
+    """
+    What is kept of a generation.
+
+    app : dict
+        As ``wsgi_settings.Settings.apps`` holds it.
+    release : wsgi_release.Release
+    version : str or None
+        The server's.
+
+    Returns a dict for ``Generation``, without a secret in it.
+    """
     recorded = settings_record(app)
-    new = Generation(
-        host,
-        name,
-        id,
-        {
-            "server": app["server"],
-            "process_manager": app["process_manager"],
-            "protocol": row["protocol"],
-            "user": app["user"],
-            "release": release.id,
-            "environment": release.environment_id,
-            "version": _version(app, row, release),
-            "spawned": app["workers"] if wsgi_settings.spawned(app, host.servers) else 0,
-            "markers": _markers(app, host.servers),
-            "check": check_of(app),
-            "settings": {k: v for k, v in recorded.items() if k != "env"},
-            "env": recorded["env"],
-        },
-    )
-    uid, gid = new.uid, new.gid
-    new.command = command(host, app, new)
-    texts = {
-        f"{new.folder}/env": environment_text(new, app["env"]),
+    return {
+        "server": app["server"],
+        "process_manager": app["process_manager"],
+        "protocol": host.servers[app["server"]]["protocol"],
+        "user": app["user"],
+        "release": release.id,
+        "environment": release.environment_id,
+        "version": version,
+        "spawned": app["workers"] if wsgi_settings.spawned(app, host.servers) else 0,
+        "markers": _markers(app, host.servers),
+        "check": check_of(app),
+        "settings": {k: v for k, v in recorded.items() if k != "env"},
+        "env": recorded["env"],
+    }
+
+
+def files_of(generation, app):
+    """
+    What a generation is made of, but for its record.
+
+    app : dict
+        As ``wsgi_settings.Settings.apps`` holds it.
+
+    Returns a dict of paths to texts.
+    """
+    host = generation.host
+    generation.command = command(host, app, generation)
+    values = {
+        "app": app,
+        "generation": generation,
+        "options": wsgi_settings.process_settings(app)["server_options"],
+        "guards": _guards(host, app),
+    }
+    return {
+        f"{generation.folder}/env": environment_text(generation, app["env"]),
         **{
-            f"{new.folder}/{file}": host.render(
-                template,
-                app=app,
-                generation=new,
-                options=recorded["server_options"],
-                guards=_guards(host, app),
-            )
+            f"{generation.folder}/{file}": host.render(template, **values)
             for template, file in _templates(host, app).items()
         },
-        f"{TMPFILES}/wsgi-{new.unit}.conf": _tmpfiles(new),
-        **new.manager.files(new.unit, new),
+        f"{TMPFILES}/wsgi-{generation.unit}.conf": _tmpfiles(generation),
+        **generation.manager.files(generation.unit, generation),
     }
+
+
+def _prepare(host, name, app, release, id):
+    """Write down all that a generation is made of; nothing runs yet."""
+    new = Generation(host, name, id, record_of(host, app, release, _version(host, app, release)))
+    uid, gid = new.uid, new.gid
+    texts = files_of(new, app)
     wsgi_host.folder(f"{ETC}/{name}", 0o755)
     wsgi_host.folder(new.folder, 0o750, 0, gid)
     # First of all, so that whatever a killed run leaves can be retired by the next.

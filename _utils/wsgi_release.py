@@ -6,10 +6,10 @@ into ``/srv/wsgi/<app>/environments``, so that a change of code alone installs n
 ids are hashes of what they are made from, and the same on every host.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 
@@ -149,12 +149,12 @@ class Release:
 
         Returns a str, or None where it is not there.
         """
-        name = _normal(re.match(r"[\w.-]+", requirement)[0])
+        name = wsgi_settings.package_name(requirement)
         lib = os.path.join(self.environment, "lib")
         for python in wsgi_host.listdir(lib):
             for found in wsgi_host.listdir(os.path.join(lib, python, "site-packages")):
                 package, _, version = found.removesuffix(".dist-info").partition("-")
-                if found.endswith(".dist-info") and _normal(package) == name:
+                if found.endswith(".dist-info") and wsgi_settings.package_name(package) == name:
                     return version
         return None
 
@@ -172,13 +172,22 @@ class Release:
         # /usr/bin/python3 is a link to python3.11: a new one needs a new environment.
         return os.path.realpath(found) if found else self.app["python"]
 
-    def _requirements(self):
+    def requirement_lines(self):
+        """
+        What the app requires.
+
+        Returns a list of str. Raises ``Problem`` where the file that should say it is not there.
+        """
         requirements = self.app["requirements"]
         if not isinstance(requirements, str):
             return requirements
         if requirements not in self.files:
             raise Problem(f"wsgi:apps:{self.name}:requirements: {requirements!r} is not in {self.app['source']}")
-        lines = (wsgi_host.read(self.files[requirements]) or "").splitlines()
+        return (wsgi_host.read(self.files[requirements]) or "").splitlines()
+
+    def _requirements(self):
+        """What the environment is made from."""
+        lines = self.requirement_lines()
         if any(line.strip().startswith(POINTS_ELSEWHERE) or "@ file:" in line for line in lines):
             return self.sums
         return lines
@@ -214,14 +223,26 @@ class Release:
                 wsgi_host.remove(f"{SRV}/{self.name}/environments/{environment}")
 
 
+def warnings(host):
+    """
+    What the apps' settings allow and their requirements make dangerous.
+
+    host : wsgi_host.Host
+
+    Returns a list of sentences, each beginning with the pillar key it is about.
+    """
+    found = []
+    for name, app in host.settings.apps.items():
+        if app["threads"] > 1 or app["preload"]:
+            with contextlib.suppress(Problem):  # the release's state tells of it
+                lines = Release(host, name, app).requirement_lines()
+                found += wsgi_settings.warnings(f"wsgi:apps:{name}", app, lines)
+    return found
+
+
 def tail(text, lines=15):
     """The last lines of a text, indented, for a comment."""
     return "\n".join("  " + line for line in text.rstrip().splitlines()[-lines:])
-
-
-def _normal(package):
-    """A package's name as https://packaging.python.org/en/latest/specifications/name-normalization/ has it."""
-    return re.sub(r"[-_.]+", "_", package).lower()
 
 
 def _group(path):

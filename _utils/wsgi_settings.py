@@ -61,6 +61,16 @@ NEUTRAL_SETTINGS = (
 )
 
 
+# Libraries that break, by their own documentation, when what they made crosses a fork() or is
+# shared by threads.
+FORK_HOSTILE = (
+    # A context must not cross a fork, nor a socket be shared by threads: https://zguide.zeromq.org/docs/chapter2/
+    "pyzmq",
+    # https://github.com/grpc/grpc/blob/master/doc/fork_support.md
+    "grpcio",
+)
+
+
 @dataclass(frozen=True)
 class Rule:
     """What one key may hold: a test of its value, and the words that say what passes."""
@@ -316,6 +326,46 @@ def vulnerabilities(row, version):
     """
     found = row.get("vulnerable", {}).items()
     return [cve for cve, mended in found if _release_number(version) < _release_number(mended)]
+
+
+def warnings(key, app, requirements):
+    """
+    What an app may have and is likely to break it.
+
+    key : str
+        The app's pillar key.
+    app : dict
+        As ``Settings.apps`` holds it.
+    requirements : list of str
+        The lines of its requirements.
+
+    Returns a list of sentences, each beginning with the pillar key it is about.
+
+    .. code-block:: python
+
+        >>> warnings("wsgi:apps:shop", {**app, "threads": 4, "preload": False}, ["pyzmq==27.1.0"])
+        ['wsgi:apps:shop:threads: pyzmq may break where threads share what it made; 1 is safe']
+    """
+    packages = {package_name(line) for line in requirements if package_name(line)}
+    hostile = ", ".join(name for name in FORK_HOSTILE if name in packages)
+    if not hostile:
+        return []
+    found = []
+    if app["threads"] > 1:
+        found.append(f"{key}:threads: {hostile} may break where threads share what it made; 1 is safe")
+    if app["preload"]:
+        found.append(f"{key}:preload: {hostile} may break when what it made crosses a fork; false is safe")
+    return found
+
+
+def package_name(requirement):
+    """
+    The name of the package that a requirement asks for, as
+    https://packaging.python.org/en/latest/specifications/name-normalization/ has it; an empty
+    str for a line that names none.
+    """
+    found = re.match(r"[A-Za-z0-9][\w.-]*", requirement.strip())
+    return re.sub(r"[-_.]+", "-", found[0]).lower() if found else ""
 
 
 def vulnerable(server, version, found, row):

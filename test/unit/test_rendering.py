@@ -1,6 +1,7 @@
 """What is written for an app, as text: its server's configuration, its environment, its site."""
 
 import os
+import pwd
 import re
 import runpy
 import subprocess
@@ -37,31 +38,21 @@ def make_id(make_app):
 
 
 @pytest.fixture
-def make_files(make_app, tmp_path):
+def make_files(make_app, tmp_path, monkeypatch):
     """make_files({key: value, …}) are all files of such an app's generation and its sites: name to text."""
+    nobody = pwd.struct_passwd(("nobody", "x", 65534, 65534, "", "/", "/bin/false"))
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: nobody)
 
     def files_of(own=None):
         host, app, release = make_app(own)
         host.family["nginx"]["conf_dir"] = str(tmp_path)  # not this machine's
-        settings = wsgi_generation.settings_record(app)
-        record = {
-            **{key: app[key] for key in ("server", "process_manager", "user")},
-            "protocol": host.servers[app["server"]]["protocol"],
-            "release": release.id,
-            "environment": release.environment_id,
-            "settings": settings,
-        }
+        record = wsgi_generation.record_of(host, app, release, version="1.0")
         generation = wsgi_generation.Generation(host, "shop", "0123456789", record)
-        template = f"{app['server']}/{host.servers[app['server']]['config']}.jinja"
-        files = {
-            generation.config: host.render(
-                template, app=app, generation=generation, options=settings["server_options"]
-            ),
-            f"{generation.folder}/env": wsgi_generation.environment_text(generation, app["env"]),
-            **generation.manager.files(generation.unit, generation),
-            **wsgi_nginx.pending(host, "shop"),
+        files = {**wsgi_generation.files_of(generation, app), **wsgi_nginx.pending(host, "shop")}
+        return {
+            os.path.join("tmpfiles.d" if "tmpfiles" in path else "", os.path.basename(path)): text
+            for path, text in files.items()
         }
-        return {os.path.basename(path): text for path, text in files.items()}
 
     return files_of
 
@@ -90,17 +81,18 @@ def make_conf(make_files, tmp_path):
 def test_gunicorn_gets_the_neutral_settings_as_its_own(make_conf):
     own = {"workers": 3, "threads": 2, "request_timeout": 7, "graceful_timeout": 8, "max_requests": 90}
     conf = make_conf(own)
-    assert conf["wsgi_app"] == "hello:application"
+    assert (conf["wsgi_app"], conf["pythonpath"]) == ("wsgi_application:application", "/etc/wsgi/shop/0123456789")
     assert conf["bind"] == "unix:/run/wsgi/shop/0123456789/http.sock"
     assert (conf["workers"], conf["threads"], conf["worker_class"]) == (3, 2, "gthread")
-    assert (conf["timeout"], conf["graceful_timeout"]) == (7, 8)
+    # The guard comes first.
+    assert (conf["timeout"], conf["graceful_timeout"]) == (12, 8)
     assert (conf["max_requests"], conf["max_requests_jitter"]) == (90, 9)
 
 
 def test_uwsgi_gets_the_neutral_settings_as_its_own(make_files):
     own = {"workers": 3, "threads": 2, "request_timeout": 7, "graceful_timeout": 8, "max_requests": 90}
     options = dict(options_of(make_files({**own, "server": "uwsgi"})["uwsgi.ini"]))
-    assert options["module"] == "hello:application"
+    assert (options["module"], options["pythonpath"]) == ("wsgi_application:application", "/etc/wsgi/shop/0123456789")
     assert options["socket"] == "/run/wsgi/shop/0123456789/uwsgi.sock"
     assert (options["processes"], options["threads"]) == ("3", "2")
     assert (options["harakiri"], options["worker-reload-mercy"], options["max-requests"]) == ("7", "8", "90")
@@ -149,7 +141,7 @@ def test_the_options_of_another_server_wait_there(make_files, server, other):
 
 
 @pytest.mark.parametrize("server", SERVERS)
-@pytest.mark.parametrize("setting", ["workers", "threads", "request_timeout", "graceful_timeout", "max_requests"])
+@pytest.mark.parametrize("setting", ["workers", "threads", "graceful_timeout", "max_requests"])
 def test_an_option_that_holds_a_setting_is_reserved_for_it(make_host, make_files, server, setting):
     row = make_host({}).servers[server]
     text = make_files({"server": server, setting: 777})[row["config"]]
@@ -169,7 +161,14 @@ def test_supervisor_runs_the_server_as_the_apps_user_in_its_environment(make_fil
 
 
 def test_the_emperor_needs_no_file(make_files):
-    assert set(make_files({"server": "uwsgi"})) == {"uwsgi.ini", "env", "wsgi-shop.conf", "wsgi.conf"}
+    assert set(make_files({"server": "uwsgi"})) == {
+        "uwsgi.ini",
+        "wsgi_application.py",
+        "env",
+        "tmpfiles.d/wsgi-shop.0123456789.conf",
+        "wsgi-shop.conf",
+        "wsgi.conf",
+    }
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -180,6 +179,48 @@ def test_each_time_out_leaves_time_for_the_one_within_it(make_files, server):
     assert int(program["stopwaitsecs"]) > 90
     for protocol in ("proxy", "uwsgi"):
         assert directive(files["wsgi-shop.conf"], f"{protocol}_read_timeout") == ["75s"]
+
+
+# What the formula's own programs get
+
+
+def test_the_guard_keeps_what_the_server_cant(make_files):
+    own = {"request_timeout": 7, "graceful_timeout": 8, "max_requests": 90, "memory_limit": 200}
+    kept = {
+        server: set(
+            re.findall(r"^    (\w+)=\d+,$", make_files({**own, "server": server})["wsgi_application.py"], re.MULTILINE)
+        )
+        for server in ("uwsgi", "gunicorn", "waitress")
+    }
+    assert kept == {
+        "uwsgi": {"graceful_timeout"},
+        "gunicorn": {"graceful_timeout", "request_timeout", "memory_limit"},
+        "waitress": {"graceful_timeout", "request_timeout", "max_requests"},
+    }
+
+
+def test_a_server_of_one_process_is_spawned_once_for_each_worker(make_files):
+    files = make_files({"server": "waitress", "workers": 3, "graceful_timeout": 8, "memory_limit": 200})
+    command = dict(options_of(files["wsgi-shop.0123456789.conf"]))["command"]
+    assert (
+        " /usr/local/lib/wsgi/spawn --workers 3 --link /run/wsgi/shop/0123456789/http --patience 8 --memory-limit 200 -- "
+    ) in command
+    assert command.endswith("/bin/python /etc/wsgi/shop/0123456789/waitress_worker.py {socket}")
+    assert "f /run/wsgi/shop/0123456789/workers " in files["tmpfiles.d/wsgi-shop.0123456789.conf"]
+    assert directive(files["wsgi-shop.conf"], "server unix:/var/lib/wsgi/live/shop/http-3.sock") == ["max_fails=0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["/opt/run", "--on", "unix:{socket}"], "4 --link {run}/http --patience 30 -- /opt/run --on unix:{{socket}}"),
+        (["/opt/run", "{socket}", "{workers}", "{threads}"], "/opt/run {run}/http.sock 4 2"),
+    ],
+)
+def test_any_program_can_be_a_server(make_files, words, command):
+    own = {"server": "command", "command": words, "application": None, "threads": 2 if "{threads}" in words else 1}
+    program = dict(options_of(make_files(own)["wsgi-shop.0123456789.conf"]))
+    assert program["command"].endswith(" " + command.format(run="/run/wsgi/shop/0123456789"))
 
 
 # Its environment
@@ -330,6 +371,18 @@ PROCESS = {
     "requirements": ["flask==3.1.3"],
     "python": "python3.99",
     "source": "salt://wsgi/examples/flask",
+    "install": "environment",
+    "version": "26.0.0",
+    "interface": "asgi",
+    "command": ["/usr/bin/other", "{socket}"],
+    "preload": True,
+    "memory_limit": 300,
+}
+# What else an app must say for a setting to be of account.
+BESIDE = {
+    "version": {"server": "gunicorn"},
+    "interface": {"server": "gunicorn"},
+    "command": {"server": "command", "command": ["/usr/bin/one", "{socket}"]},
 }
 NO_PROCESS = {
     "domains": ["other.example.com"],
@@ -337,6 +390,7 @@ NO_PROCESS = {
     "health": {"path": "/up", "deadline": 1},
     "keep_releases": 9,
     "purge": True,
+    "allow_vulnerable": True,
 }
 
 
@@ -346,7 +400,8 @@ def test_every_key_is_known_to_reach_the_process_or_not():
 
 @pytest.mark.parametrize("key", PROCESS)
 def test_a_setting_of_the_process_makes_another_generation(make_id, key):
-    assert make_id({**BASE, key: PROCESS[key]}) != make_id(BASE)
+    base = {**BASE, **BESIDE.get(key, {})}
+    assert make_id({**base, key: PROCESS[key]}) != make_id(base)
 
 
 @pytest.mark.parametrize("key", NO_PROCESS)

@@ -1,10 +1,14 @@
 """What pillar comes to: what is merged, what is refused, and in which words."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import wsgi_settings
+import yaml
 
+ROOT = Path(__file__).resolve().parents[2]
+SERVER_NAMES = ", ".join(yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text()))
 # What an app must say.
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
 
@@ -177,8 +181,8 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({None: 2}, f"None: not a key {APP_KEYS}"),
         ({"state": "gone"}, "state: 'gone' must be present or absent"),
         ({"state": True}, "state: True must be present or absent"),
-        ({"server": "unicorn"}, "server: 'unicorn' is not a server; did you mean 'gunicorn'? (uwsgi, gunicorn)"),
-        ({"server": "apache"}, "server: 'apache' is not a server (uwsgi, gunicorn)"),
+        ({"server": "unicorn"}, f"server: 'unicorn' is not a server; did you mean 'gunicorn'? ({SERVER_NAMES})"),
+        ({"server": "apache"}, f"server: 'apache' is not a server ({SERVER_NAMES})"),
         ({"server": ["uwsgi"]}, "server: ['uwsgi'] must be a server's name"),
         ({"application": "hello"}, "application: 'hello' must be module:callable"),
         ({"application": "hello:app()"}, "application: 'hello:app()' must be module:callable"),
@@ -233,7 +237,7 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ),
         (
             {"process_manager": {"unicorn": "supervisor"}},
-            "process_manager:unicorn: not a server; did you mean 'gunicorn'? (uwsgi, gunicorn)",
+            f"process_manager:unicorn: not a server; did you mean 'gunicorn'? ({SERVER_NAMES})",
         ),
         (
             {"process_manager": ["supervisor"]},
@@ -252,7 +256,7 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"server_options": {"gunicorn": "x"}}, "server_options:gunicorn: is a string; it must be a mapping"),
         (
             {"server_options": {"gnicorn": {}}},
-            "server_options:gnicorn: not a server; did you mean 'gunicorn'? (uwsgi, gunicorn)",
+            f"server_options:gnicorn: not a server; did you mean 'gunicorn'? ({SERVER_NAMES})",
         ),
         (
             {"server_options": {"gunicorn": {"a = 1\nb": 2}}},
@@ -445,9 +449,93 @@ def test_a_setting_that_the_server_cant_keep_is_refused_and_its_default_is_not(m
             }
         }
     )
-    host.servers["gunicorn"]["honours"].remove("threads")
+    del host.servers["gunicorn"]["honours"]["threads"]
     assert host.settings.problems == ["wsgi:apps:shop:threads: 2 can't be honoured by gunicorn; leave it out"]
     assert set(host.settings.apps) == {"blog", "wiki"}
+
+
+# Where a server comes from, in which version, and what it serves
+
+
+@pytest.mark.parametrize(
+    ("own", "problem"),
+    [
+        ({"interface": "asgi", "server": "uwsgi"}, "interface: 'asgi' is nothing that uwsgi can serve (gunicorn"),
+        ({"interface": "rsgi"}, "interface: 'rsgi' must be wsgi or asgi"),
+        ({"install": "distribution"}, "install: 'distribution' is not to be had of gunicorn (environment)"),
+        ({"install": "pip"}, "install: 'pip' must be distribution or environment"),
+        ({"server": "uwsgi", "version": "2.0.31"}, "version: '2.0.31' can't be had: uwsgi is not pip's here"),
+        ({"version": 23.0}, "version: 23.0 must be a version, quoted, e.g. '23.0.0'"),
+        ({"version": "latest"}, "version: 'latest' must be a version, quoted, e.g. '23.0.0'"),
+        ({"version": {"gunicorn": 23}}, "version:gunicorn: 23 must be a version, quoted, e.g. '23.0.0'"),
+        ({"version": {"gnicorn": "23.0.0"}}, "version:gnicorn: not a server; did you mean 'gunicorn'?"),
+        (
+            {"version": "22.0.0"},
+            "version: '22.0.0' of gunicorn has CVE-2024-6827; use 27.0.1, the default, or say allow_vulnerable: true",
+        ),
+        ({"version": "20.1"}, "version: '20.1' of gunicorn has CVE-2024-1135, CVE-2024-6827;"),
+        (
+            {"server": "waitress", "version": "3.0.0"},
+            "version: '3.0.0' of waitress has CVE-2024-49768, CVE-2024-49769;",
+        ),
+        ({"server": "command"}, "command: missing; it must be a list of words that holds {socket}"),
+        ({"server": "command", "command": ["run"]}, "command: ['run'] must be a list of words that holds {socket}"),
+        (
+            {"server": "command", "command": ["run", "{socket}", "{sockets}"]},
+            "command: '{sockets}' stands for nothing; did you mean 'socket'?",
+        ),
+        (
+            {"server": "command", "command": ["run", "{socket}"], "request_timeout": 5},
+            "request_timeout: 5 can't be honoured by command; leave it out",
+        ),
+        ({"server": "waitress", "preload": True}, "preload: True can't be honoured by waitress; leave it out"),
+    ],
+    ids=str,
+)
+def test_a_server_is_had_as_it_can_be_or_not_at_all(problems, own, problem):
+    (found,) = problems(own)
+    assert found.startswith(f"wsgi:apps:shop:{problem}")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"interface": "asgi"},
+        {"server": "uwsgi", "install": "environment", "version": "2.0.29"},
+        {"version": "23.0.0"},
+        {"version": "20.1", "allow_vulnerable": True},
+        # It waits there while another server runs.
+        {"server": "uwsgi", "version": {"gunicorn": "20.1", "waitress": "3.0.2"}},
+        {"server": "command", "command": ["run", "{socket}", "{request_timeout}"], "request_timeout": 5},
+    ],
+    ids=str,
+)
+def test_what_a_server_can_be_had_as(problems, own):
+    assert problems(own) == []
+
+
+@pytest.mark.parametrize("server", yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text()))
+def test_the_shipped_version_of_a_server_has_no_known_hole(make_host, server):
+    row = make_host({}).servers[server]
+    assert row["version"] is None or wsgi_settings.vulnerabilities(row, row["version"]) == []
+
+
+@pytest.mark.parametrize(
+    ("own", "keys"),
+    [
+        ({"threads": 2}, ["threads"]),
+        ({"preload": True}, ["preload"]),
+        ({"threads": 2, "preload": True}, ["threads", "preload"]),
+        ({}, []),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("line", ["pyzmq", "PyZMQ[all] >= 27 ; python_version > '3.8'", "grpcio==1.80.0"])
+def test_a_library_that_threads_and_forks_break_is_warned_of(load, own, keys, line):
+    app = load({"apps": {"shop": {**SHOP, **own}}}).apps["shop"]
+    found = wsgi_settings.warnings("wsgi:apps:shop", app, ["flask", line])
+    assert [sentence.split(": ")[0] for sentence in found] == [f"wsgi:apps:shop:{key}" for key in keys]
+    assert wsgi_settings.warnings("wsgi:apps:shop", app, ["flask", f"# {line}", "-r other.txt"]) == []
 
 
 # Two apps in one place
