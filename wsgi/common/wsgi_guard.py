@@ -132,8 +132,9 @@ class Guard:
     def _look_at_loop(self, now):
         """An event loop that no longer turns answers nobody."""
         if self._beat is None:
-            self._beat = now
-            self.loop.call_soon_threadsafe(self._beaten)
+            with contextlib.suppress(RuntimeError):  # it is closed: the worker ends
+                self.loop.call_soon_threadsafe(self._beaten)
+                self._beat = now
         elif now - self._beat >= self.request_timeout:
             self._say(f"the event loop has stood still for more than {self.request_timeout} s")
             self._end(set(self.running))

@@ -1,0 +1,297 @@
+"""The guard that each worker's app is under, on the Python of the tests."""
+
+import asyncio
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from wsgiref.util import setup_testing_defaults
+
+import pytest
+
+COMMON = Path(__file__).resolve().parents[2] / "wsgi/common"
+
+
+@pytest.fixture
+def guard_module(monkeypatch):
+    """A copy of the module of its own; what it would kill stands in its `killed`."""
+    spec = importlib.util.spec_from_file_location("wsgi_guard", COMMON / "wsgi_guard.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.killed = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: module.killed.append((pid, number)))
+    monkeypatch.delenv("WSGI_SPAWN_LINK", raising=False)
+    return module
+
+
+def call(application, **environ):
+    """Status, headers, body of an answer, as a server would get them."""
+    setup_testing_defaults(environ)
+    answer = []
+
+    def start_response(status, headers, exc_info=None):
+        if answer and not exc_info:
+            raise AssertionError("start_response was called twice")
+        answer[:] = [status, headers]
+
+    body = application(environ, start_response)
+    try:
+        content = b"".join(body)
+        return *answer, content
+    finally:
+        getattr(body, "close", lambda: None)()
+
+
+def hello(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"hello"]
+
+
+def test_an_answer_passes_as_it_is(guard_module):
+    application = guard_module.WSGI(hello, guard_module.Guard())
+    assert call(application) == ("200 OK", [("Content-Type", "text/plain")], b"hello")
+
+
+def test_a_list_stays_a_list_so_that_servers_know_its_length(guard_module):
+    body = guard_module.WSGI(hello, guard_module.Guard())({"REQUEST_METHOD": "GET"}, lambda *_: None)
+    assert body == [b"hello"]
+
+
+def test_the_file_wrapper_stays_what_it_is(guard_module):
+    class Wrapper(list):
+        pass
+
+    wrapped = Wrapper([b"file"])
+    guard = guard_module.Guard()
+    environ = {"REQUEST_METHOD": "GET", "wsgi.file_wrapper": Wrapper}
+    assert guard_module.WSGI(lambda *_: wrapped, guard)(environ, None) is wrapped
+    assert not guard.running
+
+
+def test_what_is_streamed_is_a_request_until_it_is_closed(guard_module):
+    closed = []
+
+    class Body:
+        def __iter__(self):
+            return iter([b"a", b"b"])
+
+        def close(self):
+            closed.append(True)
+
+    guard = guard_module.Guard()
+    body = guard_module.WSGI(lambda *_: Body(), guard)({"REQUEST_METHOD": "GET"}, None)
+    assert list(body) == [b"a", b"b"]
+    assert len(guard.running) == 1
+    body.close()
+    assert (guard.running, closed) == ({}, [True])
+
+
+def raising(environ, start_response):
+    raise RuntimeError("nothing was sent")
+
+
+def raising_later(environ, start_response):
+    start_response("200 OK", [])
+    yield b""
+    raise RuntimeError("nothing was sent")
+
+
+@pytest.mark.parametrize("application", [raising, raising_later])
+def test_an_exception_is_logged_and_answered_with_500(guard_module, capsys, application):
+    guard = guard_module.Guard()
+    status, _, body = call(guard_module.WSGI(application, guard))
+    assert (status, body) == ("500 Internal Server Error", b"Internal Server Error\n")
+    assert "RuntimeError: nothing was sent" in capsys.readouterr().err
+    assert not guard.running
+
+
+def test_an_exception_after_something_was_sent_is_the_servers(guard_module):
+    def half(environ, start_response):
+        start_response("200 OK", [])
+        yield b"half"
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        call(guard_module.WSGI(half, guard_module.Guard()))
+
+
+def test_the_client_is_whom_nginx_names(guard_module):
+    seen = {}
+
+    def application(environ, start_response):
+        seen.update(environ)
+        return hello(environ, start_response)
+
+    guarded = guard_module.WSGI(application, guard_module.Guard())
+    call(guarded, HTTP_X_REAL_IP="192.0.2.7", HTTP_X_FORWARDED_PROTO="https", HTTP_X_FORWARDED_PORT="8443")
+    assert (seen["REMOTE_ADDR"], seen["wsgi.url_scheme"], seen["SERVER_PORT"]) == ("192.0.2.7", "https", "8443")
+
+
+def test_a_worker_asks_its_master_to_be_replaced_after_max_requests(guard_module):
+    guard = guard_module.Guard(max_requests=5)
+    application = guard_module.WSGI(hello, guard)
+    for _ in range(5):
+        assert guard_module.killed == []
+        call(application)
+    assert guard_module.killed == [(os.getpid(), signal.SIGTERM)]
+
+
+def test_a_spawned_worker_asks_spawn(guard_module, monkeypatch):
+    monkeypatch.setenv("WSGI_SPAWN_LINK", "/run/http-1.sock")
+    guard = guard_module.Guard(max_requests=1)
+    call(guard_module.WSGI(hello, guard))
+    assert (os.getppid(), signal.SIGUSR1) in guard_module.killed
+
+
+def test_not_all_workers_are_replaced_at_once(guard_module):
+    limits = {guard_module.Guard(max_requests=1000)._left for _ in range(50)}
+    assert len(limits) > 5
+    assert 1000 <= min(limits) <= max(limits) <= 1100
+
+
+def run(code):
+    """A worker in a process of its own: its exit code, what it wrote, and how long it took."""
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, time, threading; import wsgi_guard\n" + textwrap.dedent(code)],
+        env={"PYTHONPATH": str(COMMON)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done, time.monotonic() - begun
+
+
+@pytest.mark.parametrize("hang", ["time.sleep(600)", "while True: pass"])
+def test_a_hung_request_ends_its_worker_and_shows_where_it_hung(hang):
+    done, _ = run(
+        f"""
+        def where_it_hangs(environ, start_response):
+            {hang}
+        guard = wsgi_guard.Guard(request_timeout=1)
+        wsgi_guard.WSGI(where_it_hangs, guard)({{"REQUEST_METHOD": "GET", "PATH_INFO": "/slow"}}, None)
+        """
+    )
+    assert done.returncode == 1
+    assert "GET /slow took more than 1 s; it is replaced" in done.stderr
+    assert "where_it_hangs" in done.stderr
+
+
+def test_the_requests_beside_a_hung_one_may_finish():
+    done, _ = run(
+        """
+        import signal
+        signal.signal(signal.SIGTERM, lambda *_: print("retires", flush=True))
+        def slow(environ, start_response):
+            time.sleep(environ["seconds"])
+            print("answered", flush=True)
+            return []
+        application = wsgi_guard.WSGI(slow, wsgi_guard.Guard(request_timeout=2, graceful_timeout=20))
+        def ask(seconds):
+            application({"REQUEST_METHOD": "GET", "seconds": seconds}, None)
+        threading.Thread(target=ask, args=[600], daemon=True).start()
+        time.sleep(1.5)
+        ask(1.8)
+        time.sleep(600)
+        """
+    )
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == ["retires", "answered"]
+
+
+def test_a_worker_in_which_no_python_runs_any_more_ends():
+    """A C extension that hangs with the interpreter's lock held."""
+    done, _ = run(
+        """
+        import ctypes
+        wsgi_guard.INTERVAL = 0.2
+        hang = ctypes.PyDLL(None).sleep
+        def application(environ, start_response):
+            time.sleep(0.5)
+            hang(600)
+        wsgi_guard.WSGI(application, wsgi_guard.Guard(request_timeout=1))({"REQUEST_METHOD": "GET"}, None)
+        """
+    )
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+
+
+def test_a_worker_of_too_much_memory_is_replaced_and_of_twice_as_much_ended():
+    code = """
+        import signal
+        signal.signal(signal.SIGTERM, lambda *_: print("retires", flush=True))
+        kept = []
+        def application(environ, start_response):
+            kept.append(b"x" * {size} * 2**20)
+            return []
+        wsgi_guard.WSGI(application, wsgi_guard.Guard(memory_limit=60))({{"REQUEST_METHOD": "GET"}}, None)
+        time.sleep(3)
+        """
+    done, _ = run(code.format(size=60))
+    assert (done.returncode, done.stdout) == (0, "retires\n")
+    done, _ = run(code.format(size=200))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "twice the limit" in done.stderr
+
+
+def ask(guard_module, application, **settings):
+    """The messages that an ASGI app sends for one request."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        await asyncio.sleep(600)
+
+    async def served():
+        guarded = guard_module.ASGI(application, guard_module.Guard(**settings))
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/",
+            "headers": [(b"x-real-ip", b"192.0.2.7")],
+            "scheme": "http",
+        }
+        await asyncio.wait_for(guarded(scope, receive, send), 20)
+
+    asyncio.run(served())
+    return sent
+
+
+def test_an_asgi_request_without_an_answer_gets_504(guard_module, capsys):
+    async def hangs(scope, receive, send):
+        await asyncio.sleep(600)
+
+    assert ask(guard_module, hangs, request_timeout=1)[0]["status"] == 504
+    assert "hangs" in capsys.readouterr().err
+
+
+def test_an_asgi_answer_that_has_begun_may_take_its_time(guard_module):
+    async def streams(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(1.5)
+        await send({"type": "http.response.body", "body": scope["client"][0].encode()})
+
+    sent = ask(guard_module, streams, request_timeout=1)
+    assert [message.get("status") or message["body"] for message in sent] == [200, b"192.0.2.7"]
+
+
+def test_an_event_loop_that_stands_still_ends_its_worker():
+    done, _ = run(
+        """
+        import asyncio
+        async def stands_still(scope, receive, send):
+            time.sleep(600)
+        application = wsgi_guard.ASGI(stands_still, wsgi_guard.Guard(request_timeout=1))
+        asyncio.run(application({"type": "http", "method": "GET", "path": "/", "headers": []}, None, None))
+        """
+    )
+    assert done.returncode == 1
+    assert "the event loop has stood still for more than 1 s" in done.stderr
+    assert "stands_still" in done.stderr

@@ -1,0 +1,220 @@
+"""spawn, with real processes: each worker on a socket of its own, replaced with nothing lost."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Answers its PID to `who`; sleeps, grows or asks to be replaced as it is told, one connection at a time.
+SERVER = """
+import os, signal, socket, sys, time
+if os.path.exists(sys.argv[1].rpartition("/")[0] + "/broken"):
+    sys.exit(3)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen(64)
+kept = []
+while True:
+    connection = listener.accept()[0]
+    word, _, number = connection.recv(100).decode().partition(" ")
+    if word == "sleep":
+        time.sleep(float(number))
+    elif word == "grow":
+        kept.append(b"x" * int(number) * 2**20)
+    elif word == "replace":
+        os.kill(os.getppid(), signal.SIGUSR1)
+    elif word == "exit":
+        os._exit(1)
+    connection.sendall(str(os.getpid()).encode())
+    connection.close()
+"""
+
+
+def connect(path):
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(20)
+    connection.connect(str(path))
+    return connection
+
+
+def ask(path, words="who"):
+    """What the worker behind a link answers: its PID."""
+    with contextlib.closing(connect(path)) as connection:
+        connection.sendall(words.encode())
+        return int(connection.recv(100))
+
+
+def answers(path):
+    with contextlib.suppress(OSError):
+        return bool(ask(path))
+    return False
+
+
+def eventually(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(0.05)
+    return True
+
+
+def gone(pid):
+    return not os.path.exists(f"/proc/{pid}") or "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+
+
+class Spawned:
+    def __init__(self, folder, workers, *options):
+        self.folder = folder
+        (folder / "server.py").write_text(SERVER)
+        argv = [sys.executable, ROOT / "wsgi/common/spawn", f"--workers={workers}", f"--link={folder}/http"]
+        argv += [*options, "--patience=5", "--", sys.executable, folder / "server.py", "{socket}"]
+        self.log = folder / "log"
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(argv, stderr=log)
+        self.links = [folder / f"http-{number}.sock" for number in range(1, workers + 1)]
+
+    def ready(self):
+        eventually(lambda: all(link.exists() for link in self.links) or self.process.poll() is not None)
+        return self
+
+
+@pytest.fixture
+def spawned(tmp_path):
+    """spawned(workers, *options) are so many workers, ready."""
+    running = []
+
+    def started(workers=1, *options):
+        running.append(Spawned(tmp_path, workers, *options))
+        return running[-1].ready()
+
+    yield started
+    for each in running:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+
+
+def test_each_worker_is_a_process_of_its_own(spawned):
+    links = spawned(3).links
+    assert len({ask(link) for link in links}) == 3
+
+
+def test_a_worker_that_asks_for_it_is_replaced_when_its_last_request_is_answered(spawned):
+    (link,) = spawned(1).links
+    old = ask(link)
+    with contextlib.closing(connect(link)) as slow, contextlib.closing(connect(link)) as waiting:
+        slow.sendall(b"sleep 1")
+        waiting.sendall(b"who")
+        with contextlib.closing(connect(link)) as asking:
+            asking.sendall(b"replace")
+            assert int(asking.recv(100)) == old
+        eventually(lambda: ask(link) != old)
+        # It was connected to before.
+        assert int(slow.recv(100)) == old
+        assert int(waiting.recv(100)) == old
+    eventually(lambda: gone(old))
+
+
+def test_no_connection_is_refused_while_workers_are_replaced(spawned):
+    (link,) = spawned(1).links
+    seen = set()
+    for number in range(300):
+        seen.add(ask(link, "replace" if number % 20 == 0 else "who"))
+        time.sleep(0.005)
+    assert len(seen) > 2
+
+
+@pytest.mark.parametrize("words", ["exit", "kill"])
+def test_a_worker_that_died_is_started_anew(spawned, words):
+    each = spawned(2)
+    old, other = map(ask, each.links)
+    if words == "kill":
+        os.kill(old, signal.SIGKILL)
+    else:
+        with contextlib.closing(connect(each.links[0])) as connection:
+            connection.sendall(b"exit")
+    eventually(lambda: os.path.realpath(each.links[0]).endswith(".2.sock"))
+    assert ask(each.links[0]) != old
+    assert ask(each.links[1]) == other
+    assert f"(pid {old})" in each.log.read_text()
+
+
+def test_a_worker_that_outgrows_its_memory_is_replaced_after_its_request(spawned):
+    each = spawned(1, "--memory-limit=40")
+    old = ask(each.links[0])
+    assert ask(each.links[0], "grow 50") == old
+    eventually(lambda: ask(each.links[0]) != old)
+    assert "MiB; it is replaced" in each.log.read_text()
+
+
+def test_a_worker_of_twice_its_memory_is_killed(spawned):
+    each = spawned(1, "--memory-limit=40")
+    old = ask(each.links[0])
+    with contextlib.suppress(OSError, ValueError):
+        ask(each.links[0], "grow 200")
+    eventually(lambda: gone(old))
+    eventually(lambda: os.path.realpath(each.links[0]).endswith(".2.sock"))
+    assert "SIGKILL" in each.log.read_text()
+
+
+def test_told_to_stop_it_lets_requests_finish_and_leaves_nothing(spawned):
+    each = spawned(2)
+    pids = [ask(link) for link in each.links]
+    with contextlib.closing(connect(each.links[0])) as slow:
+        slow.sendall(b"sleep 1")
+        each.process.terminate()
+        eventually(lambda: not each.links[0].exists())
+        assert int(slow.recv(100)) == pids[0]
+    assert each.process.wait(20) == 0
+    assert all(map(gone, pids))
+    assert not list(each.folder.glob("*.sock*"))
+
+
+def test_a_hung_request_delays_a_stop_by_no_more_than_patience(spawned):
+    each = spawned(1)
+    pid = ask(each.links[0])
+    with contextlib.closing(connect(each.links[0])) as hung:
+        hung.sendall(b"sleep 600")
+        each.process.terminate()
+        assert each.process.wait(30) == 0
+    assert gone(pid)
+
+
+def test_workers_do_not_outlive_it(spawned):
+    each = spawned(2)
+    pids = [ask(link) for link in each.links]
+    each.process.kill()
+    eventually(lambda: all(map(gone, pids)))
+
+
+def test_what_a_killed_one_left_does_not_stop_the_next(spawned):
+    each = spawned(1)
+    each.process.kill()
+    each.process.wait()
+    (link,) = spawned(1).links
+    eventually(lambda: answers(link))
+
+
+def test_a_program_that_cannot_start_ends_it_at_once(spawned, tmp_path):
+    (tmp_path / "broken").touch()
+    each = spawned(2)
+    assert each.process.wait(20) == 1
+    assert "ended with 3 before it listened" in each.log.read_text()
+
+
+def test_a_successor_that_cannot_start_is_tried_again_while_the_old_one_serves(spawned, tmp_path):
+    each = spawned(1)
+    old = ask(each.links[0])
+    (tmp_path / "broken").touch()
+    ask(each.links[0], "replace")
+    eventually(lambda: each.log.read_text().count("before it listened") >= 2)
+    assert ask(each.links[0]) == old
+    (tmp_path / "broken").unlink()
+    eventually(lambda: ask(each.links[0]) != old)
