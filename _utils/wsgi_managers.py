@@ -8,8 +8,11 @@ import contextlib
 import http.client
 import json
 import os
+import re
+import shlex
 import signal
 import socket
+import subprocess
 import time
 import xmlrpc.client
 
@@ -105,9 +108,15 @@ class Supervisor:
                 self.templates[0],
                 unit=unit,
                 generation=generation,
-                command=" ".join([WITH_ENVIRONMENT, generation.folder, *generation.command]),
+                command=self.line([WITH_ENVIRONMENT, generation.folder, *generation.command]),
             )
         }
+
+    @staticmethod
+    def line(command):
+        """A command as a program's section has it: it expands %, and a comment begins in quotes too."""
+        quoted = shlex.join(command).replace("%", "%%")
+        return re.sub(r"(?<=\s)(?=[;#])", "''", quoted)
 
     def start(self, unit, generation):
         """Have supervisord read the program's section, and start that program alone."""
@@ -169,7 +178,119 @@ class _UnixTransport(xmlrpc.client.Transport):
         return connection
 
 
-MANAGERS = {"emperor": Emperor, "supervisor": Supervisor}
+class Systemd:
+    """
+    systemd itself, with two units for each generation: its server, and what writes its log.
+
+    systemd would write to a log itself, but never open it anew when it was rotated.
+    """
+
+    SYSTEM = "/etc/systemd/system"
+    templates = ("systemd/server.service.jinja", "systemd/log.service.jinja")
+
+    def __init__(self, host):
+        self.host = host
+
+    @staticmethod
+    def _services(unit):
+        return f"wsgi-{unit}.service", f"wsgi-{unit}.log.service"
+
+    @staticmethod
+    def _link(unit):
+        return f"{Systemd.SYSTEM}/multi-user.target.wants/wsgi-{unit}.service"
+
+    @staticmethod
+    def _pipe(unit):
+        name, _, id = unit.partition(".")
+        return f"{wsgi_host.RUN}/{name}/{id}.log"
+
+    @staticmethod
+    def _tmpfiles(unit):
+        return f"{wsgi_host.TMPFILES}/wsgi-{unit}.log.conf"
+
+    def files(self, unit, generation):
+        """The two units, and what makes the pipe between them at boot, path to text."""
+        pipe = self._pipe(unit)
+        units = {
+            f"{self.SYSTEM}/{service}": self.host.render(
+                template,
+                unit=unit,
+                generation=generation,
+                command=self.line([WITH_ENVIRONMENT, generation.folder, *generation.command]),
+                notify=self.host.servers[generation.server].get("notify"),
+                pipe=pipe,
+                log=self._services(unit)[1],
+            )
+            for service, template in zip(self._services(unit), self.templates)
+        }
+        # In a folder of root's: systemd opens it as root.
+        return {**units, self._tmpfiles(unit): f"p {pipe} 0600 root root -\n"}
+
+    @staticmethod
+    def line(command):
+        """A command as a unit has it: it expands % and $."""
+        for special in ("\\", '"'):
+            command = [word.replace(special, f"\\{special}") for word in command]
+        return " ".join(f'"{word}"' for word in command).replace("%", "%%").replace("$", "$$")
+
+    def start(self, unit, generation):
+        """Have systemd start the server's unit, which wants that of its log; now, and at boot."""
+        service = self._services(unit)[0]
+        wsgi_host.remove(self._pipe(unit))
+        os.mkfifo(self._pipe(unit), 0o600)
+        wsgi_host.folder(os.path.dirname(self._link(unit)), 0o755)
+        wsgi_host.link(f"{self.SYSTEM}/{service}", self._link(unit))
+        _systemctl("daemon-reload")
+        _systemctl("start", "--no-block", service)
+
+    def stop(self, unit, patience):
+        """Stop a server and then its log, which waits for the last line; leave no trace of them."""
+        wsgi_host.remove(self._link(unit))
+        _systemctl("stop", *self._services(unit))
+        units = [f"{self.SYSTEM}/{service}" for service in self._services(unit)]
+        for path in (*units, self._tmpfiles(unit), self._pipe(unit)):
+            wsgi_host.remove(path)
+        _systemctl("daemon-reload")
+        _systemctl("reset-failed", *self._services(unit))
+
+    def failed(self, unit):
+        """Why a unit that was just started will not come up, or None."""
+        shown = self._shown(unit)
+        if shown["LoadState"] != "loaded":
+            return f"systemd says {shown['LoadState']}"
+        if shown["SubState"] in ("auto-restart", "failed") or shown["NRestarts"] != "0":
+            return f"systemd says {shown['Result']}, status {shown['ExecMainStatus']}"
+        return None
+
+    def pid(self, unit):
+        """The PID of a server's master, or None."""
+        return int(self._shown(unit)["MainPID"]) or None
+
+    @staticmethod
+    def registered(unit):
+        """Whether the unit comes back by itself after a reboot."""
+        return os.path.islink(Systemd._link(unit))
+
+    def _shown(self, unit):
+        properties = "LoadState,SubState,Result,NRestarts,ExecMainStatus,MainPID"
+        shown = _systemctl("show", f"--property={properties}", self._services(unit)[0])
+        return dict(line.split("=", 1) for line in shown.splitlines())
+
+
+def _systemctl(*arguments):
+    """What systemctl prints; what it says besides, such as that a unit isn't there, is of no account."""
+    done = subprocess.run(
+        ["systemctl", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
+    return done.stdout
+
+
+MANAGERS = {"emperor": Emperor, "supervisor": Supervisor, "systemd": Systemd}
 
 
 def manager(host, name):

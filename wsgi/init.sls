@@ -42,7 +42,7 @@ include:
     - name: {{ app.name }}
     - require:
       - wsgi: {{ app.name }}-release
-      - wsgi: {{ app.process_manager }}-service
+      - sls: wsgi.{{ app.process_manager }}
 
 {{ app.name }}-site:
   wsgi.site:
