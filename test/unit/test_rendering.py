@@ -4,6 +4,7 @@ import os
 import pwd
 import re
 import runpy
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -61,6 +62,11 @@ def options_of(text):
     """An ini file's lines, in their order: a list of (key, value)."""
     lines = [line for line in text.splitlines() if line and line[0] not in ";["]
     return [tuple(line.split(" = " if " = " in line else "=", 1)) for line in lines]
+
+
+def command_of(files):
+    """The words with which supervisor starts a server, with spaces between."""
+    return " ".join(shlex.split(dict(options_of(files["wsgi-shop.0123456789.conf"]))["command"]))
 
 
 @pytest.fixture
@@ -201,7 +207,7 @@ def test_the_guard_keeps_what_the_server_cant(make_files):
 
 def test_a_server_of_one_process_is_spawned_once_for_each_worker(make_files):
     files = make_files({"server": "waitress", "workers": 3, "graceful_timeout": 8, "memory_limit": 200})
-    command = dict(options_of(files["wsgi-shop.0123456789.conf"]))["command"]
+    command = command_of(files)
     assert (
         " /usr/local/lib/wsgi/spawn --workers 3 --link /run/wsgi/shop/0123456789/http --patience 8 --memory-limit 200 -- "
     ) in command
@@ -219,8 +225,7 @@ def test_a_server_of_one_process_is_spawned_once_for_each_worker(make_files):
 )
 def test_any_program_can_be_a_server(make_files, words, command):
     own = {"server": "command", "command": words, "application": None, "threads": 2 if "{threads}" in words else 1}
-    program = dict(options_of(make_files(own)["wsgi-shop.0123456789.conf"]))
-    assert program["command"].endswith(" " + command.format(run="/run/wsgi/shop/0123456789"))
+    assert command_of(make_files(own)).endswith(" " + command.format(run="/run/wsgi/shop/0123456789"))
 
 
 # Its environment

@@ -8,7 +8,10 @@ import wsgi_settings
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVER_NAMES = ", ".join(yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text()))
+ROWS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
+SERVER_NAMES = ", ".join(ROWS)
+MANAGER_NAMES = ", ".join(sorted({name for row in ROWS.values() for name in row["process_managers"]}))
+HOLD_GUNICORN = ", ".join(ROWS["gunicorn"]["process_managers"])
 # What an app must say.
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
 
@@ -222,18 +225,18 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"health": {"status": 99}}, "health:status: 99 must be an integer from 100 to 599"),
         ({"health": {"deadline": 0}}, "health:deadline: 0 must be an integer from 1 to 3600"),
         ({"health": {"host": "*.example.com"}}, "health:host: '*.example.com' must be a host name"),
-        ({"process_manager": "cron"}, "process_manager: 'cron' is not a process manager (emperor, supervisor)"),
+        ({"process_manager": "cron"}, f"process_manager: 'cron' is not a process manager ({MANAGER_NAMES})"),
         (
             {"process_manager": "emperor"},
-            "process_manager: 'emperor' can't hold gunicorn; did you mean 'supervisor'? (supervisor)",
+            f"process_manager: 'emperor' can't hold gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
         ),
         (
-            {"process_manager": {"gunicorn": "systemd"}},
-            "process_manager:gunicorn: 'systemd' can't hold gunicorn (supervisor)",
+            {"process_manager": {"gunicorn": "emperor"}},
+            f"process_manager:gunicorn: 'emperor' can't hold gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
         ),
         (
             {"process_manager": {"gunicorn": ["supervisor"]}},
-            "process_manager:gunicorn: ['supervisor'] can't hold gunicorn; did you mean 'supervisor'? (supervisor)",
+            f"process_manager:gunicorn: ['supervisor'] can't hold gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
         ),
         (
             {"process_manager": {"unicorn": "supervisor"}},
@@ -402,7 +405,7 @@ def test_mappings_in_wsgi_defaults_are_checked_too(load):
         "wsgi:defaults:health:status: 0 must be an integer from 100 to 599",
         f"wsgi:defaults:env:A: is a list; {VARIABLE}",
         "wsgi:defaults:server_options:uwsgi:socket: is the formula's own; leave it out",
-        "wsgi:defaults:process_manager:gunicorn: 'emperor' can't hold gunicorn; did you mean 'supervisor'? (supervisor)",
+        f"wsgi:defaults:process_manager:gunicorn: 'emperor' can't hold gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
     ]
 
 
@@ -514,7 +517,7 @@ def test_what_a_server_can_be_had_as(problems, own):
     assert problems(own) == []
 
 
-@pytest.mark.parametrize("server", yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text()))
+@pytest.mark.parametrize("server", ROWS)
 def test_the_shipped_version_of_a_server_has_no_known_hole(make_host, server):
     row = make_host({}).servers[server]
     assert row["version"] is None or wsgi_settings.vulnerabilities(row, row["version"]) == []
