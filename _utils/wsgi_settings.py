@@ -61,14 +61,26 @@ NEUTRAL_SETTINGS = (
 )
 
 
-# Libraries that break, by their own documentation, when what they made crosses a fork() or is
-# shared by threads.
-FORK_HOSTILE = (
-    # A context must not cross a fork, nor a socket be shared by threads: https://zguide.zeromq.org/docs/chapter2/
-    "pyzmq",
-    # https://github.com/grpc/grpc/blob/master/doc/fork_support.md
-    "grpcio",
-)
+# Packages that, by their own documentation or their maintainers, break when what they made
+# crosses a fork().
+FORK_HOSTILE = {
+    "cassandra-driver": "https://docs.datastax.com/en/drivers/python/3.1/_sources/faq.txt",
+    "confluent-kafka": "https://github.com/confluentinc/confluent-kafka-python/issues/351",
+    "grpcio": "https://github.com/grpc/grpc/blob/master/doc/fork_support.md",
+    "jax": "https://github.com/google/jax/pull/18989",
+    "kafka-python": "https://github.com/dpkp/kafka-python/issues/1732",
+    "opentelemetry-sdk": "https://opentelemetry-python.readthedocs.io/en/latest/examples/fork-process-model/README.html",
+    "polars": "https://docs.pola.rs/user-guide/misc/multiprocessing/",
+    "psycopg": "https://github.com/psycopg/psycopg/blob/master/docs/advanced/async.rst",
+    "psycopg2": "https://github.com/psycopg/psycopg2/blob/master/doc/src/usage.rst",
+    "psycopg2-binary": "https://github.com/psycopg/psycopg2/blob/master/doc/src/usage.rst",
+    "pymongo": "https://pymongo.readthedocs.io/en/4.7.1/faq.html",
+    "pyzmq": "https://github.com/zeromq/pyzmq/blob/main/zmq/sugar/context.py",
+    "scylla-driver": "https://python-driver.docs.scylladb.com/stable/faq.html",
+    "torch": "https://github.com/pytorch/pytorch/blob/main/docs/source/notes/multiprocessing.rst",
+}
+# Those that break when threads share it.
+THREAD_HOSTILE = {"pyzmq": "https://github.com/zeromq/libzmq/blob/master/doc/zmq_socket.txt"}
 
 
 @dataclass(frozen=True)
@@ -346,15 +358,11 @@ def warnings(key, app, requirements):
         >>> warnings("wsgi:apps:shop", {**app, "threads": 4, "preload": False}, ["pyzmq==27.1.0"])
         ['wsgi:apps:shop:threads: pyzmq may break where threads share what it made; 1 is safe']
     """
-    packages = {package_name(line) for line in requirements if package_name(line)}
-    hostile = ", ".join(name for name in FORK_HOSTILE if name in packages)
-    if not hostile:
-        return []
-    found = []
-    if app["threads"] > 1:
-        found.append(f"{key}:threads: {hostile} may break where threads share what it made; 1 is safe")
-    if app["preload"]:
-        found.append(f"{key}:preload: {hostile} may break when what it made crosses a fork; false is safe")
+    packages = {package_name(line) for line in requirements}
+    threads = [name for name in THREAD_HOSTILE if name in packages and app["threads"] > 1]
+    preload = [name for name in FORK_HOSTILE if name in packages and app["preload"]]
+    found = [f"{key}:threads: {name} may break where threads share what it made; 1 is safe" for name in threads]
+    found += [f"{key}:preload: {name} may break when what it made crosses a fork; false is safe" for name in preload]
     return found
 
 

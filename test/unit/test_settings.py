@@ -533,12 +533,19 @@ def test_the_shipped_version_of_a_server_has_no_known_hole(make_host, server):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("line", ["pyzmq", "PyZMQ[all] >= 27 ; python_version > '3.8'", "grpcio==1.80.0"])
+@pytest.mark.parametrize("line", ["pyzmq", "PyZMQ[all] >= 27 ; python_version > '3.8'", "pyzmq @ https://a.example/b"])
 def test_a_library_that_threads_and_forks_break_is_warned_of(load, own, keys, line):
     app = load({"apps": {"shop": {**SHOP, **own}}}).apps["shop"]
     found = wsgi_settings.warnings("wsgi:apps:shop", app, ["flask", line])
     assert [sentence.split(": ")[0] for sentence in found] == [f"wsgi:apps:shop:{key}" for key in keys]
     assert wsgi_settings.warnings("wsgi:apps:shop", app, ["flask", f"# {line}", "-r other.txt"]) == []
+
+
+def test_threads_are_no_danger_to_a_library_that_only_forks_break(load):
+    app = load({"apps": {"shop": {**SHOP, "threads": 2, "preload": True}}}).apps["shop"]
+    assert wsgi_settings.warnings("wsgi:apps:shop", app, ["grpcio==1.80.0"]) == [
+        "wsgi:apps:shop:preload: grpcio may break when what it made crosses a fork; false is safe"
+    ]
 
 
 # Two apps in one place
