@@ -247,7 +247,7 @@ def load(pillar, defaults, os_family, servers):
     .. code-block:: python
 
         >>> load({"apps": {"shop": {"server": "unicorn"}}}, defaults, debian, servers).problems
-        ["wsgi:apps:shop:server: 'unicorn' is not a server; did you mean 'gunicorn'? (uwsgi, gunicorn)",
+        ["wsgi:apps:shop:server: 'unicorn' is not a server; did you mean 'gunicorn'? (uwsgi, gunicorn, …)",
          'wsgi:apps:shop:application: missing; it must be module:callable',
          'wsgi:apps:shop:source: missing; it must be a folder that Salt serves, salt://…']
     """
