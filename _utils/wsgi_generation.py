@@ -375,10 +375,12 @@ def files_of(generation, app):
     """
     host = generation.host
     generation.command = command(host, app, generation)
+    options = wsgi_settings.process_settings(app)["server_options"]
     values = {
         "app": app,
         "generation": generation,
-        "options": wsgi_settings.process_settings(app)["server_options"],
+        "options": options,
+        "long_options": wsgi_settings.long_options(options),
         "guards": _guards(host, app),
     }
     return {

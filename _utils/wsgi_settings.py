@@ -321,6 +321,30 @@ def honoured(app, servers):
     return honours
 
 
+def long_options(options):
+    """
+    A server's own options as words of its command line.
+
+    options : dict
+        ``server_options`` of one server.
+
+    Returns a list of str.
+
+    .. code-block:: python
+
+        >>> long_options({"backlog": 2048, "ws": False, "access-log": True})
+        ['--backlog', '2048', '--no-ws', '--access-log']
+    """
+    words = []
+    for name, value in options.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, bool):
+                words.append(f"--{name}" if item else f"--no-{name}")
+            else:
+                words += [f"--{name}", str(item)]
+    return words
+
+
 def vulnerabilities(row, version):
     """
     What is known against a version of a server.

@@ -20,6 +20,7 @@ import traceback
 
 INTERVAL = 1  # second between two looks at what runs
 STDERR = 2
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def guarded(application, interface, **settings):
@@ -35,6 +36,7 @@ def guarded(application, interface, **settings):
 
     Returns a callable of the same interface. Raises what the app's import raises.
     """
+    _live_no_longer_than_master()
     module, _, path = application.partition(":")
     found = importlib.import_module(module)
     for name in path.split("."):
@@ -102,7 +104,7 @@ class Guard:
         """Have this worker replaced, when its requests are answered."""
         self._retiring = True
         if _link():
-            os.kill(os.getppid(), signal.SIGUSR1)
+            os.kill(int(os.environ["WSGI_SPAWN_PID"]), signal.SIGUSR1)
         else:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -303,6 +305,17 @@ def _with_the_client(scope):
 def _link():
     """The link through which nginx finds this worker, where spawn keeps one for it."""
     return os.environ.get("WSGI_SPAWN_LINK")
+
+
+def _live_no_longer_than_master():
+    """spawn's workers end with it; where one has a master in between, that goes for both."""
+    master = os.getppid()
+    if _link() and master != int(os.environ["WSGI_SPAWN_PID"]):
+        import ctypes  # which not every Python has, nor every server needs
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != master:
+            os._exit(1)
 
 
 def _relieved():
