@@ -1,6 +1,5 @@
 """The guard that each worker's app is under, on the Python of the tests."""
 
-import asyncio
 import importlib.util
 import os
 import signal
@@ -142,9 +141,10 @@ def test_a_worker_asks_its_master_to_be_replaced_after_max_requests(guard_module
 
 def test_a_spawned_worker_asks_spawn(guard_module, monkeypatch):
     monkeypatch.setenv("WSGI_SPAWN_LINK", "/run/http-1.sock")
+    monkeypatch.setenv("WSGI_SPAWN_PID", "4711")
     guard = guard_module.Guard(max_requests=1)
     call(guard_module.WSGI(hello, guard))
-    assert (os.getppid(), signal.SIGUSR1) in guard_module.killed
+    assert (4711, signal.SIGUSR1) in guard_module.killed
 
 
 def test_not_all_workers_are_replaced_at_once(guard_module):
@@ -239,47 +239,44 @@ def test_a_worker_of_too_much_memory_is_replaced_and_of_twice_as_much_ended():
     assert "twice the limit" in done.stderr
 
 
-def ask(guard_module, application, **settings):
-    """The messages that an ASGI app sends for one request."""
-    sent = []
-
-    async def send(message):
-        sent.append(message)
-
-    async def receive():
-        await asyncio.sleep(600)
-
-    async def served():
-        guarded = guard_module.ASGI(application, guard_module.Guard(**settings))
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": "/",
-            "headers": [(b"x-real-ip", b"192.0.2.7")],
-            "scheme": "http",
-        }
-        await asyncio.wait_for(guarded(scope, receive, send), 20)
-
-    asyncio.run(served())
-    return sent
+def ask(application):
+    """What an ASGI app sends for one request, a line each, with a time-out of 1 s; and its log."""
+    done, _ = run(
+        f"""
+        import asyncio
+        {textwrap.indent(textwrap.dedent(application), " " * 8).strip()}
+        async def send(message):
+            print(message.get("status") or message["body"].decode().strip(), flush=True)
+        guarded = wsgi_guard.ASGI(application, wsgi_guard.Guard(request_timeout=1))
+        scope = {{"type": "http", "method": "GET", "path": "/", "scheme": "http", "headers": [(b"x-real-ip", b"192.0.2.7")]}}
+        asyncio.run(guarded(scope, None, send))
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines(), done.stderr
 
 
-def test_an_asgi_request_without_an_answer_gets_504(guard_module, capsys):
-    async def hangs(scope, receive, send):
-        await asyncio.sleep(600)
+def test_an_asgi_request_without_an_answer_gets_504():
+    sent, log = ask(
+        """
+        async def application(scope, receive, send):
+            await asyncio.sleep(600)
+        """
+    )
+    assert sent == ["504", "Gateway Timeout"]
+    assert "await asyncio.sleep(600)" in log or "in application" in log
 
-    assert ask(guard_module, hangs, request_timeout=1)[0]["status"] == 504
-    assert "hangs" in capsys.readouterr().err
 
-
-def test_an_asgi_answer_that_has_begun_may_take_its_time(guard_module):
-    async def streams(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await asyncio.sleep(1.5)
-        await send({"type": "http.response.body", "body": scope["client"][0].encode()})
-
-    sent = ask(guard_module, streams, request_timeout=1)
-    assert [message.get("status") or message["body"] for message in sent] == [200, b"192.0.2.7"]
+def test_an_asgi_answer_that_has_begun_may_take_its_time():
+    sent, _ = ask(
+        """
+        async def application(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await asyncio.sleep(1.5)
+            await send({"type": "http.response.body", "body": scope["client"][0].encode()})
+        """
+    )
+    assert sent == ["200", "192.0.2.7"]
 
 
 def test_an_event_loop_that_stands_still_ends_its_worker():

@@ -133,8 +133,10 @@ class Guard:
 
     def _look_at_loop(self, now):
         """An event loop that no longer turns answers nobody."""
+        if self.loop.is_closed():  # the worker ends
+            return
         if self._beat is None:
-            with contextlib.suppress(RuntimeError):  # it is closed: the worker ends
+            with contextlib.suppress(RuntimeError):  # it has been closed meanwhile
                 self.loop.call_soon_threadsafe(self._beaten)
                 self._beat = now
         elif now - self._beat >= self.request_timeout:
