@@ -16,7 +16,7 @@ BROKEN = {
         {"source": "salt://apps/unhealthy", "application": "broken:application", "health": {"deadline": 3}},
         "answered 503 instead of 200",
     ),
-    "no such callable": ({"application": "hello:nothing"}, "callable not found|Failed to find attribute 'nothing'"),
+    "no such callable": ({"application": "hello:nothing"}, "callable not found|has no attribute 'nothing'"),
     "no such module": ({"application": "goodbye:application"}, "No module named 'goodbye'"),
 }
 SECRET = "postgres://shop:hunter2-hunter2@db"

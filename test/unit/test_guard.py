@@ -71,6 +71,13 @@ def test_the_file_wrapper_stays_what_it_is(guard_module):
     assert not guard.running
 
 
+def test_a_file_stays_a_file_where_the_wrapper_is_a_function(guard_module, tmp_path):
+    """As under uWSGI, which sends the file that it has wrapped last."""
+    with open(tmp_path / "file", "wb+") as file:
+        environ = {"REQUEST_METHOD": "GET", "wsgi.file_wrapper": lambda wrapped: wrapped}
+        assert guard_module.WSGI(lambda *_: file, guard_module.Guard())(environ, None) is file
+
+
 def test_what_is_streamed_is_a_request_until_it_is_closed(guard_module):
     closed = []
 
@@ -106,6 +113,14 @@ def test_an_exception_is_logged_and_answered_with_500(guard_module, capsys, appl
     assert (status, body) == ("500 Internal Server Error", b"Internal Server Error\n")
     assert "RuntimeError: nothing was sent" in capsys.readouterr().err
     assert not guard.running
+
+
+def test_the_answer_to_an_exception_is_sent_under_uwsgi_too(guard_module):
+    def as_uwsgi_does(status, headers, exc_info):
+        raise SystemError("returned a result with an exception set")
+
+    body = guard_module.WSGI(raising, guard_module.Guard())({"REQUEST_METHOD": "GET"}, as_uwsgi_does)
+    assert body == [b"Internal Server Error\n"]
 
 
 def test_an_exception_after_something_was_sent_is_the_servers(guard_module):

@@ -192,7 +192,7 @@ class WSGI:
         except BaseException:
             self.guard.end(request)
             raise
-        if type(body) in (list, tuple) or isinstance(body, environ.get("wsgi.file_wrapper", ())):
+        if _leaves_the_app(body, environ):
             self.guard.end(request)
             return body
         return _Body(body, self.guard, request, start_response)
@@ -277,11 +277,20 @@ class ASGI:
                 timer.cancel()
 
 
+def _leaves_the_app(body, environ):
+    """Whether an answer is whole, or a file for the server to send: then it must stay what it is."""
+    wrapper = environ.get("wsgi.file_wrapper")  # a function under uWSGI, whose files it returns as they are
+    wrapped = isinstance(wrapper, type) and isinstance(body, wrapper)
+    return type(body) in (list, tuple) or wrapped or hasattr(body, "read")
+
+
 def _failed(start_response):
     """The answer to an exception. Servers that would send none at all have it from here."""
     traceback.print_exc()
     headers = [("Content-Type", "text/plain"), ("Content-Length", "22")]
-    start_response("500 Internal Server Error", headers, sys.exc_info())
+    # uWSGI takes them and forgets to clear the exception, which Python makes a SystemError of.
+    with contextlib.suppress(SystemError):
+        start_response("500 Internal Server Error", headers, sys.exc_info())
     return [b"Internal Server Error\n"]
 
 
