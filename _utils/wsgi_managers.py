@@ -224,7 +224,7 @@ class Systemd:
             for service, template in zip(self._services(unit), self.templates)
         }
         # In a folder of root's: systemd opens it as root.
-        return {**units, self._tmpfiles(unit): f"p {pipe} 0600 root root -\n"}
+        return {**units, self._tmpfiles(unit): f"p {pipe} 0600 {generation.uid} {generation.gid} -\n"}
 
     @staticmethod
     def line(command):
@@ -238,6 +238,7 @@ class Systemd:
         service = self._services(unit)[0]
         wsgi_host.remove(self._pipe(unit))
         os.mkfifo(self._pipe(unit), 0o600)
+        os.chown(self._pipe(unit), generation.uid, generation.gid)
         wsgi_host.folder(os.path.dirname(self._link(unit)), 0o755)
         wsgi_host.link(f"{self.SYSTEM}/{service}", self._link(unit))
         _systemctl("daemon-reload")
@@ -256,15 +257,15 @@ class Systemd:
     def failed(self, unit):
         """Why a unit that was just started will not come up, or None."""
         shown = self._shown(unit)
-        if shown["LoadState"] != "loaded":
-            return f"systemd says {shown['LoadState']}"
+        if shown.get("LoadState") != "loaded":
+            return f"systemd says {shown.get('LoadState', 'nothing')}"
         if shown["SubState"] in ("auto-restart", "failed") or shown["NRestarts"] != "0":
             return f"systemd says {shown['Result']}, status {shown['ExecMainStatus']}"
         return None
 
     def pid(self, unit):
         """The PID of a server's master, or None."""
-        return int(self._shown(unit)["MainPID"]) or None
+        return int(self._shown(unit).get("MainPID", 0)) or None
 
     @staticmethod
     def registered(unit):
