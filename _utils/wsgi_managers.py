@@ -40,8 +40,8 @@ class Emperor:
 
     @staticmethod
     def files(unit, generation):
-        """Files of its own that this manager wants, path to text: none, the link is all."""
-        return {}
+        """What the vassal is to run, path to text: the distribution's uWSGI, or that of its environment."""
+        return {f"{generation.folder}/program": f"{generation.command[0]}\n"}
 
     def start(self, unit, generation):
         """Have the emperor start a vassal, at its next look (once a second)."""

@@ -166,15 +166,18 @@ def test_supervisor_runs_the_server_as_the_apps_user_in_its_environment(make_fil
     assert command.endswith("/bin/gunicorn --config /etc/wsgi/shop/0123456789/gunicorn.conf.py")
 
 
-def test_the_emperor_needs_no_file(make_files):
-    assert set(make_files({"server": "uwsgi"})) == {
+def test_the_emperor_is_told_which_uwsgi_to_run(make_files):
+    files = make_files({"server": "uwsgi"})
+    assert set(files) == {
         "uwsgi.ini",
         "wsgi_application.py",
+        "program",
         "env",
         "tmpfiles.d/wsgi-shop.0123456789.conf",
         "wsgi-shop.conf",
         "wsgi.conf",
     }
+    assert files["program"] == "/usr/bin/uwsgi\n"
 
 
 @pytest.mark.parametrize("server", SERVERS)
