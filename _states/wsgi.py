@@ -212,6 +212,37 @@ def daemon(name):
     return __states__["service.running"](name, enable=True)
 
 
+def tool(name, requirements):
+    """
+    A program of the formula's own is installed from PyPI, in a virtual environment of its own.
+
+    name : str
+        The environment's folder; root's, as is all that is in it.
+    requirements : list of str
+        What pip installs, each with its version.
+
+    What is there already is added to, never emptied: it may be running.
+
+    .. code-block:: yaml
+
+        circus-environment:
+          wsgi.tool:
+            - name: /usr/local/lib/wsgi/circus
+            - requirements: [circus==0.19.0]
+    """
+    changes = {"installed": requirements}
+    try:
+        tool = wsgi_release.Tool(name, requirements)
+        if tool.built():
+            return _result(name, True, f"{requirements[0]} is there.")
+        if __opts__["test"]:
+            return _result(name, None, f"{requirements[0]} would be installed.", changes)
+        tool.build()
+    except (Problem, OSError) as error:
+        return _failure(name, f"{requirements[0]} was not installed", error)
+    return _result(name, True, f"{requirements[0]} was installed.", changes)
+
+
 def absent(name, purge=False):
     """
     An app is gone from this machine: its site, processes, configuration and user.

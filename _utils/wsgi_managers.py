@@ -4,6 +4,7 @@ What keeps a generation's server alive: one class per process manager, all with 
 A *unit* is a generation as its process manager knows it, named ``<app>.<generation>``.
 """
 
+import configparser
 import contextlib
 import http.client
 import json
@@ -278,6 +279,96 @@ class Systemd:
         return dict(line.split("=", 1) for line in shown.splitlines())
 
 
+class Circus:
+    """A circus of the formula's own, spoken to over its socket: nothing else is restarted."""
+
+    WATCHERS = f"{wsgi_host.ETC}/circus"
+    ENDPOINT = f"{wsgi_host.RUN}/circus/endpoint"
+    LOGGED = "/usr/local/lib/wsgi/circus/logged"
+    templates = ("circus/watcher.ini.jinja",)
+
+    def __init__(self, host):
+        self.host = host
+        self._first_pids = {}
+
+    def _path(self, unit):
+        return f"{self.WATCHERS}/{unit}.ini"
+
+    def files(self, unit, generation):
+        """The watcher's section, path to text."""
+        wrapped = [self.LOGGED, f"{generation.run}/log", generation.log, WITH_ENVIRONMENT, generation.folder]
+        return {
+            self._path(unit): self.host.render(
+                self.templates[0], unit=unit, generation=generation, command=self.line(wrapped + generation.command)
+            )
+        }
+
+    @staticmethod
+    def line(command):
+        """A command as a watcher has it: it expands $(circus.…), and a comment begins in quotes too."""
+        return re.sub(r"(?<=\()(?=circus\.)|(?<=\s)(?=;)", "''", shlex.join(command), flags=re.IGNORECASE)
+
+    def start(self, unit, generation):
+        """Have circus run the watcher that its section tells of, which it reads itself at boot."""
+        section = configparser.RawConfigParser()
+        section.read(self._path(unit))
+        watcher = dict(section[f"watcher:{unit}"])
+        command = {name: watcher.pop(name) for name in ("cmd", "args")}
+        options = {name: int(value) if value.lstrip("-").isdigit() else value for name, value in watcher.items()}
+        self._ask("add", name=unit, start=True, waiting=True, options=options, **command)
+        self._first_pids[unit] = self.pid(unit)
+
+    def stop(self, unit, patience):
+        """Have circus forget a watcher, and stop its server: circus would do nothing else meanwhile."""
+        wsgi_host.remove(self._path(unit))
+        pid = self.pid(unit)
+        # One that is about to be started again has no PID.
+        self._ask("rm", name=unit, nostop=bool(pid), waiting=True)
+        if pid:
+            os.kill(pid, signal.SIGTERM)
+            wait_until(lambda: not alive(pid), patience)
+
+    def failed(self, unit):
+        """Why a watcher that was just started will not come up, or None."""
+        first = self._first_pids.get(unit)
+        return None if first and alive(first) else "its process ended"
+
+    def pid(self, unit):
+        """The PID of a watcher's process, or None."""
+        try:
+            return next(iter(self._ask("list", name=unit)["pids"]), None)
+        except OSError:
+            return None
+
+    def registered(self, unit):
+        """Whether the unit comes back by itself after a reboot."""
+        return os.path.exists(self._path(unit))
+
+    def _ask(self, command, patience=10, **properties):
+        """circus's answer; it refuses all but questions while it is busy. OSError when it says no."""
+        deadline = time.monotonic() + patience
+        while True:
+            answer = self._answer({"command": command, "properties": properties}, deadline - time.monotonic())
+            if answer["status"] == "ok":
+                return answer
+            if "already running" not in answer["reason"] or time.monotonic() > deadline:
+                raise OSError(f"circus refused to {command} {properties['name']}: {answer['reason']}")
+            time.sleep(0.05)
+
+    def _answer(self, question, patience):
+        import zmq  # Salt's, and of no use to any other machine.
+
+        if not os.path.exists(self.ENDPOINT):
+            raise FileNotFoundError("circus is not running")
+        with zmq.Context.instance().socket(zmq.DEALER) as channel:
+            channel.linger = 0
+            channel.connect(f"ipc://{self.ENDPOINT}")
+            channel.send_json({**question, "id": "salt"})
+            if not channel.poll(max(patience, 0) * 1000):
+                raise TimeoutError("circus does not answer")
+            return channel.recv_json()
+
+
 def _systemctl(*arguments):
     """What systemctl prints; what it says besides, such as that a unit isn't there, is of no account."""
     done = subprocess.run(
@@ -291,7 +382,7 @@ def _systemctl(*arguments):
     return done.stdout
 
 
-MANAGERS = {"emperor": Emperor, "supervisor": Supervisor, "systemd": Systemd}
+MANAGERS = {"emperor": Emperor, "supervisor": Supervisor, "systemd": Systemd, "circus": Circus}
 
 
 def manager(host, name):

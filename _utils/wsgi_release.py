@@ -240,6 +240,54 @@ def warnings(host):
     return found
 
 
+class Tool:
+    """
+    A program of the formula's own, in a virtual environment that root makes and runs it from.
+
+    path : str
+        The environment's folder.
+    requirements : list of str
+        What pip installs, each with its version.
+    """
+
+    PYTHON = "/usr/bin/python3"
+
+    def __init__(self, path, requirements):
+        self.path = path
+        self.requirements = requirements
+        self._stamp = json.dumps([os.path.realpath(self.PYTHON), requirements]) + "\n"
+
+    def built(self):
+        """Whether it is there, whole."""
+        return wsgi_host.read(f"{self.path}/{COMPLETE}") == self._stamp
+
+    def build(self):
+        """Install it over what is there. Raises ``Problem`` with what a failed step printed last."""
+        wsgi_host.remove(f"{self.path}/{COMPLETE}")
+        os.makedirs(self.path, mode=0o755, exist_ok=True)
+        pip = [f"{self.path}/bin/python", "-m", "pip", "install", "--quiet", "--no-input"]
+        for command in (
+            [self.PYTHON, "-m", "venv", self.path],
+            [*pip, "--disable-pip-version-check", "--no-cache-dir", "--no-deps", *self.requirements],
+        ):
+            done = subprocess.run(
+                command,
+                cwd="/",
+                umask=0o022,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=BUILD_TIMEOUT,
+                text=True,
+                errors="replace",
+                check=False,
+            )
+            if done.returncode:
+                raise Problem(f"{_readable(command)} failed:\n{tail(done.stdout)}")
+        wsgi_host.write(f"{self.path}/{COMPLETE}", self._stamp, 0o644)
+
+
 def tail(text, lines=15):
     """The last lines of a text, indented, for a comment."""
     return "\n".join("  " + line for line in text.rstrip().splitlines()[-lines:])

@@ -12,14 +12,16 @@
     - purge: true
 {%- endfor %}
 
-wsgi-emperor:
+wsgi-services:
   service.dead:
+    - names: [wsgi-circus, wsgi-emperor]
     - enable: false
 
 wsgi-files:
   file.absent:
     - names:
       - {{ salt['wsgi.plan']().family.nginx.conf_dir }}/wsgi.conf
+      - /etc/systemd/system/wsgi-circus.service
       - /etc/systemd/system/wsgi-emperor.service
       - /etc/logrotate.d/wsgi
       - /etc/wsgi

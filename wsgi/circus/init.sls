@@ -1,0 +1,49 @@
+# circus, in an environment of its own. Watchers are added to it and taken away one by one; it is
+# never restarted.
+include:
+  - wsgi.common
+
+circus-environment:
+  wsgi.tool:
+    - name: /usr/local/lib/wsgi/circus
+    - requirements: [circus==0.19.0, psutil==7.1.0, pyzmq==27.1.0, tornado==6.5.2]
+    - require:
+      - pkg: wsgi-python
+
+circus-logged:
+  file.managed:
+    - names:
+      - /usr/local/lib/wsgi/circus/logged:
+        - source: salt://wsgi/circus/logged
+      - /usr/local/lib/wsgi/circus/append:
+        - source: salt://wsgi/common/append
+    - mode: '0755'
+    - require:
+      - wsgi: circus-environment
+
+/etc/wsgi/circus.ini:
+  file.managed:
+    - source: salt://wsgi/circus/circus.ini
+    - makedirs: true
+    - mode: '0644'
+
+/etc/wsgi/circus:
+  file.directory:
+    - makedirs: true
+    - mode: '0755'
+
+# A change of the unit or of circus.ini takes effect when the administrator restarts it: that
+# restarts every app that it holds.
+/etc/systemd/system/wsgi-circus.service:
+  file.managed:
+    - source: salt://wsgi/circus/wsgi-circus.service
+    - mode: '0644'
+
+circus-service:
+  wsgi.daemon:
+    - name: wsgi-circus
+    - require:
+      - file: circus-logged
+      - file: /etc/wsgi/circus.ini
+      - file: /etc/wsgi/circus
+      - file: /etc/systemd/system/wsgi-circus.service
