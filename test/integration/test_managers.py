@@ -1,0 +1,231 @@
+"""systemd and circus hold servers as emperor and supervisor do: through crashes, reboots, changes and rotated logs."""
+
+import json
+import time
+
+import pytest
+from pillars import app
+
+PAIRS = [(server, manager) for manager in ("systemd", "circus") for server in ("gunicorn", "uwsgi")]
+NAMES = [f"{server}-{manager}" for server, manager in PAIRS]
+BROKEN = {"source": "salt://apps/import_error", "application": "broken:application"}
+
+
+def numbered(name, **settings):
+    server, _, manager = name.partition("-")
+    return app(
+        server,
+        **{
+            "process_manager": manager,
+            "domains": [f"{name}.example.com"],
+            "source": "salt://apps/numbered",
+            "application": "numbered:application",
+            "max_requests": 0,
+            **settings,
+        },
+    )
+
+
+APPS = {name: numbered(name) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def served(machine):
+    machine.pillar({"apps": APPS})
+    machine.apply()
+    assert machine.apply().changed == set()
+    return machine
+
+
+def answers(machine, name, seconds=20):
+    """Whether an app answers, or comes to within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if machine.get("/", host=f"{name}.example.com").status == 200:
+                return True
+        except ConnectionError:
+            pass
+        time.sleep(0.1)
+    return False
+
+
+def running(machine):
+    return {name: status["pids"] for name, status in machine.call("wsgi.status").items()}
+
+
+def traces(machine, name):
+    """All that there is of an app's generations but their code and logs: files, units, watchers, processes."""
+    return machine.exec(
+        f"find /etc /run/wsgi /var/lib/wsgi/live -not -path '/etc/salt*' -name '*{name}*' -not -name '*.lock' | sort;"
+        f" ls /etc/wsgi/{name}/*/ /run/wsgi/{name}/;"
+        f" systemctl list-units --all --plain --no-legend 'wsgi-{name}.*' | sort;"
+        f" /usr/local/lib/wsgi/circus/bin/circusctl --endpoint=ipc:///run/wsgi/circus/endpoint list | tr , '\\n' | grep '^{name}';"
+        f" ps -eo pid=,args= | grep -E '[/]({name})/|[ \"]{name}[.]' | grep -v 'ps -eo'",
+        check=False,
+    ).stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_status_tells_how_it_fares(served, name):
+    status = served.call("wsgi.status", name)[name]
+    assert (status["server"], status["process_manager"]) == tuple(name.split("-"))
+    assert status["health"]["ok"]
+    assert len(status["pids"]) == 3  # a master and two workers, and nothing that writes logs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_killed_master_comes_back_alone(served, name):
+    before = served.call("wsgi.status", name)[name]["pids"]
+    served.exec(f"kill -9 {before[0]}")
+    assert answers(served, name)
+    after = served.call("wsgi.status", name)[name]["pids"]
+    assert len(after) == 3
+    assert after[0] != before[0]
+    assert served.apply().changed == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logs_rotate_with_no_line_lost(served, name):
+    served.exec(f"rm -f /var/log/wsgi/{name}/*.log.*")
+    asked = f"curl -sSf -H 'Host: {name}.example.com' 127.0.0.1/?3000"
+    rotate = "logrotate --force /etc/logrotate.d/wsgi; sleep 0.3;"
+    served.exec(f"{asked} & i=0; while [ $i -lt 5 ]; do {rotate} i=$((i+1)); done; wait $!")
+    written = served.exec(
+        f"cd /var/log/wsgi/{name}; for log in $(ls -t -r); do zcat -f $log; done | grep '^line '"
+    ).stdout.splitlines()
+    assert written == [f"line {number}" for number in range(3000)]
+    assert len(served.exec(f"ls /var/log/wsgi/{name}/*.log.[12]*").stdout.split()) >= 2
+    assert served.exec(f"stat -c %U /var/log/wsgi/{name}/*.log").stdout.split() == [f"wsgi-{name}"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_failed_start_tells_why_and_leaves_nothing(served, name):
+    before = traces(served, name)
+    assert len(before.splitlines()) > 5
+    pids = running(served)
+    served.pillar({"apps": {**APPS, name: numbered(name, **BROKEN)}})
+    with served.load(clients=2, host=f"{name}.example.com", pause=0.02) as load:
+        run = served.apply(ok=False)
+    assert load.report["lost"] == 0, load.report
+    assert run.failed == {f"{name}-live", f"{name}-site"}
+    comment = run.states[f"{name}-live"]["comment"]
+    assert "RuntimeError: no database" in comment
+    assert "did not start" in comment  # and not: was not healthy in time
+    assert run.seconds < 15
+    assert traces(served, name) == before
+    assert running(served) == pids
+    served.pillar({"apps": APPS})
+
+
+def test_all_come_back_after_a_reboot(served):
+    before = {name: status["generation"] for name, status in served.call("wsgi.status").items()}
+    served.restart()
+    assert all(answers(served, name) for name in NAMES)
+    assert {name: status["generation"] for name, status in served.call("wsgi.status").items()} == before
+    assert served.apply().changed == set()
+    assert served.exec("systemctl --failed --plain --no-legend").stdout == ""
+
+
+def test_nobody_but_root_can_speak_to_circus(served):
+    pid = served.exec("systemctl show --property=MainPID --value wsgi-circus").stdout.strip()
+    assert "endpoint" in served.exec("ss -xlp").stdout
+    assert f"pid={pid}," not in served.exec("ss -tulp").stdout
+    refused = served.exec("setpriv --reuid wsgi-gunicorn-circus --clear-groups ls /run/wsgi/circus", check=False)
+    assert "Permission denied" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("server", "managers"),
+    [
+        ("gunicorn", ["systemd", "circus", "supervisor"]),
+        ("uwsgi", ["systemd", "circus", "emperor"]),
+    ],
+)
+def test_change_of_process_manager_loses_nothing_and_leaves_nothing(served, server, managers):
+    last = {"gunicorn": "Shutting down: Master", "uwsgi": "VACUUM: unix socket"}[server]
+    served.pillar({"apps": {**APPS, "moving": numbered(server, process_manager=managers[-1])}})
+    served.apply()
+    with served.load(clients=4, host=f"{server}.example.com", pause=0.02, seconds=300) as load:
+        for manager in managers:
+            old = served.exec("readlink /var/lib/wsgi/live/moving").stdout.strip().rpartition("/")[2]
+            served.pillar({"apps": {**APPS, "moving": numbered(server, process_manager=manager)}})
+            assert served.apply().changed == {"moving-live"}
+            assert served.call("wsgi.status", "moving")["moving"]["process_manager"] == manager
+            assert old not in traces(served, "moving")
+            assert last in served.exec(f"tail -n 1 /var/log/wsgi/moving/{old}.log").stdout
+    assert load.report["lost"] == 0, json.dumps(load.report, indent=1)
+    served.pillar({"apps": APPS})
+    served.apply()
+    assert traces(served, "moving") == ""
+
+
+# Words that something between pillar and the program could make something else of.
+WORDS = [
+    *(
+        "plain",
+        "",
+        "two words",
+        "a;b",
+        "a ;b",
+        "a #b",
+        "; c",
+        "it's",
+        '"',
+        "\\",
+        "\\n",
+        "'\\''",
+        "100%",
+        "%n",
+        "%(ENV_PATH)s",
+    ),
+    *(
+        "$HOME",
+        "${HOME}",
+        "$$",
+        "$(id)",
+        "$(circus.wid)",
+        "((circus.wid))",
+        "$(CIRCUS.env.path)",
+        "ü…",
+        "!x",
+        "a=b",
+        "~",
+        "*",
+    ),
+]
+ARRIVED = "import json, sys; json.dump(sys.argv[1:], open('/root/words', 'w'))"
+RUN = {
+    "systemd": """
+unit = f"[Service]\\nType=oneshot\\nExecStart={line}\\n"
+open("/etc/systemd/system/words.service", "w").write(unit)
+subprocess.run(["systemctl", "start", "words"], check=True)
+""",
+    "supervisor": """
+open("/etc/supervisor/conf.d/words.conf", "w").write(f"[program:words]\\ncommand={line}\\nstartsecs=0\\nautorestart=false\\n")
+subprocess.run(["supervisorctl", "update", "words"], check=True)
+""",
+    "circus": """
+open("/etc/wsgi/circus/words.ini", "w").write(f"[watcher:words]\\ncmd=/usr/bin/env\\nargs={line}\\n")
+manager = wsgi_managers.Circus(None)
+manager.start("words", None)
+wsgi_managers.wait_until(lambda: os.path.exists("/root/words") and os.path.getsize("/root/words"), 10)
+manager.stop("words", 5)
+""",
+}
+
+
+@pytest.mark.parametrize("manager", RUN)
+def test_words_of_a_command_arrive_as_they_are(served, manager):
+    program = f"""
+import os, subprocess, sys
+sys.path.insert(0, "/srv/formula/_utils")
+import wsgi_managers
+line = wsgi_managers.MANAGERS[{manager!r}].line(["/usr/bin/python3", "-c", {ARRIVED!r}, *{WORDS!r}])
+{RUN[manager]}
+"""
+    served.put("/root/words.py", program)
+    served.exec("rm -f /root/words; supervisorctl status; /opt/salt/bin/python /root/words.py", check=False)
+    arrived = served.exec("for i in $(seq 50); do [ -s /root/words ] && break; sleep 0.1; done; cat /root/words").stdout
+    served.exec("rm -f /etc/*/*/words.*; supervisorctl update words", check=False)
+    assert json.loads(arrived) == WORDS
