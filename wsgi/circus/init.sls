@@ -6,7 +6,7 @@ include:
 circus-environment:
   wsgi.tool:
     - name: /usr/local/lib/wsgi/circus
-    - requirements: [circus==0.19.0, psutil==7.1.0, pyzmq==27.1.0, tornado==6.5.2]
+    - requirements: [circus==0.19.0, psutil==7.1.0, pyzmq==27.1.0, tornado==6.5.10]
     - require:
       - pkg: wsgi-python
 
