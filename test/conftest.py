@@ -14,6 +14,7 @@ import harness
 import pytest
 from container import docker
 
+pytest_plugins = ["contract.results"]
 SESSION = f"wsgi-formula.session={uuid.uuid4().hex}"
 
 

@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Asks the machine's apps over nginx, and looks at their processes, for tests that run elsewhere.
+
+Reads JSON lines and works on all of them at once: {"id": 1, "do": "ask", "with": {…}} is
+answered by {"id": 1, "result": …} or {"id": 1, "error": "…"} as soon as it is done.
+"""
+
+import http.client
+import json
+import os
+import pwd
+import socket
+import sys
+import threading
+import time
+
+lock = threading.Lock()
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def ask(host, requests, port=80, timeout=30):
+    """Sends requests over one connection, each after the answer to the one before."""
+    with socket.create_connection(("127.0.0.1", port), timeout) as sock:
+        return [exchange(sock, host, **request) for request in requests]
+
+
+def exchange(sock, host, target="/", method="GET", headers=(), body="", size=0, chunked=False, expect=False):
+    """One request and its answer. `body` and `target` stand for bytes, as latin-1 has them."""
+    content = body.encode("latin-1") or b"0123456789abcdef" * (size // 16)
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *(": ".join(header) for header in headers)]
+    if chunked:
+        lines.append("Transfer-Encoding: chunked")
+    elif content or method in ("POST", "PUT"):
+        lines.append(f"Content-Length: {len(content)}")
+    if expect:
+        lines.append("Expect: 100-continue")
+    sent = time.monotonic()
+    sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+    interim = expect and head(sock).split("\r\n")[0]
+    for part in chunks(content) if chunked else [content]:
+        sock.sendall(part)
+    response = http.client.HTTPResponse(sock, method=method)
+    response.begin()
+    received, arrivals = b"", []
+    while True:
+        part = response.read1(65536)
+        if not part:
+            break
+        arrivals.append(time.monotonic())
+        received += part
+    if response.length:
+        raise ConnectionError(f"closed {response.length} bytes before the answer's end")
+    return {
+        "status": response.status,
+        "headers": response.getheaders(),
+        "body": received.decode("latin-1"),
+        "interim": interim,
+        "sent": sent,
+        "arrivals": arrivals,
+    }
+
+
+def head(sock):
+    """All up to an empty line, and nothing after it."""
+    received = b""
+    while not received.endswith(b"\r\n\r\n"):
+        byte = sock.recv(1)
+        if not byte:
+            raise ConnectionError(f"closed after {received!r}")
+        received += byte
+    return received.decode("latin-1")
+
+
+def chunks(content, size=60_000):
+    for start in range(0, len(content), size):
+        part = content[start : start + size]
+        yield b"%x\r\n%s\r\n" % (len(part), part)
+    yield b"0\r\n\r\n"
+
+
+def processes(user):
+    """A user's processes: PID to resident MiB."""
+    uid = pwd.getpwnam(user).pw_uid
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as stat, open(f"/proc/{pid}/statm") as statm:
+                if os.stat(f"/proc/{pid}").st_uid == uid and stat.read().rpartition(")")[2].split()[0] not in "ZX":
+                    found[pid] = int(statm.read().split()[1]) * PAGE / 2**20
+        except OSError:  # it just ended
+            pass
+    return found
+
+
+def folders(path):
+    return [entry.name for entry in os.scandir(path) if entry.is_dir()]
+
+
+WORK = {function.__name__: function for function in (ask, processes, folders)}
+
+
+def work(line):
+    order = json.loads(line)
+    try:
+        outcome = {"result": WORK[order["do"]](**order["with"])}
+    except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+        outcome = {"error": f"{type(error).__name__}: {error}"}
+    with lock:
+        print(json.dumps({"id": order["id"], **outcome}), flush=True)
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        threading.Thread(target=work, args=[line], daemon=True).start()

@@ -1,0 +1,55 @@
+"""What the contract's tests share. A file that says PROCESS_MANAGER gets checks.py for each server
+that this one can hold; see results.py for the table that comes of it."""
+
+import fleet as fleets
+import pytest
+
+pytest.register_assert_rewrite("checks")
+
+
+def pytest_generate_tests(metafunc):
+    manager = getattr(metafunc.module, "PROCESS_MANAGER", None)
+    if manager is None:
+        return
+    names = fleets.servers(manager)
+    setting = metafunc.definition.get_closest_marker("setting")
+    if "refused" in metafunc.fixturenames:
+        metafunc.parametrize("server, refused", [(name, setting) for name in names for setting in fleets.refused(name)])
+    elif "server" in metafunc.fixturenames:
+        if setting:
+            names = [name for name in names if fleets.honoured(name, **{setting.args[0]: None})]
+        metafunc.parametrize("server", names)
+
+
+@pytest.fixture(scope="module")
+def machine(machine_factory, request):
+    """A machine for all tests of one file, which run in their order."""
+    machine = machine_factory()
+    yield machine
+    if not request.config.getoption("keep"):
+        machine.destroy()
+
+
+@pytest.fixture(scope="module")
+def fleet(machine, request):
+    """Every server's app under the file's process manager: two processes of one thread, no limits."""
+    fleet = fleets.Fleet(machine, request.module.PROCESS_MANAGER)
+    fleet.apply(workers=2, threads=1, request_timeout=30, graceful_timeout=20, max_requests=0)
+    yield fleet
+    fleet.agent.close()
+
+
+@pytest.fixture
+def site(fleet, server):
+    return fleet.site(server)
+
+
+@pytest.fixture(autouse=True)
+def cell(request, record_property):
+    """Which cell of the table a test speaks for."""
+    asked = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    column = request.node.get_closest_marker("column")
+    if "server" in asked:
+        manager = asked.get("manager") or request.module.PROCESS_MANAGER
+        about = asked.get("refused") or column.args[0]
+        record_property("cell", [asked["server"], manager, about, "refused" if "refused" in asked else "✓"])

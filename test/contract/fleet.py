@@ -1,0 +1,244 @@
+"""The servers that wsgi/servers.yaml claims, each with an app of its own, side by side on one machine."""
+
+import concurrent.futures
+import itertools
+import json
+import subprocess
+import threading
+import time
+
+import yaml
+from container import ROOT, CommandFailed
+
+ROWS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
+DEFAULTS = yaml.safe_load((ROOT / "wsgi/defaults.yaml").read_text())["app"]
+# The test matrix: what is asked beyond every server of servers.yaml as it comes, and what it
+# needs in pillar. `server` is the key itself where it isn't said.
+VARIANTS = {}
+# What an app may be asked to be under any server. Where a server can't, its row doesn't say so.
+NEUTRAL = ("workers", "threads", "request_timeout", "max_requests", "memory_limit")
+AGENT = "/srv/formula/test/contract/agent.py"
+
+
+def servers(manager, interface="wsgi"):
+    """The rows of the test matrix that a process manager can hold."""
+    return [
+        name
+        for name in [*ROWS, *VARIANTS]
+        if manager in row(name)["process_managers"] and interface in row(name).get("interfaces", ["wsgi"])
+    ]
+
+
+def managers():
+    """Every process manager that servers.yaml claims."""
+    return sorted({manager for row in ROWS.values() for manager in row["process_managers"]})
+
+
+def pairs():
+    """Every pair that servers.yaml claims, (server, process manager)."""
+    return [(name, manager) for name in [*ROWS, *VARIANTS] for manager in row(name)["process_managers"]]
+
+
+def row(name):
+    return ROWS[VARIANTS.get(name, {}).get("server", name)]
+
+
+def honoured(name, **settings):
+    """The settings that a server can keep."""
+    return {
+        setting: value for setting, value in settings.items() if setting in row(name)["honours"] and setting in DEFAULTS
+    }
+
+
+def refused(name):
+    """The settings that a server can't keep."""
+    return [setting for setting in NEUTRAL if setting not in row(name)["honours"] and setting in DEFAULTS]
+
+
+def pillar_of(name, manager, **settings):
+    """The pillar of an app under a server and a process manager."""
+    return {
+        "server": name,
+        "process_manager": manager,
+        "source": "salt://apps/contract",
+        "application": "contract:application",
+        "domains": [f"{name}.example.com"],
+        "env": {"APP": name},
+        "keep_releases": 50,
+        "health": {"deadline": 60},
+        **VARIANTS.get(name, {}),
+        **settings,
+    }
+
+
+class Agent:
+    """test/contract/agent.py on the machine: does many things there at once, and soon."""
+
+    def __init__(self, machine):
+        self.machine = machine
+        self.lock = threading.Lock()
+        self.process = None
+
+    def do(self, what, **arguments):
+        """A Future of what the agent says."""
+        future = concurrent.futures.Future()
+        with self.lock:
+            if self.process is None or self.process.poll() is not None:
+                self._start()
+            number = next(self.numbers)
+            self.waiting[number] = future
+            self.process.stdin.write(json.dumps({"id": number, "do": what, "with": arguments}) + "\n")
+            self.process.stdin.flush()
+        return future
+
+    def _start(self):
+        self.numbers, self.waiting = itertools.count(), {}
+        self.process = subprocess.Popen(
+            ["docker", "exec", "-i", self.machine.name, "python3", AGENT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        threading.Thread(target=self._read, args=[self.process, self.waiting], daemon=True).start()
+
+    @staticmethod
+    def _read(process, waiting):
+        for line in process.stdout:
+            said = json.loads(line)
+            future = waiting.pop(said["id"])
+            if "error" in said:
+                future.set_exception(ConnectionError(said["error"]))
+            else:
+                future.set_result(said["result"])
+        for future in waiting.values():
+            future.set_exception(ConnectionError("the machine went down"))
+
+    def close(self):
+        if self.process is not None:
+            self.process.stdin.close()
+            self.process.wait()
+
+
+class Answer:
+    """What a request was answered with; times are the machine's monotonic clock."""
+
+    def __init__(self, said):
+        self.status = said["status"]
+        self.headers = said["headers"]
+        self.body = said["body"]
+        self.interim = said["interim"]
+        self.sent = said["sent"]
+        self.arrivals = said["arrivals"]
+
+    def __repr__(self):
+        return f"{self.status} {self.headers} {self.body[:2000]!r}"
+
+    def values(self, name):
+        return [value for header, value in self.headers if header.lower() == name.lower()]
+
+    @property
+    def told(self):
+        """What the app saw."""
+        assert self.status == 200, self
+        return json.loads(self.body)
+
+
+class Site:
+    """One server's app, asked over nginx from within the machine."""
+
+    def __init__(self, fleet, name):
+        self.fleet = fleet
+        self.name = name
+        self.row = row(name)
+        self.host = f"{name}.example.com"
+        self.user = f"wsgi-{name}"
+
+    def sending(self, *requests, **options):
+        """A Future of the answers to requests over one connection."""
+        return self.fleet.agent.do("ask", host=self.host, requests=list(requests), **options)
+
+    def ask(self, target="/", **request):
+        """The answer to one request; see agent.py for what it may be."""
+        return self.converse({"target": target, **request})[0]
+
+    def converse(self, *requests):
+        return [Answer(said) for said in self.sending(*requests).result()]
+
+    def at_once(self, count, target):
+        """The answers to equal requests sent at the same time."""
+        sent = [self.sending({"target": target}) for _ in range(count)]
+        return [Answer(each.result()[0]) for each in sent]
+
+    def processes(self):
+        """PID to resident MiB."""
+        found = self.fleet.agent.do("processes", user=self.user).result()
+        return {int(pid): mib for pid, mib in found.items()}
+
+    def generations(self):
+        return self.fleet.agent.do("folders", path=f"/etc/wsgi/{self.name}").result()
+
+    def serves(self):
+        try:
+            return self.ask().status == 200
+        except ConnectionError:
+            return False
+
+    def workers(self):
+        """The PIDs that answer when as many requests come at once as can be served."""
+        return {answer.told["pid"] for answer in self.at_once(16, "/?do=tell&seconds=0.05")}
+
+
+class Fleet:
+    """One app for each server that a process manager can hold."""
+
+    def __init__(self, machine, manager):
+        self.machine = machine
+        self.manager = manager
+        self.agent = Agent(machine)
+        self.sites = {name: Site(self, name) for name in servers(manager)}
+
+    def apply(self, **settings):
+        """Gives each app those of the settings that its server can keep. Never raises: one server
+        that fails is no reason not to ask the others."""
+        self.apps = {name: pillar_of(name, self.manager, **honoured(name, **settings)) for name in self.sites}
+        self.machine.pillar({"apps": self.apps})
+        self.run = self.machine.apply(ok=False)
+
+    def site(self, name):
+        """A site, of which the last apply brought up the app."""
+        for what in ("release", "live", "site"):
+            state = self.run.states.get(f"{name}-{what}")
+            if state is None or state["result"] is False:
+                raise CommandFailed(state["comment"] if state else str(self.run))
+        return self.sites[name]
+
+    def each(self, experiment):
+        """Does something with every site at once; see Outcomes."""
+        with concurrent.futures.ThreadPoolExecutor(len(self.sites)) as pool:
+            return Outcomes({name: pool.submit(self._try, experiment, name) for name in self.sites})
+
+    def _try(self, experiment, name):
+        return experiment(self.site(name))
+
+    def status(self):
+        return self.machine.call("wsgi.status")
+
+
+class Outcomes:
+    """What came of an experiment with every site; a site's failure is raised where it is asked for."""
+
+    def __init__(self, futures):
+        self.futures = futures
+
+    def of(self, site):
+        return self.futures[site.name].result()
+
+
+def wait_for(condition, seconds, pause=0.1):
+    """Whether something becomes true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+    return True

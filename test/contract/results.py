@@ -1,0 +1,102 @@
+"""A pytest plugin that makes the table of results in docs/servers.md, and sees to it that it is true.
+
+    test/run test/contract --write-results      writes the table of what was seen
+
+Without the option, a run that asked everything fails where the table tells something else.
+"""
+
+import re
+import textwrap
+
+from container import ROOT
+
+PAGE = ROOT / "docs/servers.md"
+BEGIN, END = "<!-- contract suite: begin -->", "<!-- contract suite: end -->"
+PLATFORM = "debian-12"
+# What the columns are called, by the tests' marks, and what is said of each below the table.
+COLUMNS = {
+    "serves": "answers over nginx, and its environment reaches it",
+    "streams": "a part of an answer is with the client before the next is made",
+    "bodies": "10 MiB up and down, with a length or chunked",
+    "environ": "scheme, host, query and path as they were sent: percent-encoded, UTF-8, neither",
+    "REMOTE_ADDR": "the client's address",
+    "headers": "two of one name, in the request and in the answer",
+    "HEAD, 304": "no body, and the connection serves on",
+    "100-continue": "a client that waits for it before its body",
+    "wsgiref.validate": "finds nothing",
+    "exception": "500, a traceback in the log, no process dies",
+    "logs": "stdout, stderr, `logging` and `wsgi.errors` are in `wsgi.logs`; rotated with no line lost",
+    "workers": "as many requests at once as asked",
+    "threads": "the same",
+    "killed": "a killed worker and a killed master come back, with no orphans",
+    "reboot": "serves again",
+    "graceful stop": "a change lets a slow request finish",
+    "request_timeout": "a request that sleeps or spins is ended, and its worker replaced",
+    "memory_limit": "a worker that leaks is replaced with nothing lost",
+    "max_requests": "workers are replaced under load with nothing lost",
+    "switch": "changes from it and to it, every other server at the other end, with nothing lost under load",
+    "ZeroMQ": "an app that no fork and no thread may touch, 400 questions of 8 clients to 4 workers",
+}
+WORST_LAST = ("✓", "refused", "✗")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-results", action="store_true", help="write the contract suite's table into docs/")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "column(name): the column of the table of results that a test speaks for")
+    config.addinivalue_line("markers", "setting(name): asked only of servers that honour this setting")
+    if not hasattr(config, "workerinput"):  # the process that all reports come to
+        config.pluginmanager.register(Results(config))
+
+
+class Results:
+    """The cells that were seen: (server, process manager) -> column -> its worst result."""
+
+    def __init__(self, config):
+        self.config = config
+        self.cells = {}
+        self.said = []
+
+    def pytest_runtest_logreport(self, report):
+        cell = dict(report.user_properties).get("cell")
+        if cell and (report.when == "call" or report.failed):
+            server, manager, column, passed = cell
+            row = self.cells.setdefault((server, manager), {})
+            row[column] = max(row.get(column, "✓"), "✗" if report.failed else passed, key=WORST_LAST.index)
+
+    def pytest_sessionfinish(self, session):
+        if not self.cells:
+            return
+        before = PAGE.read_text() if PAGE.exists() else f"{BEGIN}\n{END}\n"
+        after = re.sub(
+            f"(?s)({re.escape(BEGIN)}\n).*(?={re.escape(END)})", lambda match: match[1] + self.table(), before
+        )
+        if self.config.getoption("write_results"):
+            PAGE.write_text(after)
+        elif self.whole() and self.config.getoption("platform") == PLATFORM and before != after:
+            self.said.append(f"The table in {PAGE.relative_to(ROOT)} is not what was seen; --write-results writes it.")
+            session.exitstatus = session.exitstatus or 1
+
+    def pytest_terminal_summary(self, terminalreporter):
+        for line in self.said:
+            terminalreporter.write_line(line, red=True)
+
+    def whole(self):
+        """Whether each pair that is claimed was asked everything."""
+        from contract.fleet import pairs
+
+        return all(set(self.cells.get(pair, ())) >= set(COLUMNS) for pair in pairs())
+
+    def table(self):
+        from contract.fleet import pairs
+
+        rows = [["server", "process manager", *COLUMNS]]
+        rows.append(["---"] * len(rows[0]))
+        for pair in filter(self.cells.__contains__, pairs()):
+            rows.append([*pair, *(self.cells[pair].get(column, "") for column in COLUMNS)])
+        table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        words = "; ".join(f"*{column}*: {meaning}" for column, meaning in COLUMNS.items())
+        words = f"Seen on {PLATFORM}; *refused*: `wsgi.validate` says so. {words}."
+        return f"{table}\n{textwrap.fill(words, 10**6)}\n"

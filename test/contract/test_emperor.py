@@ -1,0 +1,5 @@
+"""Every server that emperor can hold keeps the contract."""
+
+from checks import *
+
+PROCESS_MANAGER = "emperor"
