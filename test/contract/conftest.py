@@ -41,7 +41,10 @@ def fleet(machine, request):
 
 @pytest.fixture
 def site(fleet, server):
-    return fleet.site(server)
+    try:
+        return fleet.site(server)
+    except AssertionError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,22 @@ from container import ROOT, CommandFailed
 
 ROWS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
 DEFAULTS = yaml.safe_load((ROOT / "wsgi/defaults.yaml").read_text())["app"]
+WAITRESS = [
+    "{environment}/bin/waitress-serve",
+    "--unix-socket={socket}",
+    "--unix-socket-perms=660",
+    "--threads=1",
+    "--trusted-proxy=*",
+    "--trusted-proxy-headers=x-forwarded-for x-forwarded-proto",
+    "contract:application",
+]
 # The test matrix: what is asked beyond every server of servers.yaml as it comes, and what it
 # needs in pillar. `server` is the key itself where it isn't said.
-VARIANTS = {}
+VARIANTS = {
+    "uwsgi-environment": {"server": "uwsgi", "install": "environment"},
+    "command": {"command": WAITRESS, "requirements": ["waitress==3.0.2"]},
+}
+MATRIX = [*ROWS, *(name for name in VARIANTS if name not in ROWS)]
 # What an app may be asked to be under any server. Where a server can't, its row doesn't say so.
 NEUTRAL = ("workers", "threads", "request_timeout", "max_requests", "memory_limit")
 AGENT = "/srv/formula/test/contract/agent.py"
@@ -24,7 +37,7 @@ def servers(manager, interface="wsgi"):
     """The rows of the test matrix that a process manager can hold."""
     return [
         name
-        for name in [*ROWS, *VARIANTS]
+        for name in MATRIX
         if manager in row(name)["process_managers"] and interface in row(name).get("interfaces", ["wsgi"])
     ]
 
@@ -36,7 +49,7 @@ def managers():
 
 def pairs():
     """Every pair that servers.yaml claims, (server, process manager)."""
-    return [(name, manager) for name in [*ROWS, *VARIANTS] for manager in row(name)["process_managers"]]
+    return [(name, manager) for name in MATRIX for manager in row(name)["process_managers"]]
 
 
 def row(name):

@@ -79,6 +79,16 @@ def fail(environ, word):
     raise RuntimeError(f"asked to fail: {word}")
 
 
+def fail_at_once(environ, word):
+    """After the status was said, and before anything else."""
+
+    def parts():
+        raise RuntimeError(f"asked to fail at once: {word}")
+        yield b""
+
+    return "200 OK", [("Content-Type", "text/plain")], parts()
+
+
 def fail_late(environ, word):
     def parts():
         yield b"half"
@@ -121,7 +131,21 @@ def leak(environ, mib):
 
 DOES = {
     function.__name__: function
-    for function in (tell, echo, big, busy, outlast, fail, fail_late, stream, unchanged, cookies, say, leak)
+    for function in (
+        tell,
+        echo,
+        big,
+        busy,
+        outlast,
+        fail,
+        fail_at_once,
+        fail_late,
+        stream,
+        unchanged,
+        cookies,
+        say,
+        leak,
+    )
 }
 
 
