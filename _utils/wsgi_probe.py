@@ -3,6 +3,7 @@ Speaks to a server's socket as nginx would: HTTP or the uwsgi protocol, standard
 """
 
 import http.client
+import os
 import socket
 import struct
 
@@ -94,8 +95,11 @@ def uwsgi_request(target, host):
 
 
 def connections(folder):
-    """How many connections the unix sockets in a folder have, accepted or waiting to be."""
-    return sum(1 for path, listens in wsgi_host.unix_sockets() if path.startswith(f"{folder}/") and not listens)
+    """
+    How many connections the unix sockets in a folder have, accepted or waiting to be. In folders
+    below it may be what a server's processes speak over with each other.
+    """
+    return sum(1 for path, listens in wsgi_host.unix_sockets() if os.path.dirname(path) == folder and not listens)
 
 
 def _connect(path, timeout):
