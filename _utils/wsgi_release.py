@@ -153,9 +153,10 @@ class Release:
         lib = os.path.join(self.environment, "lib")
         for python in wsgi_host.listdir(lib):
             for found in wsgi_host.listdir(os.path.join(lib, python, "site-packages")):
-                package, _, version = found.removesuffix(".dist-info").partition("-")
-                if found.endswith(".dist-info") and wsgi_settings.package_name(package) == name:
-                    return version
+                stem, suffix = os.path.splitext(found)
+                package, _, version = stem.partition("-")
+                if suffix in (".dist-info", ".egg-info") and wsgi_settings.package_name(package) == name:
+                    return version.partition("-py")[0]
         return None
 
     def _check_installed(self):
