@@ -5,11 +5,13 @@ Reads JSON lines and works on all of them at once: {"id": 1, "do": "ask", "with"
 answered by {"id": 1, "result": …} or {"id": 1, "error": "…"} as soon as it is done.
 """
 
+import base64
 import http.client
 import json
 import os
 import pwd
 import socket
+import struct
 import sys
 import threading
 import time
@@ -78,6 +80,44 @@ def chunks(content, size=60_000):
     yield b"0\r\n\r\n"
 
 
+def websocket(host, messages, target="/", port=80, timeout=10):
+    """What a WebSocket app answers to texts, each sent after the answer to the one before; RFC 6455 by hand."""
+    key = base64.b64encode(os.urandom(16)).decode()
+    lines = [f"GET {target} HTTP/1.1", f"Host: {host}", "Connection: Upgrade", "Upgrade: websocket"]
+    lines += ["Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Protocol: contract"]
+    with socket.create_connection(("127.0.0.1", port), timeout) as sock:
+        sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        answered = head(sock).split("\r\n")
+        answers = []
+        if " 101 " in answered[0]:
+            for message in messages:
+                content, mask = message.encode(), os.urandom(4)
+                length = struct.pack("!BBH", 0x81, 0xFE, len(content))
+                sock.sendall(length + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(content)))
+                answers.append(frame(sock))
+    return {"head": answered, "answers": answers}
+
+
+def frame(sock):
+    """(opcode, text), or for a close (8, its code)."""
+    first, length = exactly(sock, 2)
+    if length >= 126:
+        length = int.from_bytes(exactly(sock, 2 if length == 126 else 8), "big")
+    content = exactly(sock, length)
+    opcode = first & 15
+    return [opcode, int.from_bytes(content[:2], "big") if opcode == 8 else content.decode()]
+
+
+def exactly(sock, count):
+    received = b""
+    while len(received) < count:
+        part = sock.recv(count - len(received))
+        if not part:
+            raise ConnectionError(f"closed after {received!r}")
+        received += part
+    return received
+
+
 def processes(user):
     """A user's processes: PID to resident MiB."""
     uid = pwd.getpwnam(user).pw_uid
@@ -96,7 +136,7 @@ def folders(path):
     return [entry.name for entry in os.scandir(path) if entry.is_dir()]
 
 
-WORK = {function.__name__: function for function in (ask, processes, folders)}
+WORK = {function.__name__: function for function in (ask, websocket, processes, folders)}
 
 
 def work(line):

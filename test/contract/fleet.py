@@ -68,8 +68,9 @@ def refused(name):
     return [setting for setting in NEUTRAL if setting not in row(name)["honours"] and setting in DEFAULTS]
 
 
-def pillar_of(name, manager, **settings):
+def pillar_of(name, manager, interface="wsgi", **settings):
     """The pillar of an app under a server and a process manager."""
+    asgi = {"application": "contract_asgi:application", "interface": "asgi"}
     return {
         "server": name,
         "process_manager": manager,
@@ -80,6 +81,7 @@ def pillar_of(name, manager, **settings):
         "keep_releases": 50,
         "health": {"deadline": 60},
         **VARIANTS.get(name, {}),
+        **(asgi if interface == "asgi" else {}),
         **settings,
     }
 
@@ -204,16 +206,23 @@ class Site:
 class Fleet:
     """One app for each server that a process manager can hold."""
 
-    def __init__(self, machine, manager):
+    def __init__(self, machine, manager, interface="wsgi"):
         self.machine = machine
-        self.manager = manager
         self.agent = Agent(machine)
-        self.sites = {name: Site(self, name) for name in servers(manager)}
+        self.interface = interface
+        self.of(manager)
+
+    def of(self, manager):
+        """From now on, another process manager holds them."""
+        self.manager = manager
+        self.sites = {name: Site(self, name) for name in servers(manager, self.interface)}
 
     def apply(self, **settings):
         """Gives each app those of the settings that its server can keep. Never raises: one server
         that fails is no reason not to ask the others."""
-        self.apps = {name: pillar_of(name, self.manager, **honoured(name, **settings)) for name in self.sites}
+        self.apps = {
+            name: pillar_of(name, self.manager, self.interface, **honoured(name, **settings)) for name in self.sites
+        }
         self.machine.pillar({"apps": self.apps})
         self.run = self.machine.apply(ok=False)
 
@@ -255,3 +264,8 @@ def wait_for(condition, seconds, pause=0.1):
             return False
         time.sleep(pause)
     return True
+
+
+def at_once(answers):
+    """How many of the answers' times overlapped at most."""
+    return max(sum(one["began"] <= other["began"] < one["ended"] for one in answers) for other in answers)

@@ -1,0 +1,195 @@
+"""What a server does with an ASGI app, under each process manager that may hold it, one after the other."""
+
+import hashlib
+import json
+import threading
+import time
+
+import pytest
+from fleet import VARIANTS, Fleet, at_once, managers, row, servers, wait_for
+
+# What listens on its socket is for VARIANTS to say, and it says WSGI.
+ASGI = [
+    (name, manager)
+    for manager in managers()
+    for name in servers(manager, "asgi")
+    if "command" not in VARIANTS.get(name, {})
+]
+column = pytest.mark.column
+asgi = pytest.mark.parametrize(("server", "manager"), ASGI)
+asgi_websockets = pytest.mark.parametrize(
+    ("server", "manager"), [pair for pair in ASGI if row(pair[0]).get("websockets")]
+)
+SETTINGS = {"workers": 2, "request_timeout": 3, "graceful_timeout": 10}
+
+
+@pytest.fixture(scope="module")
+def found(machine):
+    """Everything is asked of all servers that a process manager holds at once: manager -> Outcomes."""
+    outcomes = {}
+    for manager in sorted({manager for _, manager in ASGI}):
+        fleet = Fleet(machine, manager, "asgi")
+        fleet.apply(**SETTINGS)
+        answers = fleet.each(ask)
+        changed = change(fleet)
+        outcomes[manager] = fleet.each(lambda site, one=answers, two=changed: {**one.of(site), **two.of(site)})
+        fleet.agent.close()
+    return outcomes
+
+
+def ask(site):
+    """All questions that need no change, in an order that lets one harm the next."""
+    before = site.processes()
+    found = {
+        "told": site.ask("/caf%C3%A9?do=tell&a=%20b", headers=[["X-Twice", "one"], ["X-Twice", "two"]]),
+        "posted": site.ask("/?do=tell", method="POST", size=160_000),
+        "chunked": site.ask("/?do=tell", method="POST", size=160_000, chunked=True),
+        "head": site.converse({"method": "HEAD"}, {"target": "/?do=echo", "method": "POST", "body": "after"}),
+        "streamed": site.ask("/?do=stream&count=4&pause=0.25"),
+        "at once": site.at_once(12, "/?do=tell&seconds=0.5"),
+        "failed": site.ask("/?do=fail&word=42"),
+        "said": site.ask("/?do=say&word=42"),
+        "unharmed": set(before) == set(site.processes()),
+    }
+    if site.row.get("websockets"):
+        messages = ["one", "zwei ä", "scope", "close"]
+        found["websocket"] = site.fleet.agent.do("websocket", host=site.host, messages=messages).result()
+    began = time.monotonic()
+    found["hung"] = site.ask("/?do=tell&seconds=40")
+    found["hung for"] = time.monotonic() - began
+    found["logs"] = site.fleet.machine.call("wsgi.logs", site.name, "lines=300")
+    found["serves"] = site.serves()
+    return found
+
+
+def change(fleet):
+    """Each app changes a setting under load, and answers a slow request meanwhile."""
+
+    def experiment(site):
+        with fleet.machine.load(clients=4, host=site.host, path="/?do=echo", pause=0.1) as load:
+            changing.wait()
+            assert wait_for(lambda: len(site.generations()) == 2, 120, pause=0.05)
+            slow = site.ask("/?do=outlast&seconds=1").body
+            assert wait_for(lambda: len(site.generations()) == 1, 60)
+        return {"slow": slow, "load": load.report}
+
+    changing = threading.Event()
+    changed = threading.Thread(target=apply_when_all_are_ready, args=[fleet, changing])
+    changed.start()
+    outcomes = fleet.each(experiment)
+    changed.join()
+    return outcomes
+
+
+def apply_when_all_are_ready(fleet, changing):
+    time.sleep(3)
+    changing.set()
+    fleet.apply(**{**SETTINGS, "graceful_timeout": 11})
+
+
+@pytest.fixture
+def answers(found, server, manager):
+    return found[manager].futures[server].result()
+
+
+@column("ASGI")
+@asgi
+def test_the_scope_tells_the_request_as_it_was_sent(answers, server):
+    told = answers["told"].told
+    scope = told["scope"]
+    assert told["app"] == server
+    assert (scope["type"], scope["method"], scope["scheme"]) == ("http", "GET", "http")
+    assert scope["http_version"] in ("1.0", "1.1")
+    assert scope["path"] == "/café"
+    assert scope["raw_path"] in ("/caf%C3%A9", None)
+    assert scope["query_string"] == "do=tell&a=%20b"
+    assert scope.get("root_path", "") == ""
+    assert scope["client"][0] == "127.0.0.1"
+    assert ["host", f"{server}.example.com"] in scope["headers"]
+    assert [value for name, value in scope["headers"] if name == "x-twice"] == ["one", "two"]
+
+
+@column("ASGI")
+@asgi
+def test_lifespan_is_started_in_the_loop_that_serves(answers):
+    assert answers["told"].told["started"]
+    assert answers["told"].told["state"] == "by lifespan"
+
+
+@column("ASGI")
+@asgi
+@pytest.mark.parametrize("way", ["posted", "chunked"])
+def test_a_body_arrives_whole(answers, way):
+    told = answers[way].told
+    assert told["sha256"] == hashlib.sha256(b"0123456789abcdef" * 10_000).hexdigest()
+
+
+@column("ASGI")
+@asgi
+def test_a_header_of_the_answer_may_be_there_twice(answers):
+    assert answers["told"].values("Set-Cookie") == ["one=1", "two=2"]
+
+
+@column("ASGI")
+@asgi
+def test_the_answer_to_head_has_no_body(answers):
+    head, after = answers["head"]
+    assert (head.status, head.body) == (200, "")
+    assert (after.status, after.body) == (200, "after")
+
+
+@column("ASGI")
+@asgi
+def test_a_part_of_an_answer_is_sent_before_the_next_is_made(answers):
+    made = [float(time) for time in answers["streamed"].body.split()]
+    assert answers["streamed"].arrivals[0] < made[1]
+
+
+@column("ASGI")
+@asgi
+def test_a_worker_answers_many_at_once(answers):
+    told = [answer.told for answer in answers["at once"]]
+    assert at_once(told) == 12
+    assert len({answer["pid"] for answer in told}) == 2
+
+
+@column("ASGI")
+@asgi
+def test_an_exception_is_answered_by_500_and_logged_and_harms_nobody(answers):
+    assert answers["failed"].status == 500
+    assert "RuntimeError: asked to fail: 42" in answers["logs"]
+    assert answers["unharmed"]
+
+
+@column("ASGI")
+@asgi
+@pytest.mark.parametrize("way", ["stdout", "stderr", "logging"])
+def test_what_the_app_says_is_in_its_logs(answers, way):
+    assert answers["logs"].count(f"{way} 42") == 1
+
+
+@column("ASGI")
+@asgi
+def test_a_request_that_hangs_is_ended(answers):
+    assert answers["hung"].status in (500, 502, 504)
+    assert answers["hung for"] < SETTINGS["request_timeout"] + 4
+    assert answers["serves"]
+
+
+@column("WebSockets")
+@asgi_websockets
+def test_websockets_pass_both_ways(answers, server):
+    found = answers["websocket"]
+    assert " 101 " in found["head"][0]
+    assert "sec-websocket-protocol: contract" in [line.lower() for line in found["head"]]
+    one, two, scope, closed = found["answers"]
+    assert (one, two, closed) == ([1, "one"], [1, "zwei ä"], [8, 4321])
+    told = json.loads(scope[1])
+    assert (told["scheme"], told["path"], told["client"][0]) == ("ws", "/", "127.0.0.1")
+
+
+@column("ASGI")
+@asgi
+def test_a_change_under_load_loses_nothing(answers):
+    assert answers["load"]["lost"] == 0, json.dumps(answers["load"], indent=1)
+    assert answers["slow"] == "outlasted"
