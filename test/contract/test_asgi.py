@@ -41,7 +41,7 @@ def ask(site):
     """All questions that need no change, in an order that lets one harm the next."""
     before = site.processes()
     found = {
-        "told": site.ask("/caf%C3%A9?do=tell&a=%20b", headers=[["X-Twice", "one"], ["X-Twice", "two"]]),
+        "told": site.ask("/caf%C3%A9?a=%20b", headers=[["X-Twice", "one"], ["X-Twice", "two"]]),
         "posted": site.ask("/?do=tell", method="POST", size=160_000),
         "chunked": site.ask("/?do=tell", method="POST", size=160_000, chunked=True),
         "head": site.converse({"method": "HEAD"}, {"target": "/?do=echo", "method": "POST", "body": "after"}),
@@ -102,7 +102,7 @@ def test_the_scope_tells_the_request_as_it_was_sent(answers, server):
     assert scope["http_version"] in ("1.0", "1.1")
     assert scope["path"] == "/café"
     assert scope["raw_path"] in ("/caf%C3%A9", None)
-    assert scope["query_string"] == "do=tell&a=%20b"
+    assert scope["query_string"] == "a=%20b"
     assert scope.get("root_path", "") == ""
     assert scope["client"][0] == "127.0.0.1"
     assert ["host", f"{server}.example.com"] in scope["headers"]

@@ -77,7 +77,7 @@ def changes(machine):
     return {(change.before[0], change.after[0]): change for change in made}
 
 
-@pytest.mark.parametrize(("before", "after"), itertools.permutations(SERVERS, 2))
+@pytest.mark.parametrize(("before", "after"), list(itertools.permutations(SERVERS, 2)))
 def test_a_change_of_server_loses_nothing(changes, before, after):
     change = changes[before, after]
     assert change.sound, str(change)

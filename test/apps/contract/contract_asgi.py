@@ -70,7 +70,10 @@ async def body_of(receive):
 
 async def http(scope, receive, send):
     query = {name: values[0] for name, values in parse_qs(scope["query_string"].decode()).items()}
-    do = query.pop("do", "tell")
+    do = query.pop("do", None)
+    if do is None:
+        await tell(scope, receive, send)
+        return
     await {"tell": tell, "echo": echo, "stream": stream, "fail": fail, "outlast": outlast, "say": say}[do](
         scope, receive, send, **query
     )
