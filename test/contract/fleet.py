@@ -198,9 +198,15 @@ class Site:
         except ConnectionError:
             return False
 
-    def workers(self):
-        """The PIDs that answer when as many requests come at once as can be served."""
-        return {answer.told["pid"] for answer in self.at_once(16, "/?do=tell&seconds=0.05")}
+    def workers(self, count=2, seconds=10):
+        """The PIDs that answer: `count` of them, or as many as are found in some seconds. Who
+        answers is up to the kernel, which may prefer one for a while."""
+        found = set()
+        wait_for(lambda: found.update(self._answering()) or len(found) >= count, seconds)
+        return found
+
+    def _answering(self):
+        return [answer.told["pid"] for answer in self.at_once(16, "/?do=tell&seconds=0.05") if answer.status == 200]
 
 
 class Fleet:
