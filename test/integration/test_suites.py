@@ -1,6 +1,5 @@
 """What every suite of kitchen.yml serves; also run by kitchen's verifier on the machine it converged."""
 
-import os
 import pathlib
 
 import harness
@@ -76,25 +75,3 @@ def answered(machine):
     """How many of 400 questions, eight at a time, get their own answer."""
     machine.put("/tmp/questions.py", QUESTIONS)
     return int(machine.exec("timeout 120 python3 /tmp/questions.py").stdout)
-
-
-@pytest.mark.skipif("KITCHEN_SUITE" in os.environ, reason="changes the machine's app")
-def test_zeromq_app_really_is_fork_hostile(suite_machine):
-    """The same app under a uWSGI that loads it before the fork answers nothing: the hazard is real."""
-    machine = suite_machine("zeromq")
-    start_responder(machine)
-    settings = {"lazy-apps": False, "lazy": False, "need-app": True}
-    app = harness.suites()["zeromq"]["apps"]["zeromq"]
-    machine.pillar({"apps": {"zeromq": {**app, "server": "uwsgi", "server_options": {"uwsgi": settings}}}})
-    machine.apply()
-    try:
-        machine.put(
-            "/tmp/question.py",
-            QUESTIONS.replace("400", "8").replace("timeout=30", "timeout=8"),
-        )
-        done = machine.exec("timeout 60 python3 /tmp/question.py", check=False)
-        assert done.stdout.strip() in ("", "0")
-    finally:
-        machine.pillar({"apps": {"zeromq": app}})
-        machine.apply()
-    assert answered(machine) == 400
