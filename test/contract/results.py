@@ -6,7 +6,6 @@ Without the option, a run that asked everything fails where the table tells some
 """
 
 import re
-import textwrap
 
 from container import ROOT
 
@@ -27,7 +26,7 @@ COLUMNS = {
     "exception": "500, a traceback in the log, no process dies",
     "logs": "stdout, stderr, `logging` and `wsgi.errors` are in `wsgi.logs`; rotated with no line lost",
     "workers": "as many requests at once as asked",
-    "threads": "the same",
+    "threads": "of each worker, the same",
     "killed": "a killed worker and a killed master come back, with no orphans",
     "reboot": "serves again",
     "graceful stop": "a change lets a slow request finish",
@@ -36,8 +35,8 @@ COLUMNS = {
     "max_requests": "workers are replaced under load with nothing lost",
     "switch": "changes from it and to it, every other server at the other end, with nothing lost under load",
     "ZeroMQ": "an app that no fork and no thread may touch, 400 questions of 8 clients to 4 workers",
-    "ASGI": "an ASGI app: scope, lifespan, bodies, streaming, exceptions, logs, a change under load; – where there is none",
-    "WebSockets": "pass both ways; the same",
+    "ASGI": "an ASGI app: scope, lifespan, bodies, streaming, exceptions, logs, a change under load",
+    "WebSockets": "pass both ways",
 }
 # Not every server has these.
 OPTIONAL = ("ASGI", "WebSockets")
@@ -106,6 +105,5 @@ class Results:
                 [*pair, *(self.cells[pair].get(column, "–" if column in OPTIONAL else "") for column in COLUMNS)]
             )
         table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-        words = "; ".join(f"*{column}*: {meaning}" for column, meaning in COLUMNS.items())
-        words = f"Seen on {PLATFORM}; *refused*: `wsgi.validate` says so. {words}."
-        return f"{table}\n{textwrap.fill(words, 10**6)}\n"
+        words = "".join(f"- *{column}*: {meaning}\n" for column, meaning in COLUMNS.items())
+        return f"{table}\nSeen on {PLATFORM}. *refused*: `wsgi.validate` says so; –: it has no such thing.\n\n{words}"
