@@ -467,6 +467,8 @@ def environment_text(generation, environment):
         "USER": generation.user,
         "LOGNAME": generation.user,
         "LANG": "C.UTF-8",
+        # What an app prints is to be in its log at once.
+        "PYTHONUNBUFFERED": "1",
         **environment,
     }
     return "".join(f"{name}={shlex.quote(str(value))}\n" for name, value in variables.items())

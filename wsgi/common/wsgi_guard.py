@@ -136,9 +136,9 @@ class Guard:
         if self.loop.is_closed():  # the worker ends
             return
         if self._beat is None:
+            self._beat = now  # before the loop is asked to take it back
             with contextlib.suppress(RuntimeError):  # it has been closed meanwhile
                 self.loop.call_soon_threadsafe(self._beaten)
-                self._beat = now
         elif now - self._beat >= self.request_timeout:
             self._say(f"the event loop has stood still for more than {self.request_timeout} s")
             self._end(set(self.running))
@@ -193,35 +193,41 @@ class WSGI:
             self.guard.end(request)
             raise
         if _leaves_the_app(body, environ):
+            _read_the_rest(environ)
             self.guard.end(request)
             return body
-        return _Body(body, self.guard, request, start_response)
+        return _Body(body, self.guard, request, start_response, environ)
 
 
 class _Body:
     """What an app answers bit by bit: its request ends with it."""
 
-    def __init__(self, body, guard, request, start_response):
+    def __init__(self, body, guard, request, start_response, environ):
         self._body = body
         self._guard = guard
         self._request = request
-        self._start_response = start_response
-        self._begun = False
+        self._environ = environ
+        # Now: what fails before anything is sent can still be answered, and Granian hears of
+        # another status only until it has this object.
+        self._first = []
+        try:
+            self._blocks = iter(body)
+            for block in self._blocks:
+                if block:
+                    self._first = [block]
+                    break
+        except Exception:  # noqa: BLE001 - whatever an app may raise
+            self._first, self._blocks = _failed(start_response), iter(())
 
     def __iter__(self):
-        try:
-            for block in self._body:
-                self._begun = self._begun or bool(block)
-                yield block
-        except Exception:
-            if self._begun:
-                raise
-            yield from _failed(self._start_response)
+        yield from self._first
+        yield from self._blocks
 
     def close(self):
         try:
             if hasattr(self._body, "close"):
                 self._body.close()
+            _read_the_rest(self._environ)
         finally:
             self._guard.end(self._request)
 
@@ -292,6 +298,14 @@ def _failed(start_response):
     with contextlib.suppress(SystemError):
         start_response("500 Internal Server Error", headers, sys.exc_info())
     return [b"Internal Server Error\n"]
+
+
+def _read_the_rest(environ):
+    """Of a body that the app left: servers that hang up on one reset the connection, and the answer is lost."""
+    if environ.get("CONTENT_LENGTH") not in (None, "", "0"):
+        with contextlib.suppress(Exception):
+            while environ["wsgi.input"].read(65536):
+                pass
 
 
 def _tell_the_client(environ):
