@@ -2,12 +2,18 @@
 
 import harness
 import pytest
-from container import SYSTEMD
+import yaml
+from container import ROOT, SYSTEMD
 
 
 def test_every_suite_has_apps():
-    assert set(harness.suites()) == {"uwsgi", "gunicorn", "both", "switch", "zeromq"}
+    assert set(harness.suites()) == {"uwsgi", "gunicorn", "both", "switch", "servers", "zeromq"}
     assert all(wsgi["apps"] for wsgi in harness.suites().values())
+
+
+def test_every_server_is_in_the_matrix():
+    rows = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
+    assert {app["server"] for app in harness.suites()["servers"]["apps"].values()} == set(rows)
 
 
 @pytest.mark.parametrize("platform", harness.kitchen()["platforms"], ids=lambda platform: platform["name"])

@@ -37,6 +37,16 @@ def test_both_servers_are_behind_one_nginx(suite_machine):
     assert len(machine.exec("pgrep -P 1 -x nginx").stdout.split()) == 1
 
 
+@pytest.mark.parametrize("name", harness.suites()["servers"]["apps"])
+def test_every_server_serves_beside_the_others(suite_machine, name):
+    machine = suite_machine("servers")
+    asked = harness.suites()["servers"]["apps"][name]
+    assert machine.get("/", host=asked["domains"][0]).body.startswith("hello from")
+    status = machine.call("wsgi.status", name)[name]
+    assert status["server"] == asked["server"]
+    assert status["health"]["ok"]
+
+
 def test_one_word_switches_the_server_and_back(suite_machine):
     machine = suite_machine("switch")
     apps = harness.suites()["switch"]["apps"]
