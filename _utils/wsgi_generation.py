@@ -425,7 +425,7 @@ def _markers(app, servers):
     """The names of the files that tell nginx which upstream to ask, and how."""
     row = servers[app["server"]]
     upstream = "workers" if wsgi_settings.spawned(app, servers) else row["protocol"]
-    return [upstream, *(["keepalive"] if row.get("keepalive") else [])]
+    return [upstream, *(["keepalive"] if app["interface"] in row.get("keepalive", []) else [])]
 
 
 def settings_record(app):

@@ -313,7 +313,9 @@ def spawned(app, servers):
 
 def honoured(app, servers):
     """The neutral settings that an app's server can keep: a dict of them to what they become."""
-    honours = dict(servers[app["server"]]["honours"])
+    honours = servers[app["server"]]["honours"].items()
+    honours = {name: word.get(app["interface"]) if isinstance(word, dict) else word for name, word in honours}
+    honours = {name: word for name, word in honours.items() if word}
     if app["server"] == "command":
         if not spawned(app, servers):
             honours = {"graceful_timeout": honours["graceful_timeout"]}
@@ -343,6 +345,11 @@ def long_options(options):
             else:
                 words += [f"--{name}", str(item)]
     return words
+
+
+def _serving(app, row, name):
+    """Of a setting that a server keeps for another interface."""
+    return f" for {app['interface']}" if name in row["honours"] and app["server"] != "command" else ""
 
 
 def vulnerabilities(row, version):
@@ -529,7 +536,10 @@ class _Loader:
         honours = honoured(app, self.servers)
         for name in NEUTRAL_SETTINGS:
             if name not in honours and app[name] != self.defaults["app"][name]:
-                self._problem(f"{key}:{name}", f"{app[name]!r} can't be honoured by {server}; leave it out")
+                self._problem(
+                    f"{key}:{name}",
+                    f"{app[name]!r} can't be honoured by {server}{_serving(app, row, name)}; leave it out",
+                )
         self._check_version(key, app, row)
         if server == "command":
             self._check_command(f"{key}:command", app["command"] or [])

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import faulthandler
 import importlib
+import io
 import os
 import random
 import signal
@@ -19,6 +20,11 @@ import time
 import traceback
 
 INTERVAL = 1  # second between two looks at what runs
+STUBBORN = 5  # seconds after which a request that was cancelled and goes on is hung for good
+# Of those that are cancelled, how many a worker may have: some leave a thread hanging, of which
+# frameworks have a few only.
+CANCELLED = 4
+SERVICE_RESTART = 1012  # https://www.iana.org/assignments/websocket: the client may come back at once
 STDERR = 2
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -58,13 +64,17 @@ class Guard:
     memory_limit : int
         MiB of resident memory above which it is to be replaced, and at twice of which it is
         ended; 0: none.
+    live, run : str
+        The link to the folder of sockets that nginx finds, and the folder of this worker's.
     """
 
-    def __init__(self, request_timeout=0, graceful_timeout=0, max_requests=0, memory_limit=0):
+    def __init__(self, request_timeout=0, graceful_timeout=0, max_requests=0, memory_limit=0, live="", run=""):
         self.request_timeout = request_timeout
         self.graceful_timeout = graceful_timeout
         self.max_requests = max_requests
         self.memory_limit = memory_limit
+        self.live = live
+        self.run = run
         self._watched = None  # the PID that is: a fork leaves threads behind
         self._lock = threading.Lock()
         self._fork()
@@ -74,6 +84,7 @@ class Guard:
         self.loop = None
         self._left = self.max_requests + random.randint(0, self.max_requests // 10)
         self._retiring = False
+        self._cancelled = 0
         self._beat = None
 
     def begin(self, what, loop=None):
@@ -99,6 +110,22 @@ class Guard:
             self._left -= 1
             if self._left <= 0 and not self._retiring:
                 self.retire()
+
+    def cancelled(self, request):
+        """A request had its time, and is told so."""
+        self._cancelled += 1
+        enough = self._cancelled >= CANCELLED and not self._retiring
+        after = "" if enough else "; it is cancelled"
+        self._say(f"{request[0]} took more than {self.request_timeout} s{after}", replaced=enough)
+        if enough:
+            self.retire()
+
+    def wanted(self):
+        """Whether nginx still brings this worker new connections."""
+        link = _link()
+        if link and os.path.realpath(link) != os.path.realpath(os.environ["WSGI_SPAWN_SOCKET"]):
+            return False
+        return not self.live or os.path.realpath(self.live) == self.run
 
     def retire(self):
         """Have this worker replaced, when its requests are answered."""
@@ -132,13 +159,21 @@ class Guard:
             self._end(hung)
 
     def _look_at_loop(self, now):
-        """An event loop that no longer turns answers nobody."""
+        """An event loop that no longer turns answers nobody, and what won't be cancelled goes on for ever."""
         if self.loop.is_closed():  # the worker ends
             return
+        stubborn = {
+            key
+            for key, (since, request) in list(self.running.items())
+            if len(request) == 1 and now - since >= self.request_timeout + STUBBORN
+        }
         if self._beat is None:
             self._beat = now  # before the loop is asked to take it back
             with contextlib.suppress(RuntimeError):  # it has been closed meanwhile
                 self.loop.call_soon_threadsafe(self._beaten)
+            if stubborn:
+                self._say(f"{self._named(stubborn)} would not be cancelled")
+                self._end(stubborn)
         elif now - self._beat >= self.request_timeout:
             self._say(f"the event loop has stood still for more than {self.request_timeout} s")
             self._end(set(self.running))
@@ -170,8 +205,9 @@ class Guard:
         return ", ".join(sorted({self.running[key][1][0] for key in keys if key in self.running}))
 
     @staticmethod
-    def _say(sentence):
-        os.write(STDERR, f"wsgi_guard: pid {os.getpid()}: {sentence}; it is replaced\n".encode())
+    def _say(sentence, replaced=True):
+        after = "; it is replaced" if replaced else ""
+        os.write(STDERR, f"wsgi_guard: pid {os.getpid()}: {sentence}{after}\n".encode())
 
 
 class WSGI:
@@ -233,45 +269,45 @@ class _Body:
 
 
 class ASGI:
-    """An ASGI app under guard. A request is hung when nothing of its answer came in time."""
+    """An ASGI app under guard. A request is hung when nothing of its answer came in time; a WebSocket
+    may stay for as long as its worker is wanted."""
 
     def __init__(self, application, guard):
         self.application = application
         self.guard = guard
+        self._sockets = {}  # the `send` of each WebSocket -> whether it was closed from here
+        self._usher = None
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] in ("http", "websocket"):
-            scope = _with_the_client(scope)
-        if scope["type"] != "http":
+        if scope["type"] == "http":
+            await self._answer(_with_the_client(scope), receive, send)
+        elif scope["type"] == "websocket":
+            await self._converse(_with_the_client(scope), receive, send)
+        else:
             await self.application(scope, receive, send)
-            return
-        request = self.guard.begin(f"{scope['method']} {scope['path']}", asyncio.get_running_loop())
-        try:
-            await self._answer(scope, receive, send)
-        finally:
-            self.guard.end(request)
 
     async def _answer(self, scope, receive, send):
-        begun = expired = False
-        task = asyncio.current_task()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        request = self.guard.begin(f"{scope['method']} {scope['path']}", loop)
+        expired = False
 
         async def sending(message):
-            nonlocal begun
-            begun = True
+            request[1:] = ["answered"]
             await send(message)
 
         def expire():
             nonlocal expired
-            if not begun:
+            if len(request) == 1:
                 expired = True
+                self.guard.cancelled(request)
                 task.cancel()
 
         seconds = self.guard.request_timeout
-        timer = seconds and asyncio.get_running_loop().call_later(seconds, expire)
+        timer = seconds and loop.call_later(seconds, expire)
         try:
             await self.application(scope, receive, sending)
         except asyncio.CancelledError:
-            if not expired or begun:
+            if not expired or len(request) > 1:
                 raise
             if hasattr(task, "uncancel"):
                 task.uncancel()
@@ -281,6 +317,82 @@ class ASGI:
         finally:
             if timer:
                 timer.cancel()
+            self.guard.end(request)
+
+    async def _converse(self, scope, receive, send):
+        async def sending(message):
+            if self._sockets.get(send):
+                raise _Closed
+            await send(message)
+            if message["type"] == "websocket.accept":
+                self._sockets[send] = False
+                if not self._usher or self._usher.done():
+                    self._usher = asyncio.create_task(self._see_out())
+
+        try:
+            await self.application(scope, receive, sending)
+        except _Closed:
+            pass
+        finally:
+            self._sockets.pop(send, None)
+
+    async def _see_out(self):
+        """Once another worker is in the place of this one, ask those who are still here to go there,
+        and before they would be cut."""
+        since = None
+        while self._sockets:
+            await asyncio.sleep(INTERVAL)
+            now = time.monotonic()
+            since = None if self.guard.wanted() else since or now
+            if since and now - since >= self.guard.graceful_timeout - 3 * INTERVAL:
+                await asyncio.wait([asyncio.create_task(self._close(send)) for send in list(self._sockets)], timeout=1)
+
+    async def _close(self, send):
+        if not self._sockets.get(send, True):
+            self._sockets[send] = True
+            with contextlib.suppress(Exception):  # the client has gone
+                await send({"type": "websocket.close", "code": SERVICE_RESTART})
+
+
+class _Closed(OSError):
+    """What an app gets that sends on after its WebSocket was closed."""
+
+
+def through_asgi(application, threads, software):
+    """
+    A WSGI app for a server that speaks ASGI alone, through a2wsgi.
+
+    application : callable
+        As ``guarded`` returns it.
+    threads : int
+        How many requests it may have at a time.
+    software : str
+        What the app is told of its server.
+    """
+    from a2wsgi import WSGIMiddleware
+
+    def mended(environ, start_response):
+        environ["SERVER_SOFTWARE"] = software
+        environ["wsgi.errors"] = sys.stderr
+        environ["wsgi.multithread"] = threads > 1
+        # Its own takes what has not come yet for the end, where a line is asked for.
+        environ["wsgi.input"] = io.BufferedReader(_Input(environ["wsgi.input"]))
+        return application(environ, start_response)
+
+    return WSGIMiddleware(mended, workers=threads)
+
+
+class _Input(io.RawIOBase):
+    def __init__(self, body):
+        self._body = body
+
+    def readable(self):
+        return True
+
+    def readinto(self, into):
+        block = self._body.read(len(into))
+        into[: len(block)] = block
+        return len(block)
 
 
 def _leaves_the_app(body, environ):
