@@ -457,6 +457,14 @@ def test_a_setting_that_the_server_cant_keep_is_refused_and_its_default_is_not(m
     assert set(host.settings.apps) == {"blog", "wiki"}
 
 
+def test_a_setting_that_the_server_keeps_for_one_interface_is_refused_for_the_other(load):
+    app = {**SHOP, "server": "uvicorn", "threads": 4}
+    assert load({"apps": {"shop": {**app, "interface": "wsgi"}}}).problems == []
+    assert load({"apps": {"shop": {**app, "interface": "asgi"}}}).problems == [
+        "wsgi:apps:shop:threads: 4 can't be honoured by uvicorn for asgi; leave it out"
+    ]
+
+
 # Where a server comes from, in which version, and what it serves
 
 
