@@ -21,3 +21,11 @@ def inspected(server="gunicorn", **settings):
         server,
         **{"source": "salt://apps/inspect", "application": "inspected:application", **settings},
     )
+
+
+def asgi(server="uvicorn", **settings):
+    """An ASGI app that tells what it sees; see test/apps/asgi."""
+    return app(
+        server,
+        **{"source": "salt://apps/asgi", "application": "echo:application", "interface": "asgi", **settings},
+    )
