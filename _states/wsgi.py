@@ -212,14 +212,16 @@ def daemon(name):
     return __states__["service.running"](name, enable=True)
 
 
-def tool(name, requirements):
+def tool(name, requirements, python="/usr/bin/python3"):
     """
     A program of the formula's own is installed from PyPI, in a virtual environment of its own.
 
     name : str
         The environment's folder; root's, as is all that is in it.
     requirements : list of str
-        What pip installs, each with its version.
+        What pip installs, each with its version and with all that it needs itself.
+    python : str
+        The interpreter's path; one of version 2 needs the program ``virtualenv``.
 
     What is there already is added to, never emptied: it may be running.
 
@@ -232,7 +234,7 @@ def tool(name, requirements):
     """
     changes = {"installed": requirements}
     try:
-        tool = wsgi_release.Tool(name, requirements)
+        tool = wsgi_release.Tool(name, requirements, python)
         if tool.built():
             return _result(name, True, f"{requirements[0]} is there.")
         if __opts__["test"]:

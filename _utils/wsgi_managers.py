@@ -369,6 +369,89 @@ class Circus:
             return channel.recv_json()
 
 
+class Gaffer:
+    """A gaffer of the formula's own, spoken to over its socket: nothing else is restarted."""
+
+    JOBS = f"{wsgi_host.ETC}/gaffer/jobs"
+    API = f"{wsgi_host.RUN}/gaffer/api"
+    LOGGED = "/usr/local/lib/wsgi/gaffer/logged"
+    templates = ("gaffer/job.ini.jinja",)
+
+    def __init__(self, host):
+        self.host = host
+        self._first_pids = {}
+
+    def _path(self, unit):
+        return f"{self.JOBS}/{unit}.ini"
+
+    def files(self, unit, generation):
+        """The job's section, path to text."""
+        wrapped = ["/usr/bin/env", f"--chdir={generation.code}", self.LOGGED, f"{generation.run}/log", generation.log]
+        wrapped += [WITH_ENVIRONMENT, generation.folder]
+        return {
+            self._path(unit): self.host.render(
+                self.templates[0], unit=unit, generation=generation, command=self.line(wrapped + generation.command)
+            )
+        }
+
+    @staticmethod
+    def line(command):
+        """A command as a job has it: it expands % and $, and a comment begins in quotes too."""
+        quoted = shlex.join(command).replace("%", "%%").replace("$", "$$")
+        return re.sub(r"(?<=\s)(?=;)", "''", quoted)
+
+    def start(self, unit, generation):
+        """Have gaffer run the job that its section tells of, which it reads itself at boot."""
+        name, _, id = unit.partition(".")
+        section = configparser.ConfigParser()
+        section.read(self._path(unit), encoding="utf-8")
+        job = section[f"job:{id}.{name}"]
+        patience = job.getint("graceful_timeout")
+        self._ask(
+            "POST", f"jobs/{name}", name=id, cmd=job["cmd"], args=job["args"], os_env=False, graceful_timeout=patience
+        )
+        self._first_pids[unit] = self.pid(unit)
+
+    def stop(self, unit, patience):
+        """Have gaffer stop a job and forget it, and wait until it has ended."""
+        wsgi_host.remove(self._path(unit))
+        pid = self.pid(unit)
+        self._ask("DELETE", self._job(unit))
+        wait_until(lambda: not pid or not alive(pid), patience)
+
+    def failed(self, unit):
+        """Why a job that was just started will not come up, or None."""
+        first = self._first_pids.get(unit)
+        return None if first and alive(first) else "its process ended"
+
+    def pid(self, unit):
+        """The PID of a job's process, or None."""
+        try:
+            for number in self._ask("GET", f"{self._job(unit)}/pids").get("pids", ()):
+                return self._ask("GET", str(number)).get("os_pid")
+        except OSError:
+            pass
+        return None
+
+    def registered(self, unit):
+        """Whether the unit comes back by itself after a reboot."""
+        return os.path.exists(self._path(unit))
+
+    @staticmethod
+    def _job(unit):
+        return f"jobs/{unit.replace('.', '/')}"
+
+    def _ask(self, method, path, **body):
+        """gaffer's answer; an empty one for what it doesn't know."""
+        with contextlib.closing(_UnixTransport(self.API, 10).make_connection("gaffer")) as connection:
+            connection.request(method, f"/{path}", json.dumps(body) if body else None)
+            with connection.getresponse() as answer:
+                text = answer.read()
+        if answer.status not in (200, 404):
+            raise OSError(f"gaffer answered {answer.status} to {method} {path}: {text.decode(errors='replace')}")
+        return json.loads(text) if answer.status == 200 else {}
+
+
 def _systemctl(*arguments):
     """What systemctl prints; what it says besides, such as that a unit isn't there, is of no account."""
     done = subprocess.run(
@@ -382,7 +465,7 @@ def _systemctl(*arguments):
     return done.stdout
 
 
-MANAGERS = {"emperor": Emperor, "supervisor": Supervisor, "systemd": Systemd, "circus": Circus}
+MANAGERS = {"emperor": Emperor, "supervisor": Supervisor, "systemd": Systemd, "circus": Circus, "gaffer": Gaffer}
 
 
 def manager(host, name):

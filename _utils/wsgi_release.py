@@ -249,14 +249,15 @@ class Tool:
         The environment's folder.
     requirements : list of str
         What pip installs, each with its version.
+    python : str
+        The interpreter's path.
     """
 
-    PYTHON = "/usr/bin/python3"
-
-    def __init__(self, path, requirements):
+    def __init__(self, path, requirements, python):
         self.path = path
         self.requirements = requirements
-        self._stamp = json.dumps([os.path.realpath(self.PYTHON), requirements]) + "\n"
+        self.python = python
+        self._stamp = json.dumps([os.path.realpath(python), requirements]) + "\n"
 
     def built(self):
         """Whether it is there, whole."""
@@ -267,8 +268,11 @@ class Tool:
         wsgi_host.remove(f"{self.path}/{COMPLETE}")
         os.makedirs(self.path, mode=0o755, exist_ok=True)
         pip = [f"{self.path}/bin/python", "-m", "pip", "install", "--quiet", "--no-input"]
+        make = [self.python, "-m", "venv"]
+        if os.path.basename(self.python).startswith("python2"):
+            make = ["virtualenv", "--quiet", "--python", self.python]
         for command in (
-            [self.PYTHON, "-m", "venv", self.path],
+            [*make, self.path],
             [*pip, "--disable-pip-version-check", "--no-cache-dir", "--no-deps", *self.requirements],
         ):
             done = subprocess.run(

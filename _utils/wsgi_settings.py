@@ -15,8 +15,8 @@ from typing import Any, Callable
 
 # Linux user names have at most 32 characters, five of which are `wsgi-`.
 APP_NAME = re.compile(r"[a-z][a-z0-9_-]{0,26}")
-# /etc/wsgi/vassals is the emperor's, /etc/wsgi/circus and /run/wsgi/circus are circus's.
-RESERVED_NAMES = ("circus", "vassals")
+# /etc/wsgi/vassals is the emperor's, /etc/wsgi/circus and /run/wsgi/circus are circus's, and so on.
+RESERVED_NAMES = ("circus", "gaffer", "vassals")
 USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DOMAIN = re.compile(

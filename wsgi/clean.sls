@@ -14,7 +14,7 @@
 
 wsgi-services:
   service.dead:
-    - names: [wsgi-circus, wsgi-emperor]
+    - names: [wsgi-circus, wsgi-emperor, wsgi-gaffer]
     - enable: false
 
 wsgi-files:
@@ -23,6 +23,7 @@ wsgi-files:
       - {{ salt['wsgi.plan']().family.nginx.conf_dir }}/wsgi.conf
       - /etc/systemd/system/wsgi-circus.service
       - /etc/systemd/system/wsgi-emperor.service
+      - /etc/systemd/system/wsgi-gaffer.service
       - /etc/logrotate.d/wsgi
       - /etc/wsgi
       - /run/wsgi

@@ -14,7 +14,7 @@ circus-logged:
   file.managed:
     - names:
       - /usr/local/lib/wsgi/circus/logged:
-        - source: salt://wsgi/circus/logged
+        - source: salt://wsgi/common/logged
       - /usr/local/lib/wsgi/circus/append:
         - source: salt://wsgi/common/append
     - mode: '0755'

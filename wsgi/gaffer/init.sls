@@ -1,0 +1,63 @@
+# gaffer, on the Python 2.7 that it needs and Debian 11 is the last to have, in an environment of its
+# own. Jobs are added to it and taken away one by one; it is never restarted.
+include:
+  - wsgi.common
+
+gaffer-package:
+  pkg.installed:
+    - pkgs: {{ salt['wsgi.plan']().family.packages.gaffer | json }}
+
+gaffer-environment:
+  wsgi.tool:
+    - name: /usr/local/lib/wsgi/gaffer
+    - python: /usr/bin/python2.7
+    - requirements:
+      - gaffer==0.5.2
+      - colorama==0.4.6
+      - psutil==0.7.1
+      - pyuv==0.10.13
+      - setproctitle==1.1.10
+      - six==1.17.0
+      - tornado==2.4.1
+    - require:
+      - pkg: gaffer-package
+
+gaffer-programs:
+  file.managed:
+    - names:
+      - /usr/local/lib/wsgi/gaffer/gafferd:
+        - source: salt://wsgi/gaffer/gafferd
+      - /usr/local/lib/wsgi/gaffer/logged:
+        - source: salt://wsgi/common/logged
+      - /usr/local/lib/wsgi/gaffer/append:
+        - source: salt://wsgi/common/append
+    - mode: '0755'
+    - require:
+      - wsgi: gaffer-environment
+
+/etc/wsgi/gaffer/gafferd.ini:
+  file.managed:
+    - source: salt://wsgi/gaffer/gafferd.ini
+    - makedirs: true
+    - mode: '0644'
+
+/etc/wsgi/gaffer/jobs:
+  file.directory:
+    - makedirs: true
+    - mode: '0755'
+
+# A change of the unit or of gafferd.ini takes effect when the administrator restarts it: that
+# restarts every app that it holds.
+/etc/systemd/system/wsgi-gaffer.service:
+  file.managed:
+    - source: salt://wsgi/gaffer/wsgi-gaffer.service
+    - mode: '0644'
+
+gaffer-service:
+  wsgi.daemon:
+    - name: wsgi-gaffer
+    - require:
+      - file: gaffer-programs
+      - file: /etc/wsgi/gaffer/gafferd.ini
+      - file: /etc/wsgi/gaffer/jobs
+      - file: /etc/systemd/system/wsgi-gaffer.service
