@@ -1,4 +1,5 @@
-"""systemd and circus hold servers as emperor and supervisor do: through crashes, reboots, changes and rotated logs."""
+"""systemd, circus and gaffer hold servers as emperor and supervisor do: through crashes, reboots, changes and
+rotated logs. gaffer is on Debian 11 alone: test/run test/integration/test_managers.py --platform debian-11."""
 
 import json
 import time
@@ -6,9 +7,20 @@ import time
 import pytest
 from pillars import app
 
-PAIRS = [(server, manager) for manager in ("systemd", "circus") for server in ("gunicorn", "uwsgi")]
-NAMES = [f"{server}-{manager}" for server, manager in PAIRS]
+SERVERS = ("gunicorn", "uwsgi")
 BROKEN = {"source": "salt://apps/import_error", "application": "broken:application"}
+
+
+def managers(config):
+    return ["systemd", "circus", *["gaffer"] * (config.getoption("platform") == "debian-11")]
+
+
+def pytest_generate_tests(metafunc):
+    if "name" in metafunc.fixturenames:
+        names = [f"{server}-{manager}" for manager in managers(metafunc.config) for server in SERVERS]
+        metafunc.parametrize("name", names)
+    if "manager" in metafunc.fixturenames:
+        metafunc.parametrize("manager", ["supervisor", *managers(metafunc.config)])
 
 
 def numbered(name, **settings):
@@ -26,12 +38,20 @@ def numbered(name, **settings):
     )
 
 
-APPS = {name: numbered(name) for name in NAMES}
+@pytest.fixture(scope="module")
+def apps(request):
+    names = (f"{server}-{manager}" for manager in managers(request.config) for server in SERVERS)
+    return {name: numbered(name) for name in names}
 
 
 @pytest.fixture(scope="module")
-def served(machine):
-    machine.pillar({"apps": APPS})
+def served(machine, apps, request):
+    # The newest gunicorn for Python 3.9.
+    defaults = {"version": "23.0.0"} if request.config.getoption("platform") == "debian-11" else {}
+    for name in apps:
+        if name.startswith("gunicorn"):
+            apps[name].update(defaults)
+    machine.pillar({"apps": apps})
     machine.apply()
     assert machine.apply().changed == set()
     return machine
@@ -61,12 +81,12 @@ def traces(machine, name):
         f" ls /etc/wsgi/{name}/*/ /run/wsgi/{name}/;"
         f" systemctl list-units --all --plain --no-legend 'wsgi-{name}.*' | sort;"
         f" /usr/local/lib/wsgi/circus/bin/circusctl --endpoint=ipc:///run/wsgi/circus/endpoint list | tr , '\\n' | grep '^{name}';"
+        f" curl -s --unix-socket /run/wsgi/gaffer/api http://gaffer/jobs | tr , '\\n' | grep '\"{name}[.]';"
         f" ps -eo pid=,args= | grep -E '[/]({name})/|[ \"]{name}[.]' | grep -v 'ps -eo'",
         check=False,
     ).stdout
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_status_tells_how_it_fares(served, name):
     status = served.call("wsgi.status", name)[name]
     assert (status["server"], status["process_manager"]) == tuple(name.split("-"))
@@ -74,7 +94,6 @@ def test_status_tells_how_it_fares(served, name):
     assert len(status["pids"]) == 3  # a master and two workers, and nothing that writes logs
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_killed_master_comes_back_alone(served, name):
     before = served.call("wsgi.status", name)[name]["pids"]
     served.exec(f"kill -9 {before[0]}")
@@ -85,7 +104,6 @@ def test_killed_master_comes_back_alone(served, name):
     assert served.apply().changed == set()
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_logs_rotate_with_no_line_lost(served, name):
     served.exec(f"rm -f /var/log/wsgi/{name}/*.log.*")
     asked = f"curl -sSf -H 'Host: {name}.example.com' 127.0.0.1/?3000"
@@ -99,12 +117,11 @@ def test_logs_rotate_with_no_line_lost(served, name):
     assert served.exec(f"stat -c %U /var/log/wsgi/{name}/*.log").stdout.split() == [f"wsgi-{name}"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_failed_start_tells_why_and_leaves_nothing(served, name):
+def test_failed_start_tells_why_and_leaves_nothing(served, apps, name):
     before = traces(served, name)
     assert len(before.splitlines()) > 5
     pids = running(served)
-    served.pillar({"apps": {**APPS, name: numbered(name, **BROKEN)}})
+    served.pillar({"apps": {**apps, name: {**apps[name], **BROKEN}}})
     with served.load(clients=2, host=f"{name}.example.com", pause=0.02) as load:
         run = served.apply(ok=False)
     assert load.report["lost"] == 0, load.report
@@ -115,13 +132,13 @@ def test_failed_start_tells_why_and_leaves_nothing(served, name):
     assert run.seconds < 15
     assert traces(served, name) == before
     assert running(served) == pids
-    served.pillar({"apps": APPS})
+    served.pillar({"apps": apps})
 
 
-def test_all_come_back_after_a_reboot(served):
+def test_all_come_back_after_a_reboot(served, apps):
     before = {name: status["generation"] for name, status in served.call("wsgi.status").items()}
     served.restart()
-    assert all(answers(served, name) for name in NAMES)
+    assert all(answers(served, name) for name in apps)
     assert {name: status["generation"] for name, status in served.call("wsgi.status").items()} == before
     assert served.apply().changed == set()
     assert served.exec("systemctl --failed --plain --no-legend").stdout == ""
@@ -135,27 +152,32 @@ def test_nobody_but_root_can_speak_to_circus(served):
     assert "Permission denied" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    ("server", "managers"),
-    [
-        ("gunicorn", ["systemd", "circus", "supervisor"]),
-        ("uwsgi", ["systemd", "circus", "emperor"]),
-    ],
-)
-def test_change_of_process_manager_loses_nothing_and_leaves_nothing(served, server, managers):
+@pytest.mark.parametrize("server", SERVERS)
+def test_change_of_process_manager_loses_nothing_and_leaves_nothing(served, apps, request, server):
+    settings = apps[f"{server}-systemd"]
+    usual = {"gunicorn": "supervisor", "uwsgi": "emperor"}[server]
     last = {"gunicorn": "Shutting down: Master", "uwsgi": "VACUUM: unix socket"}[server]
-    served.pillar({"apps": {**APPS, "moving": numbered(server, process_manager=managers[-1])}})
+    served.pillar(
+        {"apps": {**apps, "moving": {**settings, "process_manager": usual, "domains": ["moving.example.com"]}}}
+    )
     served.apply()
-    with served.load(clients=4, host=f"{server}.example.com", pause=0.02, seconds=300) as load:
-        for manager in managers:
+    with served.load(clients=4, host="moving.example.com", pause=0.02, seconds=300) as load:
+        for manager in (*managers(request.config), usual):
             old = served.exec("readlink /var/lib/wsgi/live/moving").stdout.strip().rpartition("/")[2]
-            served.pillar({"apps": {**APPS, "moving": numbered(server, process_manager=manager)}})
+            served.pillar(
+                {
+                    "apps": {
+                        **apps,
+                        "moving": {**settings, "process_manager": manager, "domains": ["moving.example.com"]},
+                    }
+                }
+            )
             assert served.apply().changed == {"moving-live"}
             assert served.call("wsgi.status", "moving")["moving"]["process_manager"] == manager
             assert old not in traces(served, "moving")
             assert last in served.exec(f"tail -n 1 /var/log/wsgi/moving/{old}.log").stdout
     assert load.report["lost"] == 0, json.dumps(load.report, indent=1)
-    served.pillar({"apps": APPS})
+    served.pillar({"apps": apps})
     served.apply()
     assert traces(served, "moving") == ""
 
@@ -194,7 +216,7 @@ WORDS = [
         "*",
     ),
 ]
-ARRIVED = "import json, sys; json.dump(sys.argv[1:], open('/root/words', 'w'))"
+ARRIVED = "import json, os, sys; json.dump(sys.argv[1:], open('/root/words.new', 'w')); os.replace('/root/words.new', '/root/words')"
 RUN = {
     "systemd": """
 unit = f"[Service]\\nType=oneshot\\nExecStart={line}\\n"
@@ -212,10 +234,17 @@ manager.start("words", None)
 wsgi_managers.wait_until(lambda: os.path.exists("/root/words") and os.path.getsize("/root/words"), 10)
 manager.stop("words", 5)
 """,
+    "gaffer": """
+section = f"[job:1.words]\\ncmd=/usr/bin/env\\nargs={line}\\ngraceful_timeout=5\\n"
+open("/etc/wsgi/gaffer/jobs/words.1.ini", "w").write(section)
+manager = wsgi_managers.Gaffer(None)
+manager.start("words.1", None)
+wsgi_managers.wait_until(lambda: os.path.exists("/root/words") and os.path.getsize("/root/words"), 10)
+manager.stop("words.1", 5)
+""",
 }
 
 
-@pytest.mark.parametrize("manager", RUN)
 def test_words_of_a_command_arrive_as_they_are(served, manager):
     program = f"""
 import os, subprocess, sys
