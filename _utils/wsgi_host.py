@@ -89,7 +89,8 @@ class Host:
     @cached_property
     def settings(self):
         """The run's ``wsgi_settings.Settings``."""
-        return wsgi_settings.load(self.pillar.get("wsgi"), self._yaml("defaults.yaml"), self.family, self.servers)
+        defaults, system = self._yaml("defaults.yaml"), self.grains.get("osfinger", "")
+        return wsgi_settings.load(self.pillar.get("wsgi"), defaults, self.family, self.servers, system)
 
     def render(self, template, **values):
         """

@@ -232,7 +232,7 @@ class Settings:
     host_wide: bool = False
 
 
-def load(pillar, defaults, os_family, servers):
+def load(pillar, defaults, os_family, servers, system=""):
     """
     Merge and validate what pillar says below ``wsgi``.
 
@@ -241,6 +241,8 @@ def load(pillar, defaults, os_family, servers):
     defaults, os_family, servers : dict
         The contents of ``wsgi/defaults.yaml``, ``wsgi/os_family/<family>.yaml`` and
         ``wsgi/servers.yaml``.
+    system : str
+        Salt's grain ``osfinger``, such as ``Debian-12``.
 
     Returns a ``Settings``; problems are returned in it, all of them at once, never raised.
 
@@ -251,7 +253,7 @@ def load(pillar, defaults, os_family, servers):
          'wsgi:apps:shop:application: missing; it must be module:callable',
          'wsgi:apps:shop:source: missing; it must be a folder that Salt serves, salt://…']
     """
-    return _Loader(defaults, os_family, servers).load(pillar)
+    return _Loader(defaults, os_family, servers, system).load(pillar)
 
 
 def merge(*layers):
@@ -437,10 +439,11 @@ class _Loader:
     """One pass over the pillar. A value with a problem is left out of what is merged, so that
     the checks after it find each key with a value that its rule allows."""
 
-    def __init__(self, defaults, os_family, servers):
+    def __init__(self, defaults, os_family, servers, system):
         self.defaults = defaults
         self.os_family = os_family
         self.servers = servers
+        self.system = system
         self.settings = Settings()
 
     def load(self, pillar):
@@ -587,7 +590,12 @@ class _Loader:
         offered = self.servers[server]["process_managers"]
         if manager not in offered:
             self._problem(key, f"{manager!r} can't hold {server}" + _nearest(manager, offered))
-        return manager in offered
+            return False
+        limit = self.os_family.get("process_managers", {}).get(manager)
+        if limit and self.system not in limit["only_on"]:
+            self._problem(key, f"{manager!r} is not to be had on {self.system}: {limit['because']}")
+            return False
+        return True
 
     def _check_env(self, key, env):
         # Never the value: it may be a secret.

@@ -11,6 +11,8 @@ import yaml
 from container import ROOT, CommandFailed
 
 ROWS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
+# Those that only other systems can have: test/integration/test_managers.py tests them there.
+ELSEWHERE = yaml.safe_load((ROOT / "wsgi/os_family/Debian.yaml").read_text())["process_managers"]
 DEFAULTS = yaml.safe_load((ROOT / "wsgi/defaults.yaml").read_text())["app"]
 WAITRESS = [
     "{environment}/bin/waitress-serve",
@@ -35,21 +37,22 @@ AGENT = "/srv/formula/test/contract/agent.py"
 
 def servers(manager, interface="wsgi"):
     """The rows of the test matrix that a process manager can hold."""
-    return [
-        name
-        for name in MATRIX
-        if manager in row(name)["process_managers"] and interface in row(name).get("interfaces", ["wsgi"])
-    ]
+    return [name for name in MATRIX if manager in holders(name) and interface in row(name).get("interfaces", ["wsgi"])]
 
 
 def managers():
     """Every process manager that servers.yaml claims."""
-    return sorted({manager for row in ROWS.values() for manager in row["process_managers"]})
+    return sorted({manager for name in MATRIX for manager in holders(name)})
 
 
 def pairs():
     """Every pair that servers.yaml claims, (server, process manager)."""
-    return [(name, manager) for name in MATRIX for manager in row(name)["process_managers"]]
+    return [(name, manager) for name in MATRIX for manager in holders(name)]
+
+
+def holders(name):
+    """The process managers that can hold a server here."""
+    return [manager for manager in row(name)["process_managers"] if manager not in ELSEWHERE]
 
 
 def row(name):

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
-from fleet import ROWS, honoured, pairs, pillar_of, row
+from fleet import ROWS, holders, honoured, pairs, pillar_of, row
 
 SERVERS = [name for name in ROWS if "wsgi" in row(name)["interfaces"]]
 
@@ -58,7 +58,7 @@ def change_to(machine, server, manager):
 @pytest.fixture(scope="module")
 def changes(machine):
     """The tour, made under load: (server, server) -> Change."""
-    managers = {name: itertools.cycle(row(name)["process_managers"]) for name in SERVERS}
+    managers = {name: itertools.cycle(holders(name)) for name in SERVERS}
     path = [(name, next(managers[name])) for name in tour(SERVERS)]
     error = change_to(machine, *path[0])
     assert not error, error

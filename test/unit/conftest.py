@@ -26,11 +26,13 @@ def cache_file(url, saltenv):
 
 @pytest.fixture
 def make_host():
-    """make_host(wsgi) is a Debian host whose pillar holds that below `wsgi`."""
+    """make_host(wsgi, system="Debian-12") is a Debian host whose pillar holds that below `wsgi`."""
 
-    def host_of(wsgi):
+    def host_of(wsgi, system="Debian-12"):
         salt = {"cp.list_master": list_master, "cp.cache_file": cache_file}
-        return wsgi_host.Host(salt, pillar={"wsgi": wsgi}, grains={"os_family": "Debian"}, saltenv="base")
+        return wsgi_host.Host(
+            salt, pillar={"wsgi": wsgi}, grains={"os_family": "Debian", "osfinger": system}, saltenv="base"
+        )
 
     return host_of
 

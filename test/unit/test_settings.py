@@ -508,6 +508,17 @@ def test_a_server_is_had_as_it_can_be_or_not_at_all(problems, own, problem):
     assert found.startswith(f"wsgi:apps:shop:{problem}")
 
 
+@pytest.mark.parametrize("manager", ["gaffer", {"gunicorn": "gaffer"}], ids=str)
+def test_gaffer_is_refused_where_there_is_no_python_2_and_circus_named(make_host, manager):
+    wsgi = {"apps": {"shop": {**SHOP, "process_manager": manager}}}
+    (problem,) = make_host(wsgi).settings.problems
+    assert problem.split(": ", 1)[1] == (
+        "'gaffer' is not to be had on Debian-12: gaffer runs on Python 2.7 alone, which no later Debian has; "
+        "circus took its place"
+    )
+    assert make_host(wsgi, system="Debian-11").settings.problems == []
+
+
 @pytest.mark.parametrize(
     "own",
     [
