@@ -110,7 +110,9 @@ def test_a_path_with_bytes_that_no_url_may_hold_is_decoded_or_refused(site):
 @column("headers")
 def test_a_header_that_is_sent_twice_arrives_joined(site):
     environ = site.ask(headers=[["X-Twice", "one"], ["X-Twice", "two"]]).told["environ"]
-    assert environ["HTTP_X_TWICE"].replace(" ", "") == "one,two"
+    # Over the uwsgi protocol, nginx before 1.23 sends both as they came, and uWSGI takes the last.
+    joined = site.row["protocol"] != "uwsgi" or site.fleet.nginx >= (1, 23)
+    assert environ["HTTP_X_TWICE"].replace(" ", "") == ("one,two" if joined else "two")
 
 
 @column("headers")

@@ -1,8 +1,10 @@
 """The servers that wsgi/servers.yaml claims, each with an app of its own, side by side on one machine."""
 
 import concurrent.futures
+import functools
 import itertools
 import json
+import re
 import subprocess
 import threading
 import time
@@ -253,6 +255,11 @@ class Fleet:
 
     def status(self):
         return self.machine.call("wsgi.status")
+
+    @functools.cached_property
+    def nginx(self):
+        """nginx's version, a tuple of int."""
+        return tuple(map(int, re.search(r"nginx/([\d.]+)", self.machine.exec("nginx -v").stderr)[1].split(".")))
 
 
 class Outcomes:

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from urllib.parse import unquote_to_bytes
 
 INTERVAL = 1  # second between two looks at what runs
 STUBBORN = 5  # seconds after which a request that was cancelled and goes on is hung for good
@@ -372,14 +373,39 @@ def through_asgi(application, threads, software):
     from a2wsgi import WSGIMiddleware
 
     def mended(environ, start_response):
+        scope = environ["asgi.scope"]
+        if scope.get("raw_path") and not scope.get("root_path"):
+            environ["PATH_INFO"] = unquote_to_bytes(scope["raw_path"]).decode("latin-1")  # which need be no UTF-8
         environ["SERVER_SOFTWARE"] = software
         environ["wsgi.errors"] = sys.stderr
         environ["wsgi.multithread"] = threads > 1
         # Its own takes what has not come yet for the end, where a line is asked for.
         environ["wsgi.input"] = io.BufferedReader(_Input(environ["wsgi.input"]))
-        return application(environ, start_response)
+        starting = _Start(start_response)
+        body = application(environ, starting)
+        starting.send()
+        return body
 
     return WSGIMiddleware(mended, workers=threads)
+
+
+class _Start:
+    """A start_response that can be called again as long as nothing was sent; a2wsgi's sends at once."""
+
+    def __init__(self, start_response):
+        self._start_response = start_response
+        self._answer = ()
+        self._write = None
+
+    def __call__(self, status, headers, exc_info=None):
+        if self._write and exc_info:
+            raise exc_info[1]
+        self._answer = (status, headers)
+        return lambda block: self.send()(block)
+
+    def send(self):
+        self._write = self._write or self._start_response(*self._answer)
+        return self._write
 
 
 class _Input(io.RawIOBase):
