@@ -116,28 +116,17 @@ class Release:
     def _run(self, command, uid, gid, check=True):
         cache = f"{wsgi_host.LIB}/home/{self.name}/.cache"
         try:
-            done = subprocess.run(
+            _execute(
                 command,
+                check,
                 cwd=self.code,
                 user=uid,
                 group=gid,
                 extra_groups=[],
-                umask=0o022,
                 env={**_environment(), "HOME": os.path.dirname(cache), "XDG_CACHE_HOME": cache},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=BUILD_TIMEOUT,
-                text=True,
-                errors="replace",
-                check=False,
             )
         except FileNotFoundError as error:
             raise Problem(f"{command[0]} is not there: wsgi:apps:{self.name}:python") from error
-        except subprocess.TimeoutExpired as error:
-            raise Problem(f"{_readable(command)} did not end within {BUILD_TIMEOUT} s") from error
-        if check and done.returncode:
-            raise Problem(f"{_readable(command)} failed:\n{tail(done.stdout)}")
 
     def installed(self, requirement):
         """
@@ -275,21 +264,7 @@ class Tool:
             [*make, self.path],
             [*pip, "--disable-pip-version-check", "--no-cache-dir", "--no-deps", *self.requirements],
         ):
-            done = subprocess.run(
-                command,
-                cwd="/",
-                umask=0o022,
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=BUILD_TIMEOUT,
-                text=True,
-                errors="replace",
-                check=False,
-            )
-            if done.returncode:
-                raise Problem(f"{_readable(command)} failed:\n{tail(done.stdout)}")
+            _execute(command, cwd="/", env=_environment())
         wsgi_host.write(f"{self.path}/{COMPLETE}", self._stamp, 0o644)
 
 
@@ -315,5 +290,23 @@ def _environment():
     }
 
 
-def _readable(command):
-    return " ".join(command)
+def _execute(command, check=True, **process):
+    """Run a step of a build; a ``Problem`` with what it printed last where it fails."""
+    words = " ".join(command)
+    try:
+        done = subprocess.run(
+            command,
+            umask=0o022,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=BUILD_TIMEOUT,
+            text=True,
+            errors="replace",
+            check=False,
+            **process,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Problem(f"{words} did not end within {BUILD_TIMEOUT} s") from error
+    if check and done.returncode:
+        raise Problem(f"{words} failed:\n{tail(done.stdout)}")

@@ -46,6 +46,15 @@ def machine_factory(request):
     return boot
 
 
+@pytest.fixture(scope="module")
+def machine(machine_factory, request):
+    """A machine for all tests of one file, which run in their order."""
+    machine = machine_factory()
+    yield machine
+    if not request.config.getoption("keep"):
+        machine.destroy()
+
+
 @pytest.fixture
 def fresh_machine(machine_factory, request):
     """A machine for one test: packages installed, pillar empty, no app."""

@@ -22,15 +22,6 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture(scope="module")
-def machine(machine_factory, request):
-    """A machine for all tests of one file, which run in their order."""
-    machine = machine_factory()
-    yield machine
-    if not request.config.getoption("keep"):
-        machine.destroy()
-
-
-@pytest.fixture(scope="module")
 def fleet(machine, request):
     """Every server's app under the file's process manager: two processes of one thread, no limits."""
     fleet = fleets.Fleet(machine, request.module.PROCESS_MANAGER)

@@ -1,0 +1,47 @@
+"""What the formula's programs that keep a server alive have in common."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
+def unix_sockets():
+    """
+    The unix sockets of this machine that have a path.
+
+    Yields ``(path, listens)``; a connection stands there under its server's path, from the
+    moment of connect(), accepted or not.
+    """
+    with open("/proc/net/unix") as table:
+        next(table)
+        for line in table:
+            fields = line.split(maxsplit=7)
+            if len(fields) == 8:
+                # __SO_ACCEPTCON of linux/net.h marks a listening socket.
+                yield fields[7].rstrip("\n"), bool(int(fields[3], 16) & 0x10000)
+
+
+def notify(state):
+    """Tell systemd, where it asked: https://www.freedesktop.org/software/systemd/man/sd_notify.html"""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.connect(address.replace("@", "\0", 1))
+            sock.sendall(state.encode())
+
+
+def become_child(handled, at_end=signal.SIGKILL):
+    """
+    What a new child does first: it takes no orders meant for its parent, and does not outlive it.
+
+    handled : set of int
+        The signals that the parent has blocked to wait for them.
+    at_end : int
+        The signal that it gets when the parent is gone.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, at_end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
