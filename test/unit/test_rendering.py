@@ -190,6 +190,20 @@ def test_each_time_out_leaves_time_for_the_one_within_it(make_files, server):
         assert directive(files["wsgi-shop.conf"], f"{protocol}_read_timeout") == ["75s"]
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, []),
+        ({"backlog": 2048}, ["--backlog", "2048"]),
+        ({"ws": False, "access-log": True}, ["--no-ws", "--access-log"]),
+        ({"include-file": ["/a b", "/c"]}, ["--include-file", "/a b", "--include-file", "/c"]),
+    ],
+    ids=str,
+)
+def test_options_of_a_server_without_a_file_are_words_of_its_command_line(options, words):
+    assert wsgi_settings.long_options(options) == words
+
+
 # What the formula's own programs get
 
 
