@@ -110,9 +110,7 @@ def test_a_path_with_bytes_that_no_url_may_hold_is_decoded_or_refused(site):
 @column("headers")
 def test_a_header_that_is_sent_twice_arrives_joined(site):
     environ = site.ask(headers=[["X-Twice", "one"], ["X-Twice", "two"]]).told["environ"]
-    # Over the uwsgi protocol, nginx before 1.23 sends both as they came, and uWSGI takes the last.
-    joined = site.row["protocol"] != "uwsgi" or site.fleet.nginx >= (1, 23)
-    assert environ["HTTP_X_TWICE"].replace(" ", "") == ("one,two" if joined else "two")
+    assert environ["HTTP_X_TWICE"].replace(" ", "") == of_two(site)
 
 
 @column("headers")
@@ -480,3 +478,11 @@ def test_a_setting_that_the_server_cannot_keep_is_refused(problems, server, refu
         problem.startswith(f"wsgi:apps:{server}:{refused}: {LIMITS[refused]!r} can't be honoured by")
         for problem in problems
     ), problems
+
+
+def of_two(site):
+    """What comes of `one` and `two` in headers of one name."""
+    if site.row["package"] == "bjoern":
+        return "onetwo"
+    # Over the uwsgi protocol, nginx before 1.23 sends both as they came, and uWSGI takes the last.
+    return "two" if site.row["protocol"] == "uwsgi" and site.fleet.nginx < (1, 23) else "one,two"

@@ -19,7 +19,8 @@ COLUMNS = {
     "bodies": "10 MiB up and down, with a length or chunked",
     "environ": "scheme, host, query and path as they were sent: percent-encoded, UTF-8, neither",
     "REMOTE_ADDR": "the client's address",
-    "headers": "two of one name, in the request (to uWSGI, nginx before 1.23 tells the last alone) and in the answer",
+    "headers": "two of one name, joined in the request (bjoern puts nothing between; nginx before 1.23 tells uWSGI the "
+    "last alone) and apart in the answer",
     "HEAD, 304": "no body, and the connection serves on",
     "100-continue": "a client that waits for it before its body",
     "wsgiref.validate": "finds nothing",
