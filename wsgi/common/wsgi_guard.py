@@ -102,7 +102,8 @@ class Guard:
             return
         self._fork()
         self.loop = loop
-        threading.Thread(target=self._watch, daemon=True, name="wsgi_guard").start()
+        if self.request_timeout or self.max_requests or self.memory_limit:
+            threading.Thread(target=self._watch, daemon=True, name="wsgi_guard").start()
         self._watched = os.getpid()
 
     def end(self, request):
