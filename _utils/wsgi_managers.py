@@ -21,8 +21,9 @@ import wsgi_host
 
 VASSALS = f"{wsgi_host.ETC}/vassals"
 EMPEROR_STATS = f"{wsgi_host.RUN}/emperor.stats"
-# Hands a server its environment: wsgi/environment.sls.
+# Hands a server its environment.
 WITH_ENVIRONMENT = "/usr/local/lib/wsgi/with-environment"
+BOOT_TIME = 10  # seconds for a process manager to come up
 
 
 class Emperor:
@@ -121,6 +122,7 @@ class Supervisor:
 
     def start(self, unit, generation):
         """Have supervisord read the program's section, and start that program alone."""
+        _wait_for_its_socket(self.host.family["supervisor"]["socket"])
         with self._rpc() as rpc:
             rpc.supervisor.reloadConfig()
             rpc.supervisor.addProcessGroup(unit)
@@ -310,12 +312,17 @@ class Circus:
 
     def start(self, unit, generation):
         """Have circus run the watcher that its section tells of, which it reads itself at boot."""
+        _wait_for_its_socket(self.ENDPOINT)
         section = configparser.RawConfigParser()
         section.read(self._path(unit))
         watcher = dict(section[f"watcher:{unit}"])
         command = {name: watcher.pop(name) for name in ("cmd", "args")}
         options = {name: int(value) if value.lstrip("-").isdigit() else value for name, value in watcher.items()}
-        self._ask("add", name=unit, start=True, waiting=True, options=options, **command)
+        try:
+            self._ask("add", name=unit, start=True, waiting=True, options=options, **command)
+        except OSError as error:
+            if "already exist" not in str(error):  # as it does where circus has come up this moment
+                raise
         self._first_pids[unit] = self.pid(unit)
 
     def stop(self, unit, patience):
@@ -402,6 +409,7 @@ class Gaffer:
 
     def start(self, unit, generation):
         """Have gaffer run the job that its section tells of, which it reads itself at boot."""
+        _wait_for_its_socket(self.API)
         name, _, id = unit.partition(".")
         section = configparser.ConfigParser()
         section.read(self._path(unit), encoding="utf-8")
@@ -450,6 +458,11 @@ class Gaffer:
         if answer.status not in (200, 404):
             raise OSError(f"gaffer answered {answer.status} to {method} {path}: {text.decode(errors='replace')}")
         return json.loads(text) if answer.status == 200 else {}
+
+
+def _wait_for_its_socket(path):
+    """A process manager that this run has started may not listen yet."""
+    wait_until(lambda: os.path.exists(path), BOOT_TIME)
 
 
 def _systemctl(*arguments):
