@@ -6,6 +6,7 @@ import pytest
 from pillars import app, inspected
 
 HELLO_TWO = {"source": "salt://apps/hello_two"}
+GEVENT = {"requirements": ["gunicorn[gevent]==27.0.1"], "server_options": {"gunicorn": {"worker_class": "gevent"}}}
 # Each line one change from the line before: the server, its process manager, the code, a
 # setting, a secret, the site, the environment's packages.
 CHANGES = [
@@ -30,13 +31,16 @@ CHANGES = [
     {"server": "gunicorn", "domains": [], "max_requests": 50},
     {"server": "uwsgi", "max_requests": 50},
     {"server": "uwsgi", "process_manager": "supervisor", "max_requests": 50},
+    {"server": "gunicorn", **GEVENT},
+    {"server": "waitress"},
+    {"server": "waitress", "workers": 4, "max_requests": 50},
     {"server": "gunicorn", "user": "hello-again"},
     {"server": "uwsgi", "user": "hello-again"},
     {"server": "uwsgi"},
 ]
 
 
-def test_twenty_changes_under_load_lose_no_request(machine):
+def test_changes_under_load_lose_no_request(machine):
     machine.pillar({"apps": {"hello": app("uwsgi")}})
     machine.apply()
     generations = [live(machine)]
