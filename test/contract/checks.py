@@ -274,7 +274,7 @@ def test_logs_rotate_with_no_line_lost(rotated, site, way):
 
 @column("workers")
 def test_as_many_requests_run_at_once_as_there_are_workers(site):
-    answers = [answer.told for answer in site.at_once(10, "/?do=tell&seconds=0.3")]
+    answers = site.served_at_once(2)
     assert at_once(answers) == 2
     assert len({answer["pid"] for answer in answers}) == 2
 
@@ -385,7 +385,7 @@ def test_a_slow_request_is_answered_by_the_generation_that_got_it(limited, site)
 @setting("threads")
 @column("threads")
 def test_each_worker_has_as_many_threads_as_asked(limited, site):
-    answers = [answer.told for answer in site.at_once(16, "/?do=tell&seconds=0.3")]
+    answers = site.served_at_once(4)
     assert at_once(answers) == 4
     assert len({(answer["pid"], answer["thread"]) for answer in answers}) == 4
 

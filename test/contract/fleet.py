@@ -189,6 +189,17 @@ class Site:
         sent = [self.sending({"target": target}) for _ in range(count)]
         return [Answer(each.result()[0]) for each in sent]
 
+    def served_at_once(self, wanted, rounds=10):
+        """What the app told in the first round of 16 requests of which so many were served at once, or in
+        the best of some. Which worker gets a request is up to the kernel, which may prefer one for a while."""
+        best = []
+        for _ in range(rounds):
+            told = [answer.told for answer in self.at_once(16, "/?do=tell&seconds=0.3")]
+            best = max(best, told, key=at_once)
+            if at_once(best) >= wanted:
+                break
+        return best
+
     def processes(self):
         """PID to resident MiB."""
         found = self.fleet.agent.do("processes", user=self.user).result()
@@ -284,4 +295,4 @@ def wait_for(condition, seconds, pause=0.1):
 
 def at_once(answers):
     """How many of the answers' times overlapped at most."""
-    return max(sum(one["began"] <= other["began"] < one["ended"] for one in answers) for other in answers)
+    return max((sum(one["began"] <= other["began"] < one["ended"] for one in answers) for other in answers), default=0)

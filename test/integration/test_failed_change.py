@@ -124,3 +124,30 @@ def test_requirement_that_cannot_be_had_fails_the_release(machine):
     machine.pillar({"apps": {"hello": app()}})
     machine.apply()
     assert machine.get("/").status == 200
+
+
+def test_server_with_a_known_hole_that_the_requirements_bring_fails_the_release(machine):
+    machine.pillar({"apps": {"hello": app()}})
+    machine.apply()
+    before = traces(machine)
+    machine.pillar({"apps": {"hello": app(requirements=["gunicorn==22.0.0"])}})
+    run = machine.apply(ok=False)
+    assert run.failed == {"hello-release", "hello-live", "hello-site"}
+    assert (
+        "wsgi:apps:hello:requirements: '22.0.0' of gunicorn has CVE-2024-6827; use 27.0.1, the default, or say "
+        "allow_vulnerable: true"
+    ) in run.states["hello-release"]["comment"]
+    assert traces(machine) == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"version": "26.0.0"}, {"requirements": ["gunicorn==22.0.0"], "allow_vulnerable": True}],
+    ids=str,
+)
+def test_another_version_of_a_server_is_the_one_that_runs(machine, settings):
+    machine.pillar({"apps": {"hello": app(**settings)}})
+    machine.apply()
+    version = settings.get("version", "22.0.0")
+    assert machine.call("wsgi.status")["hello"]["version"] == version
+    assert machine.get("/").body.startswith("hello from gunicorn")
