@@ -17,6 +17,7 @@ import time
 
 lock = threading.Lock()
 PAGE = os.sysconf("SC_PAGE_SIZE")
+PING = 9  # an opcode of https://www.rfc-editor.org/rfc/rfc6455#section-5.2
 
 
 def ask(host, requests, port=80, timeout=30):
@@ -103,12 +104,14 @@ def websocket(host, messages, target="/", port=80, timeout=10):
 
 
 def frame(sock):
-    """(opcode, text), or for a close (8, its code)."""
-    first, length = exactly(sock, 2)
-    if length >= 126:
-        length = int.from_bytes(exactly(sock, 2 if length == 126 else 8), "big")
-    content = exactly(sock, length)
-    opcode = first & 15
+    """(opcode, text) of the next one that is no ping, or for a close (8, its code)."""
+    opcode = PING
+    while opcode == PING:
+        first, length = exactly(sock, 2)
+        if length >= 126:
+            length = int.from_bytes(exactly(sock, 2 if length == 126 else 8), "big")
+        content = exactly(sock, length)
+        opcode = first & 15
     return [opcode, int.from_bytes(content[:2], "big") if opcode == 8 else content.decode()]
 
 
