@@ -415,7 +415,8 @@ def vulnerable(server, version, found, row):
 
 
 def _placeholders(app):
-    words = app["command"] or []
+    """What an app's own command takes; nothing while another server runs it, and the command waits."""
+    words = (app["server"] == "command" and app["command"]) or []
     return {name for word in words for name in PLACEHOLDER.findall(str(word))}
 
 
@@ -545,7 +546,7 @@ class _Loader:
                 )
         self._check_version(key, app, row)
         if server == "command":
-            self._check_command(f"{key}:command", app["command"] or [])
+            self._check_command(f"{key}:command", app)
 
     def _check_version(self, key, app, row):
         """A version that pip is to install must be one without a known hole."""
@@ -566,9 +567,9 @@ class _Loader:
                 self._problem(f"{key}:{server}", f"{version!r} must be a version, quoted, e.g. '23.0.0'")
         return {server: version for server, version in by_server.items() if _version(version)}
 
-    def _check_command(self, key, words):
+    def _check_command(self, key, app):
         known = {*COMMAND_PLACEHOLDERS, *NEUTRAL_SETTINGS}
-        for name in sorted({name for word in words for name in PLACEHOLDER.findall(str(word))} - known):
+        for name in sorted(_placeholders(app) - known):
             self._problem(key, f"'{{{name}}}' stands for nothing" + _nearest(name, sorted(known)))
 
     def _check_manager(self, key, manager):

@@ -233,6 +233,11 @@ def test_a_server_of_one_process_is_spawned_once_for_each_worker(make_files):
     assert directive(files["wsgi-shop.conf"], "server unix:/var/lib/wsgi/live/shop/http-3.sock") == ["max_fails=0"]
 
 
+def test_a_command_that_waits_changes_nothing_of_another_server(make_files):
+    waiting = ["/opt/run", "{socket}", "{workers}"]
+    assert "/spawn --workers 4 " in command_of(make_files({"server": "waitress", "command": waiting}))
+
+
 @pytest.mark.parametrize(
     ("words", "command"),
     [
