@@ -12,6 +12,7 @@ import wsgi_host
 import wsgi_managers
 import wsgi_probe
 import wsgi_release
+import wsgi_wanted
 from salt.exceptions import CommandExecutionError
 from salt.utils.hashutils import get_hash
 from wsgi_host import LIB, LOG, SRV, Problem
@@ -160,8 +161,8 @@ def restart(app):
     """
     host = _host()
     try:
-        wanted = host.settings.apps[_named(app, host.settings.apps)]
-        release = wsgi_release.Release(host, app, wanted)
+        wanted = wsgi_wanted.app(host, _named(app, host.settings.apps))
+        release = wsgi_wanted.release(host, app)
         id = wsgi_generation.wanted_id(host, wanted, release)
         current = wsgi_generation.live(host, app)
         if current is None or current.hash != id:

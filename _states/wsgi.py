@@ -12,10 +12,13 @@ import os
 import pwd
 import subprocess
 
+import wsgi_environment
 import wsgi_generation
 import wsgi_host
+import wsgi_lock
 import wsgi_nginx
 import wsgi_release
+import wsgi_wanted
 from wsgi_host import ETC, LIB, LOG, SRV, Problem
 
 
@@ -59,8 +62,8 @@ def release(name):
     """
     try:
         host = _host()
-        app = host.settings.apps[name]
-        wanted = wsgi_release.Release(host, name, app)
+        app = wsgi_wanted.app(host, name)
+        wanted = wsgi_wanted.release(host, name)
         changes = {}
         user = _user(app["user"])
         if user is None:
@@ -72,8 +75,11 @@ def release(name):
             return _result(name, True, f"Release {wanted.id} of {name} is there.")
         if __opts__["test"]:
             return _result(name, None, f"Release {wanted.id} of {name} would be built.", changes)
-        user = _prepare_user(name, app)
-        wanted.build(user.pw_uid, user.pw_gid)
+        with wsgi_lock.locked(name, "a build"):
+            user = _prepare_user(name, app)
+            printed = wanted.build(user.pw_uid, user.pw_gid)
+        if printed:
+            changes["hooks"] = printed
     except (Problem, OSError) as error:
         return _failure(name, f"{name}'s release was not built", error)
     return _result(name, True, f"Release {wanted.id} of {name} was built.", changes)
@@ -100,8 +106,8 @@ def live(name):
     """
     try:
         host = _host()
-        app = host.settings.apps[name]
-        release = wsgi_release.Release(host, name, app)
+        app = wsgi_wanted.app(host, name)
+        release = wsgi_wanted.release(host, name)
         id = wsgi_generation.wanted_id(host, app, release)
         current = wsgi_generation.live(host, name)
         reason = wsgi_generation.replacement(host, current, id)
@@ -234,7 +240,7 @@ def tool(name, requirements, python="/usr/bin/python3"):
     """
     changes = {"installed": requirements}
     try:
-        tool = wsgi_release.Tool(name, requirements, python)
+        tool = wsgi_environment.Tool(name, requirements, python)
         if tool.built():
             return _result(name, True, f"{requirements[0]} is there.")
         if __opts__["test"]:

@@ -15,13 +15,18 @@ import shlex
 import subprocess
 import time
 
+import wsgi_environment
+import wsgi_hooks
 import wsgi_host
+import wsgi_lock
 import wsgi_managers
 import wsgi_nginx
 import wsgi_probe
+import wsgi_release
 import wsgi_settings
+import wsgi_step
 from wsgi_host import ETC, LIB, LOG, RUN, TMPFILES, Problem
-from wsgi_release import digest, tail
+from wsgi_step import tail
 
 SPAWN = "/usr/local/lib/wsgi/spawn"
 # What of a server's row decides its process.
@@ -32,8 +37,6 @@ STOP_MARGIN = 15  # seconds
 KEEP_LOGS = 10
 # How much of its log tells why a generation failed: gunicorn adds a long traceback of its own.
 FAILURE_LINES = 60
-# A value of the environment this long is struck from what is shown of a log.
-SECRET = 6  # characters
 
 
 class Generation:
@@ -70,7 +73,7 @@ class Generation:
         self.markers = [f"{self.run}/{marker}" for marker in record.get("markers", [self.protocol])]
         self.reopen = f"{self.run}/reopen"  # touched when logs were rotated
         self.code = f"{wsgi_host.SRV}/{name}/releases/{self.release}/code"
-        self.environment = f"{wsgi_host.SRV}/{name}/environments/{record['environment']}"
+        self.environment = wsgi_environment.Environment(name, record["environment"])
         self.manager = wsgi_managers.manager(host, record["process_manager"])
         self.config = f"{self.folder}/{host.servers[self.server]['config']}"
         self.command = []
@@ -103,10 +106,7 @@ class Generation:
     def log_tail(self, lines=15):
         """The log's last lines, without the values of the app's environment."""
         text = wsgi_host.read(self.log) or ""
-        for value in _values(wsgi_host.read(f"{self.folder}/env") or ""):
-            if len(value) >= SECRET:
-                text = text.replace(value, "***")
-        return tail(text, lines)
+        return tail(wsgi_step.strike(text, _values(wsgi_host.read(f"{self.folder}/env") or "")), lines)
 
 
 def wanted_id(host, app, release):
@@ -120,9 +120,8 @@ def wanted_id(host, app, release):
     Returns a str.
     """
     templates = [*_templates(host, app), *wsgi_managers.MANAGERS[app["process_manager"]].templates]
-    return digest(
+    return wsgi_host.digest(
         release.id,
-        release.environment_id,
         wsgi_settings.process_settings(app),
         {key: value for key, value in host.servers[app["server"]].items() if key in DECIDING},
         _guards(host, app),
@@ -150,10 +149,10 @@ def command(host, app, generation):
     row = host.servers[app["server"]]
     spawned = wsgi_settings.spawned(app, host.servers)
     values = {
-        "bin": "/usr/bin" if app["install"] == "distribution" else f"{generation.environment}/bin",
+        "bin": "/usr/bin" if app["install"] == "distribution" else f"{generation.environment.path}/bin",
         "config": generation.config,
         "folder": generation.folder,
-        "environment": generation.environment,
+        "environment": generation.environment.path,
         "code": generation.code,
         "application": app["application"],
         "socket": "{socket}" if spawned else generation.socket,
@@ -255,7 +254,7 @@ def change(host, name, app, release, id):
     Returns the new ``Generation``. Raises ``Problem`` when it will not serve: then it is gone
     again, and the one before serves on.
     """
-    with wsgi_host.locked(name):
+    with wsgi_lock.locked(name, "a change"):
         old = live(host, name)
         wsgi_nginx.check(host, name)
         new = _prepare(host, name, app, release, _free_id(name, id))
@@ -275,7 +274,7 @@ def change(host, name, app, release, id):
         for before in others(host, name, keep=new):
             retire(host, name, before)
         os.utime(release.path)
-        release.prune(in_use={new.release})
+        wsgi_release.prune(name, app["keep_releases"], in_use={new.release})
         _prune_logs(name, keep=new)
         return new
 
@@ -304,7 +303,7 @@ def _version(host, app, release):
     """The server's version: what pip installed, or what the distribution's says of itself."""
     row = host.servers[app["server"]]
     if app["install"] == "environment":
-        return release.installed(row["package"]) if row["package"] else None
+        return release.environment.installed(row["package"]) if row["package"] else None
     command, user = row["show_version"], app["user"]
     account = pwd.getpwnam(user)
     done = subprocess.run(
@@ -354,7 +353,7 @@ def record_of(host, app, release, version):
         "protocol": host.servers[app["server"]]["protocol"],
         "user": app["user"],
         "release": release.id,
-        "environment": release.environment_id,
+        "environment": release.environment.id,
         "version": version,
         "spawned": app["workers"] if wsgi_settings.spawned(app, host.servers) else 0,
         "markers": _markers(app, host.servers),
@@ -384,7 +383,7 @@ def files_of(generation, app):
         "guards": _guards(host, app),
     }
     return {
-        f"{generation.folder}/env": environment_text(generation, app["env"]),
+        f"{generation.folder}/env": environment_text(generation, app),
         **{
             f"{generation.folder}/{file}": host.render(template, **values)
             for template, file in _templates(host, app).items()
@@ -431,7 +430,7 @@ def _markers(app, servers):
 def settings_record(app):
     """An app's process settings as a generation remembers them: of the environment, no value."""
     settings = wsgi_settings.process_settings(app)
-    settings["env"] = {name: digest(str(value)) for name, value in app["env"].items()}
+    settings["env"] = {name: wsgi_host.digest(str(value)) for name, value in app["env"].items()}
     return settings
 
 
@@ -452,26 +451,10 @@ def _tmpfiles(generation):
     return "".join(lines)
 
 
-def environment_text(generation, environment):
-    """
-    The app's environment as a file that a shell can read.
-
-    environment : dict
-        What pillar says; it wins over PATH, HOME and the like.
-
-    Returns a str.
-    """
-    variables = {
-        "PATH": f"{generation.environment}/bin:{wsgi_host.PATH}",
-        "HOME": f"{LIB}/home/{generation.name}",
-        "USER": generation.user,
-        "LOGNAME": generation.user,
-        "LANG": "C.UTF-8",
-        # What an app prints is to be in its log at once.
-        "PYTHONUNBUFFERED": "1",
-        **environment,
-    }
-    return "".join(f"{name}={shlex.quote(str(value))}\n" for name, value in variables.items())
+def environment_text(generation, app):
+    """The app's environment as a file that a shell can read."""
+    variables = wsgi_hooks.variables(generation.name, app, generation.environment)
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
 
 
 def _values(text):
@@ -554,7 +537,7 @@ def leave(host, name):
 
     Code, logs and its home folder stay.
     """
-    with wsgi_host.locked(name):
+    with wsgi_lock.locked(name, "its removal"):
         wsgi_nginx.withdraw(host, name)
         last = live(host, name)
         if last:

@@ -6,7 +6,6 @@ and each table of the kernel read once, however many apps there are.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -58,6 +57,7 @@ class Host:
         )
         self._template_text = {}
         self._sources = {}
+        self.resolved = {}  # wsgi_source's, by app and source
 
     @classmethod
     def of_run(cls, context, salt, pillar, grains, saltenv):
@@ -242,6 +242,30 @@ def sha256(path):
         return hashlib.sha256(file.read()).hexdigest()
 
 
+def digest(*parts):
+    """A short id: ten hexadecimal digits of the SHA-256 of some JSON-able values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def tree_sums(path):
+    """The SHA-256 sums of the files in a folder, by their paths in it; of a link, where it leads."""
+    sums = {}
+    for parent, folders, files in os.walk(path):
+        for name in files + [folder for folder in folders if os.path.islink(f"{parent}/{folder}")]:
+            found = f"{parent}/{name}"
+            inner = os.path.relpath(found, path)
+            sums[inner] = f"-> {os.readlink(found)}" if os.path.islink(found) else sha256(found)
+    return dict(sorted(sums.items()))
+
+
+def group(path):
+    """The numeric id of a file's group, or None where there is no file."""
+    try:
+        return os.lstat(path).st_gid
+    except FileNotFoundError:
+        return None
+
+
 def own(path, uid, gid):
     """
     Give a tree to its owner, from the top, following no link: whoever owned it before can't
@@ -260,15 +284,6 @@ def read_json(path):
     """The contents of a JSON file, or None where there is none."""
     text = read(path)
     return None if text is None else json.loads(text)
-
-
-@contextlib.contextmanager
-def locked(name):
-    """Hold an app for oneself; the lock of a process that died is free again at once."""
-    folder(RUN, 0o755)
-    with open(f"{RUN}/{name}.lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def listdir(path):

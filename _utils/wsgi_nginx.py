@@ -15,8 +15,9 @@ import time
 
 import wsgi_host
 import wsgi_managers
+import wsgi_wanted
 from wsgi_host import LIB, PATH, RUN, Problem
-from wsgi_release import tail
+from wsgi_step import tail
 
 # What nginx was last told to load, and which nginx that was.
 LOADED = f"{RUN}/nginx.loaded"
@@ -62,7 +63,7 @@ def site_text(host, name, app):
 
 def differs(host, name):
     """Whether an app's own site is not as it should be. Cheap: no other site is looked at."""
-    return wsgi_host.read(site_path(host, name)) != site_text(host, name, host.settings.apps[name])
+    return wsgi_host.read(site_path(host, name)) != site_text(host, name, wsgi_wanted.app(host, name))
 
 
 def pending(host, *names, without=None):
@@ -78,7 +79,7 @@ def pending(host, *names, without=None):
     """
     sites = _sites(host)
     for name in names:
-        sites[site_path(host, name)] = site_text(host, name, host.settings.apps[name])
+        sites[site_path(host, name)] = site_text(host, name, wsgi_wanted.app(host, name))
     if without:
         sites[site_path(host, without)] = None
     wanted = {**sites, default_path(host): _default_text(host, filter(None, sites.values()))}
@@ -232,7 +233,7 @@ def _test():
 
 def _check_port(host, name):
     """nginx -t passes over a port that is taken; nginx itself would then keep its old sites."""
-    port = host.settings.apps[name]["listen"]
+    port = wsgi_wanted.app(host, name)["listen"]
     with contextlib.closing(socket.socket()) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -2,8 +2,8 @@
 What pillar asks for: merged, validated, and never touched again.
 
 This module is pure: it reads no file and starts nothing, so that all of its rules can be
-tested without a machine. The defaults live in ``wsgi/defaults.yaml``, what is known of each
-server in ``wsgi/servers.yaml``, and the schema here.
+tested without a machine. The schema lives in ``wsgi_schema``, the defaults in
+``wsgi/defaults.yaml``, what is known of each server in ``wsgi/servers.yaml``.
 """
 
 import copy
@@ -11,25 +11,10 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any
 
-# Linux user names have at most 32 characters, five of which are `wsgi-`.
-APP_NAME = re.compile(r"[a-z][a-z0-9_-]{0,26}")
-# /etc/wsgi/vassals is the emperor's, /etc/wsgi/circus and /run/wsgi/circus are circus's, and so on.
-RESERVED_NAMES = ("circus", "gaffer", "vassals")
-USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-DOMAIN = re.compile(
-    r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
-    re.IGNORECASE | re.ASCII,
-)
-APPLICATION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-NGINX_SIZE = re.compile(r"[0-9]+[kKmMgG]?")
-VERSION = re.compile(r"[0-9]+(\.[0-9]+)*([a-z.+-]+[0-9]+)*")
-# What a `command` may name in braces besides the neutral settings.
-COMMAND_PLACEHOLDERS = ("socket", "application", "environment", "code", "folder")
-PLACEHOLDER = re.compile(r"\{(\w*)\}")
-OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+import wsgi_schema
+from wsgi_schema import APP, PLACEHOLDER, without_credentials
 
 # The settings that reach the process. A change of any other one makes no new generation.
 PROCESS_SETTINGS = (
@@ -48,6 +33,8 @@ PROCESS_SETTINGS = (
     "max_requests",
     "memory_limit",
     "env",
+    "processes",
+    "schedule",
 )
 # The settings that mean the same under every server, or are refused.
 NEUTRAL_SETTINGS = (
@@ -81,125 +68,6 @@ FORK_HOSTILE = {
 }
 # Those that break when threads share it.
 THREAD_HOSTILE = {"pyzmq": "https://github.com/zeromq/libzmq/blob/master/doc/zmq_socket.txt"}
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one key may hold: a test of its value, and the words that say what passes."""
-
-    allowed: str
-    test: Callable[[Any], bool]
-
-
-def _integer(low, high):
-    return Rule(
-        f"an integer from {low} to {high}",
-        lambda value: type(value) is int and low <= value <= high,
-    )
-
-
-def _matching(pattern, allowed):
-    return Rule(allowed, lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None)
-
-
-def _one_line(value):
-    return isinstance(value, str) and value != "" and value.isprintable()
-
-
-def _domain(value):
-    return isinstance(value, str) and DOMAIN.fullmatch(value) is not None
-
-
-def _version(value):
-    return isinstance(value, str) and VERSION.fullmatch(value) is not None
-
-
-def _list_of(value, test):
-    return isinstance(value, list) and all(test(item) for item in value)
-
-
-BOOLEAN = Rule("true or false", lambda value: isinstance(value, bool))
-MAPPING = Rule("a mapping", lambda value: isinstance(value, Mapping))
-
-HEALTH = {
-    "path": Rule(
-        "a path that begins with /",
-        lambda value: _one_line(value) and value.isascii() and value.startswith("/") and " " not in value,
-    ),
-    "status": _integer(100, 599),
-    "deadline": _integer(1, 3600),
-    "host": Rule("a host name", lambda value: _domain(value) and not value.startswith("*")),
-}
-
-APP = {
-    "state": Rule("present or absent", lambda value: value in ("present", "absent")),
-    "server": Rule("a server's name", _one_line),
-    "process_manager": Rule(
-        "a process manager's name, or a mapping of servers to them",
-        lambda value: _one_line(value) or isinstance(value, Mapping),
-    ),
-    "install": Rule("distribution or environment", lambda value: value in ("distribution", "environment")),
-    "version": Rule(
-        "a version, quoted, e.g. '23.0.0', or a mapping of servers to them",
-        lambda value: isinstance(value, Mapping) or _version(value),
-    ),
-    "allow_vulnerable": BOOLEAN,
-    "application": _matching(APPLICATION, "module:callable"),
-    "interface": Rule("wsgi or asgi", lambda value: value in ("wsgi", "asgi")),
-    "command": Rule(
-        "a list of words that holds {socket}",
-        lambda value: (
-            _list_of(value, lambda word: _one_line(str(word)) and type(word) in (str, int, float))
-            and any("{socket}" in str(word) for word in value)
-        ),
-    ),
-    "source": Rule(
-        "a folder that Salt serves, salt://…",
-        lambda value: _one_line(value) and value.startswith("salt://") and len(value) > 7,
-    ),
-    "requirements": Rule(
-        "a file in the source, or a list of requirements",
-        lambda value: (
-            (_one_line(value) and not value.startswith(("/", "-")) and ".." not in value)
-            or _list_of(value, lambda item: _one_line(item) and not item.startswith("-"))
-        ),
-    ),
-    "python": Rule(
-        "an interpreter's name or absolute path",
-        lambda value: isinstance(value, str) and re.fullmatch(r"(/[\w./-]+/)?python[\w.-]*", value) is not None,
-    ),
-    "user": Rule(
-        "a user's name, not root",
-        lambda value: isinstance(value, str) and USER_NAME.fullmatch(value) is not None and value != "root",
-    ),
-    "domains": Rule(
-        "a list of host names, of which the first label may be *",
-        lambda value: _list_of(value, _domain),
-    ),
-    "listen": _integer(1, 65535),
-    "workers": _integer(1, 1024),
-    "threads": _integer(1, 1024),
-    "preload": BOOLEAN,
-    "request_timeout": _integer(1, 86400),
-    "graceful_timeout": _integer(1, 86400),
-    "max_requests": _integer(0, 2**31 - 1),
-    "memory_limit": _integer(16, 2**20),
-    "env": MAPPING,
-    "health": MAPPING,
-    "server_options": MAPPING,
-    "keep_releases": _integer(1, 1000),
-    "purge": BOOLEAN,
-}
-
-NGINX = {
-    "client_max_body_size": Rule(
-        "a size in nginx's words, e.g. 10m",
-        lambda value: type(value) in (int, str) and NGINX_SIZE.fullmatch(str(value)) is not None,
-    ),
-    "default_site": BOOLEAN,
-}
-
-TOP = ("apps", "defaults", "nginx")
 
 
 @dataclass
@@ -436,6 +304,13 @@ def manager_of(app, servers):
     return manager or servers[app["server"]]["process_managers"][0]
 
 
+# The rules and the defaults of each kind of program that an app may have beside its server.
+_PROGRAMS = {
+    "processes": (wsgi_schema.PROCESS, wsgi_schema.PROCESS_DEFAULTS),
+    "schedule": (wsgi_schema.SCHEDULED, wsgi_schema.SCHEDULED_DEFAULTS),
+}
+
+
 class _Loader:
     """One pass over the pillar. A value with a problem is left out of what is merged, so that
     the checks after it find each key with a value that its rule allows."""
@@ -450,8 +325,8 @@ class _Loader:
     def load(self, pillar):
         settings = self.settings
         top = self._mapping("wsgi", pillar)
-        self._known("wsgi", top, TOP)
-        nginx = self._check("wsgi:nginx", top.get("nginx"), NGINX)
+        self._known("wsgi", top, wsgi_schema.TOP)
+        nginx = self._check("wsgi:nginx", top.get("nginx"), wsgi_schema.NGINX)
         settings.nginx = merge(self.defaults["nginx"], nginx)
         own_defaults = self._mapping("wsgi:defaults", top.get("defaults"))
         apps = self._mapping("wsgi:apps", top.get("apps"))
@@ -479,13 +354,13 @@ class _Loader:
         key = f"wsgi:apps:{name}"
         before = len(self.settings.problems)
         app = None
-        if not isinstance(name, str) or not APP_NAME.fullmatch(name):
+        if not isinstance(name, str) or not wsgi_schema.APP_NAME.fullmatch(name):
             self._problem(
                 key,
                 f"{name!r} can't be an app's name: a lower-case letter, then at most 26 of a-z, "
                 "0-9, - and _, because it names a user and files",
             )
-        elif name in RESERVED_NAMES:
+        elif name in wsgi_schema.RESERVED_NAMES:
             self._problem(key, f"{name!r} can't be an app's name: the formula has a folder of that name")
         else:
             app = self._merged(name, key, self._mapping(key, own))
@@ -502,7 +377,11 @@ class _Loader:
         for required in ("command" if app["server"] == "command" else "application", "source"):
             if app[required] is None and own.get(required) is None:
                 self._problem(f"{key}:{required}", f"missing; it must be {APP[required].allowed}")
+        self._check_whole_programs(key, app)
         app["user"] = user_of(name, app)
+        app["hooks"] = {moment: [_hook(said) for said in app["hooks"].get(moment, [])] for moment in wsgi_schema.HOOKS}
+        for kind, (_, defaults) in _PROGRAMS.items():
+            app[kind] = {name: merge(defaults, program) for name, program in app[kind].items()}
         app["process_manager"] = manager_of(app, self.servers)
         app["install"] = install_of(app, self.servers)
         return app
@@ -514,9 +393,16 @@ class _Loader:
             server = said.pop("server")
             self._problem(f"{key}:server", f"{server!r} is not a server" + _nearest(server, self.servers))
         if "health" in said:
-            said["health"] = self._check(f"{key}:health", said["health"], HEALTH)
+            said["health"] = self._check(f"{key}:health", said["health"], wsgi_schema.HEALTH)
         if "env" in said:
             self._check_env(f"{key}:env", said["env"])
+        if "maintenance" in said:
+            said["maintenance"] = self._check(f"{key}:maintenance", said["maintenance"], wsgi_schema.MAINTENANCE)
+        if "hooks" in said:
+            said["hooks"] = self._check_hooks(f"{key}:hooks", said["hooks"])
+        for kind, (rules, _) in _PROGRAMS.items():
+            if kind in said:
+                said[kind] = self._check_programs(f"{key}:{kind}", said[kind], rules)
         if "server_options" in said:
             said["server_options"] = self._check_options(f"{key}:server_options", said["server_options"])
         if isinstance(said.get("version"), Mapping):
@@ -563,12 +449,12 @@ class _Loader:
         """The part of a mapping of servers to versions that has no problem."""
         self._known(key, by_server, self.servers, "server")
         for server, version in by_server.items():
-            if version is not None and not _version(version):
+            if version is not None and not wsgi_schema.is_version(version):
                 self._problem(f"{key}:{server}", f"{version!r} must be a version, quoted, e.g. '23.0.0'")
-        return {server: version for server, version in by_server.items() if _version(version)}
+        return {server: version for server, version in by_server.items() if wsgi_schema.is_version(version)}
 
     def _check_command(self, key, app):
-        known = {*COMMAND_PLACEHOLDERS, *NEUTRAL_SETTINGS}
+        known = {*wsgi_schema.COMMAND_PLACEHOLDERS, *NEUTRAL_SETTINGS}
         for name in sorted(_placeholders(app) - known):
             self._problem(key, f"'{{{name}}}' stands for nothing" + _nearest(name, sorted(known)))
 
@@ -601,7 +487,7 @@ class _Loader:
     def _check_env(self, key, env):
         # Never the value: it may be a secret.
         for name, value in env.items():
-            if not isinstance(name, str) or not ENV_NAME.fullmatch(name):
+            if not isinstance(name, str) or not wsgi_schema.ENV_NAME.fullmatch(name):
                 # {NAME=value} is a key, too.
                 name = str(name).partition("=")[0]
                 self._problem(key, f"{name!r} can't be a variable's name: letters, digits and _, no digit first")
@@ -612,6 +498,57 @@ class _Loader:
                 )
             elif not _encodable(str(value)):
                 self._problem(f"{key}:{name}", "holds a character that no variable can, such as NUL")
+
+    def _check_hooks(self, key, hooks):
+        """The part of ``hooks`` that has no problem."""
+        self._known(key, hooks, wsgi_schema.HOOKS)
+        return {
+            moment: self._check_moment(f"{key}:{moment}", moment, commands)
+            for moment, commands in hooks.items()
+            if moment in wsgi_schema.HOOKS and commands is not None
+        }
+
+    def _check_moment(self, key, moment, commands):
+        if not isinstance(commands, list):
+            self._problem(key, f"is {_kind(commands)}; it must be a list of commands")
+            return []
+        sound = []
+        for number, said in enumerate(commands, 1):
+            if not isinstance(said, Mapping):
+                said = {"command": said}
+            if said.get("command") is None:
+                self._problem(f"{key}:{number}:command", f"missing; it must be {wsgi_schema.COMMAND.allowed}")
+            elif said.get("every") == "change" and moment == "build":
+                self._problem(f"{key}:{number}:every", "'change' can't be of build, which belongs to the release")
+            else:
+                sound.append(self._check(f"{key}:{number}", said, wsgi_schema.HOOK))
+        return [hook for hook in sound if "command" in hook]
+
+    def _check_programs(self, key, programs, rules):
+        """The part of ``processes`` or ``schedule`` that has no problem."""
+        sound = {}
+        for name, said in programs.items():
+            if not isinstance(name, str) or not wsgi_schema.PROGRAM_NAME.fullmatch(name):
+                self._problem(
+                    f"{key}:{name}",
+                    f"{name!r} can't be a name: a lower-case letter, then at most 31 of a-z, 0-9, - and _",
+                )
+            elif name in wsgi_schema.RESERVED_PROGRAMS:
+                self._problem(f"{key}:{name}", f"{name!r} is the formula's own name")
+            elif said is not None:
+                sound[name] = self._check(f"{key}:{name}", said, rules)
+        return sound
+
+    def _check_whole_programs(self, key, app):
+        """What each of ``processes`` and ``schedule`` must say, once all that says it is merged."""
+        for kind, (rules, _) in _PROGRAMS.items():
+            for name, said in app[kind].items():
+                for required in ("command", *(["calendar"] if kind == "schedule" else [])):
+                    where = f"{key}:{kind}:{name}"
+                    if required not in said and not any(each.startswith(where) for each in self.settings.problems):
+                        self._problem(f"{where}:{required}", f"missing; it must be {rules[required].allowed}")
+        for name in sorted({*app["processes"]} & {*app["schedule"]}):
+            self._problem(f"{key}:schedule:{name}", "is the name of one of processes, too; both would write one log")
 
     def _check_options(self, key, by_server):
         """The part of ``server_options`` that has no problem."""
@@ -628,7 +565,7 @@ class _Loader:
 
     def _check_option(self, key, server, name, value):
         reserved = self.servers[server]["reserved"]
-        if not isinstance(name, str) or not OPTION_NAME.fullmatch(name):
+        if not isinstance(name, str) or not wsgi_schema.OPTION_NAME.fullmatch(name):
             self._problem(key, f"{name!r} can't be an option's name")
         elif name in reserved:
             instead = f"set {reserved[name]!r} instead" if reserved[name] else "leave it out"
@@ -667,11 +604,23 @@ class _Loader:
                 continue
             if rules[name].test(value):
                 said[name] = value
-            elif rules[name] is MAPPING:
+            elif rules[name] is wsgi_schema.MAPPING:
                 self._mapping(f"{key}:{name}", value)
             else:
-                self._problem(f"{key}:{name}", f"{value!r} must be {rules[name].allowed}")
+                self._problem(f"{key}:{name}", self._refused(name, value, rules[name]))
         return said
+
+    @staticmethod
+    def _refused(name, value, rule):
+        if rule.secret:
+            return f"is {_kind(value)}; it must be {rule.allowed}"
+        shown = without_credentials(repr(value))
+        if name == "source" and isinstance(value, str):
+            try:
+                wsgi_schema.parse_source(value)
+            except ValueError as error:
+                return f"{shown} {error}"
+        return f"{shown} must be {rule.allowed}"
 
     def _known(self, key, mapping, known, noun="key"):
         for name in mapping:
@@ -690,6 +639,10 @@ class _Loader:
 
     def _problem(self, key, sentence):
         self.settings.problems.append(f"{key}: {sentence}")
+
+
+def _hook(said):
+    return {**wsgi_schema.HOOK_DEFAULTS, **said}
 
 
 def _nearest(found, known):

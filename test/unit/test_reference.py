@@ -4,17 +4,18 @@ import re
 from pathlib import Path
 
 import pytest
-import wsgi_settings
+import wsgi_schema
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "pillar.example").read_text()
 PILLAR = yaml.safe_load(TEXT)["wsgi"]
 DEFAULTS = yaml.safe_load((ROOT / "wsgi/defaults.yaml").read_text())
-KEYS = [*wsgi_settings.TOP, *wsgi_settings.APP, *wsgi_settings.HEALTH, *wsgi_settings.NGINX]
+MAPPINGS = ("HEALTH", "HOOKS", "HOOK", "PROCESS", "SCHEDULED", "MAINTENANCE", "NGINX")
+KEYS = sorted({*wsgi_schema.TOP, *wsgi_schema.APP, *(key for name in MAPPINGS for key in getattr(wsgi_schema, name))})
 # An app has to say these, or fills these mappings itself.
-NO_DEFAULT = ("application", "source", "env", "health", "server_options")
-SHIPPED = {**DEFAULTS["app"], **DEFAULTS["app"]["health"], **DEFAULTS["nginx"]}
+NO_DEFAULT = ("application", "source", "env", "health", "server_options", "maintenance")
+SHIPPED = {**DEFAULTS["app"], **DEFAULTS["app"]["health"], **DEFAULTS["app"]["maintenance"], **DEFAULTS["nginx"]}
 
 
 def stated(key):
@@ -34,7 +35,7 @@ def test_it_is_a_valid_pillar(load):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_it_names_every_key(key):
-    assert re.search(rf"^[ #]*{key}:", TEXT, re.MULTILINE)
+    assert re.search(rf"(^[ #]*|[{{,] *){key}:", TEXT, re.MULTILINE)
 
 
 @pytest.mark.parametrize("key", sorted({*SHIPPED} - {*NO_DEFAULT}))
@@ -43,10 +44,11 @@ def test_it_states_every_default_as_it_is_shipped(key):
 
 
 def test_the_shipped_defaults_have_every_key_of_the_schema_and_no_other():
-    assert {*DEFAULTS["app"]} == {*wsgi_settings.APP}
-    assert {*DEFAULTS["nginx"]} == {*wsgi_settings.NGINX}
+    assert {*DEFAULTS["app"]} == {*wsgi_schema.APP}
+    assert {*DEFAULTS["nginx"]} == {*wsgi_schema.NGINX}
     # The host is the first domain, which no default can know.
-    assert {*DEFAULTS["app"]["health"]} == {*wsgi_settings.HEALTH} - {"host"}
+    assert {*DEFAULTS["app"]["maintenance"]} == {*wsgi_schema.MAINTENANCE}
+    assert {*DEFAULTS["app"]["health"]} == {*wsgi_schema.HEALTH} - {"host"}
 
 
 def test_the_shipped_defaults_keep_the_schemas_rules(load):

@@ -12,7 +12,9 @@ import pytest
 import wsgi_generation
 import wsgi_nginx
 import wsgi_release
+import wsgi_schema
 import wsgi_settings
+import wsgi_wanted
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
@@ -20,14 +22,17 @@ SERVERS = ["uwsgi", "gunicorn"]
 
 
 @pytest.fixture
-def make_app(make_host):
+def make_app(make_host, monkeypatch):
     """make_app({key: value, …}) are a host, its app `shop` that says so, and that app's release."""
 
     def app_of(own=None):
         host = make_host({"apps": {"shop": {**SHOP, **(own or {})}}})
         assert host.settings.problems == []
         app = host.settings.apps["shop"]
-        return host, app, wsgi_release.Release(host, "shop", app)
+        release = wsgi_wanted.release(host, "shop")
+        # As if it were built.
+        monkeypatch.setattr(wsgi_release.Release, "record", {"environment": "abcdef0123"})
+        return host, app, release
 
     return app_of
 
@@ -404,6 +409,12 @@ PROCESS = {
     "command": ["/usr/bin/other", "{socket}"],
     "preload": True,
     "memory_limit": 300,
+    "wheels": "/srv/wheels",
+    "index": "https://pypi.example.com/simple",
+    "extra_index": ["https://pypi.example.com/simple"],
+    "hooks": {"build": ["make assets"]},
+    "processes": {"worker": {"command": "work"}},
+    "schedule": {"cleanup": {"command": "clean", "calendar": "daily"}},
 }
 # What else an app must say for a setting to be of account.
 BESIDE = {
@@ -418,11 +429,16 @@ NO_PROCESS = {
     "keep_releases": 9,
     "purge": True,
     "allow_vulnerable": True,
+    "deploy_key": "sdb://vault/key",
+    "known_hosts": "git.example.com ssh-ed25519 AAAA",
+    "installer": "pip",
+    "rollback_on_failure": True,
+    "maintenance": {"retry_after": 5},
 }
 
 
 def test_every_key_is_known_to_reach_the_process_or_not():
-    assert {*PROCESS, *NO_PROCESS} == {*wsgi_settings.APP} - {"state"}
+    assert {*PROCESS, *NO_PROCESS, "env_files"} == {*wsgi_schema.APP} - {"state"}
 
 
 @pytest.mark.parametrize("key", PROCESS)

@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+import wsgi_schema
 import wsgi_settings
 import yaml
 
@@ -34,7 +35,7 @@ def test_an_app_that_says_the_least_gets_the_shipped_defaults(load):
 
 
 def test_every_app_has_every_key_of_the_schema(load):
-    assert set(load({"apps": {"shop": SHOP}}).apps["shop"]) == set(wsgi_settings.APP)
+    assert set(load({"apps": {"shop": SHOP}}).apps["shop"]) == set(wsgi_schema.APP)
 
 
 def test_what_an_app_says_wins_over_wsgi_defaults_and_that_over_what_is_shipped(load):
@@ -96,7 +97,7 @@ def test_merging_leaves_the_pillar_as_it_was_and_shares_nothing_with_it(load):
     assert pillar["apps"]["shop"]["domains"] == ["a.example.com"]
 
 
-@pytest.mark.parametrize("key", sorted(set(wsgi_settings.APP) - set(SHOP)))
+@pytest.mark.parametrize("key", sorted(set(wsgi_schema.APP) - set(SHOP)))
 def test_null_says_nothing(load, key):
     plain = load({"apps": {"shop": SHOP}})
     for pillar in (
@@ -166,10 +167,10 @@ def test_an_absent_app_needs_to_say_nothing_else(load):
 
 # What is refused, and how
 
-APP_KEYS = f"({', '.join(wsgi_settings.APP)})"
+APP_KEYS = f"({', '.join(wsgi_schema.APP)})"
 DOMAINS = "must be a list of host names, of which the first label may be *"
 REQUIREMENTS = "must be a file in the source, or a list of requirements"
-SOURCE = "must be a folder that Salt serves, salt://…"
+SOURCE = f"must be {wsgi_schema.SOURCE_FORMS}"
 OPTION = "must be a one-line string, a number, true, false or a list of them"
 VARIABLE = "it must be a string or a number (quote it if the app is to see the word)"
 
@@ -189,7 +190,7 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"server": ["uwsgi"]}, "server: ['uwsgi'] must be a server's name"),
         ({"application": "hello"}, "application: 'hello' must be module:callable"),
         ({"application": "hello:app()"}, "application: 'hello:app()' must be module:callable"),
-        ({"source": "/srv/app"}, f"source: '/srv/app' {SOURCE}"),
+        ({"source": "srv/app"}, f"source: 'srv/app' {SOURCE}"),
         ({"source": "salt://"}, f"source: 'salt://' {SOURCE}"),
         ({"requirements": "../other.txt"}, f"requirements: '../other.txt' {REQUIREMENTS}"),
         ({"requirements": "/etc/other.txt"}, f"requirements: '/etc/other.txt' {REQUIREMENTS}"),
@@ -383,10 +384,13 @@ def test_an_app_that_is_to_go_stays_while_it_has_a_problem(load):
     assert (settings.absent, settings.broken) == ({}, {"shop"})
 
 
-@pytest.mark.parametrize("key", sorted(set(wsgi_settings.APP) - {"env", "health", "server_options"}))
+PLAIN = [key for key, rule in wsgi_schema.APP.items() if rule is not wsgi_schema.MAPPING and not rule.secret]
+
+
+@pytest.mark.parametrize("key", PLAIN)
 def test_wsgi_defaults_are_checked_like_an_app_and_hold_every_app_while_they_have_a_problem(load, key):
     settings = load({"defaults": {key: -1.5}, "apps": {"shop": {**SHOP, "state": "present"}}})
-    assert settings.problems == [f"wsgi:defaults:{key}: -1.5 must be {wsgi_settings.APP[key].allowed}"]
+    assert settings.problems == [f"wsgi:defaults:{key}: -1.5 must be {wsgi_schema.APP[key].allowed}"]
     assert (settings.apps, settings.broken, settings.host_wide) == ({}, {"shop"}, False)
 
 
@@ -434,7 +438,7 @@ def test_an_option_that_would_fight_the_formulas_own_is_refused(problems, server
 def test_what_stands_for_a_reserved_option_is_a_key_of_the_schema(make_host):
     for server, row in make_host({}).servers.items():
         for option, instead in row["reserved"].items():
-            assert instead is None or instead in wsgi_settings.APP, f"{server}: {option}"
+            assert instead is None or instead in wsgi_schema.APP, f"{server}: {option}"
 
 
 @pytest.mark.parametrize("value", [True, False, 0, -1, 1.5, "", "text", "ünïcode", [], ["a", 1, True]])
@@ -660,13 +664,13 @@ JUNK = [
 
 def test_no_pillar_whatever_makes_it_raise(load):
     for junk in JUNK:
-        for pillar in (junk, *({top: junk} for top in wsgi_settings.TOP), {"apps": {"shop": junk}}):
+        for pillar in (junk, *({top: junk} for top in wsgi_schema.TOP), {"apps": {"shop": junk}}):
             load(pillar)
     for rules, wrap in (
-        (wsgi_settings.APP, lambda own: {"defaults": own, "apps": {"shop": SHOP}}),
-        (wsgi_settings.APP, lambda own: {"apps": {"shop": {**SHOP, **own}}}),
-        (wsgi_settings.HEALTH, lambda own: {"apps": {"shop": {**SHOP, "health": own}}}),
-        (wsgi_settings.NGINX, lambda own: {"nginx": own, "apps": {"shop": SHOP}}),
+        (wsgi_schema.APP, lambda own: {"defaults": own, "apps": {"shop": SHOP}}),
+        (wsgi_schema.APP, lambda own: {"apps": {"shop": {**SHOP, **own}}}),
+        (wsgi_schema.HEALTH, lambda own: {"apps": {"shop": {**SHOP, "health": own}}}),
+        (wsgi_schema.NGINX, lambda own: {"nginx": own, "apps": {"shop": SHOP}}),
     ):
         for key, junk in itertools.product(rules, JUNK):
             settings = load(wrap({key: junk}))

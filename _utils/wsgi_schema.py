@@ -1,0 +1,357 @@
+"""
+The schema: every key that pillar may hold below ``wsgi``, and what its value may be.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Callable
+from urllib.parse import parse_qsl, urlsplit
+
+# Linux user names have at most 32 characters, five of which are `wsgi-`.
+APP_NAME = re.compile(r"[a-z][a-z0-9_-]{0,26}")
+# /etc/wsgi/vassals is the emperor's, /etc/wsgi/circus and /run/wsgi/circus are circus's, and so on.
+RESERVED_NAMES = ("circus", "gaffer", "vassals")
+USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+DOMAIN = re.compile(
+    r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
+    re.IGNORECASE | re.ASCII,
+)
+APPLICATION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+NGINX_SIZE = re.compile(r"[0-9]+[kKmMgG]?")
+VERSION = re.compile(r"[0-9]+(\.[0-9]+)*([a-z.+-]+[0-9]+)*")
+# What a `command` may name in braces besides the neutral settings.
+COMMAND_PLACEHOLDERS = ("socket", "application", "environment", "code", "folder")
+PLACEHOLDER = re.compile(r"\{(\w*)\}")
+OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+# Of `processes` and `schedule`: it stands in the names of units and logs.
+PROGRAM_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+# <app>.<generation>.log.service is what writes a log under systemd.
+RESERVED_PROGRAMS = ("log",)
+COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+REVISION = re.compile(r"(?!-)[\w.+/-]+", re.ASCII)
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+# hashlib's name of each, and its length in hexadecimal digits.
+HASHES = {"sha256": 64, "sha384": 96, "sha512": 128}
+PINNED = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w.,\s-]+\])?\s*==\s*[0-9][\w.!+-]*(\s+--hash=\w+:[0-9a-f]+)*", re.ASCII)
+CREDENTIALS = re.compile(r"(?P<scheme>[a-z+]+)://(?P<user>[^/\s:]*)(?P<password>:[^/\s]*)?@")
+# The moments at which an app's own commands run, in their order.
+HOOKS = ("build", "before_live", "after_live", "before_retire")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one key may hold: a test of its value, and the words that say what passes."""
+
+    allowed: str
+    test: Callable[[Any], bool]
+    secret: bool = False
+
+
+def _integer(low, high):
+    return Rule(
+        f"an integer from {low} to {high}",
+        lambda value: type(value) is int and low <= value <= high,
+    )
+
+
+def _matching(pattern, allowed):
+    return Rule(allowed, lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None)
+
+
+def _one_line(value):
+    return isinstance(value, str) and value != "" and value.isprintable()
+
+
+def _domain(value):
+    return isinstance(value, str) and DOMAIN.fullmatch(value) is not None
+
+
+def is_version(value):
+    """Whether a value is a version that pip could install."""
+    return isinstance(value, str) and VERSION.fullmatch(value) is not None
+
+
+def _list_of(value, test):
+    return isinstance(value, list) and all(test(item) for item in value)
+
+
+BOOLEAN = Rule("true or false", lambda value: isinstance(value, bool))
+MAPPING = Rule("a mapping", lambda value: isinstance(value, Mapping))
+
+
+@dataclass(frozen=True)
+class Source:
+    """
+    Where an app's code comes from, as pillar has it.
+
+    kind : str
+        ``salt``, ``git``, ``archive``, ``requirement`` or ``path``.
+    location : str
+        The folder or archive below ``salt://``, the URL (of git without ``git+`` and without the
+        revision), the pinned requirement, or the absolute path.
+    revision : str
+        Of git: a branch, a tag, a full commit, or a whole reference, ``refs/…``.
+    subdirectory : str
+        The folder in it that is the app's; "" for all of it.
+    hash : tuple
+        Of an archive: the algorithm, as hashlib has it, and the hexadecimal digest.
+    """
+
+    kind: str
+    location: str
+    revision: str = ""
+    subdirectory: str = ""
+    hash: tuple = ()
+
+
+SOURCE_FORMS = (
+    "salt://folder, git+https://…@revision (or git+ssh, git+file), an archive's https:// or salt:// URL with "
+    "#sha256=…, a pinned requirement such as shop==1.4, or a folder's absolute path"
+)
+
+
+def parse_source(text):
+    """
+    What an app's ``source`` says.
+
+    text : str
+
+    Returns a ``Source``. Raises ``ValueError`` with a sentence's end where it is none.
+
+    .. code-block:: python
+
+        >>> parse_source("git+ssh://git@example.com/shop.git@v1.5#subdirectory=web")
+        Source(kind='git', location='ssh://git@example.com/shop.git', revision='v1.5', subdirectory='web', hash=())
+    """
+    if not _one_line(text):
+        raise ValueError(f"must be {SOURCE_FORMS}")
+    if PINNED.fullmatch(text):
+        return Source("requirement", text)
+    plain, _, fragment = text.partition("#")
+    options = dict(parse_qsl(fragment, keep_blank_values=True))
+    subdirectory = options.pop("subdirectory", "").strip("/")
+    if ".." in subdirectory.split("/") or "\\" in subdirectory:
+        raise ValueError(f"its subdirectory {subdirectory!r} leads out of it")
+    if plain.startswith("git+"):
+        return _git_source(plain, options, subdirectory)
+    if plain.startswith("/"):
+        _no_more(options, ("subdirectory",))
+        if ".." in plain.split("/") or plain.strip("/") == "":
+            raise ValueError("must be a folder's absolute path, without ..")
+        return Source("path", plain.rstrip("/"), subdirectory=subdirectory)
+    if plain.startswith(("salt://", "https://", "http://")) and plain.lower().endswith(ARCHIVES):
+        return _archive_source(plain, options, subdirectory)
+    if plain.startswith("salt://") and plain[len("salt://") :].strip("/"):
+        _no_more(options, ("subdirectory",))
+        return Source("salt", plain[len("salt://") :].strip("/"), subdirectory=subdirectory)
+    raise ValueError(f"must be {SOURCE_FORMS}")
+
+
+def _git_source(plain, options, subdirectory):
+    _no_more(options, ("subdirectory",))
+    url = plain[len("git+") :]
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "ssh", "file") or not (parts.netloc or parts.scheme == "file"):
+        raise ValueError("must be git+https://…, git+ssh://… or git+file://…")
+    path, at, revision = parts.path.rpartition("@")
+    if not at or not revision:
+        raise ValueError("must end in @ and a branch, a tag or a commit")
+    if not REVISION.fullmatch(revision) or ".." in revision or revision.endswith(("/", ".lock")):
+        raise ValueError(f"{revision!r} can't be a branch, a tag or a commit")
+    return Source("git", parts._replace(path=path).geturl(), revision, subdirectory)
+
+
+def _archive_source(plain, options, subdirectory):
+    named = [(name, options.pop(name).lower()) for name in HASHES if name in options]
+    _no_more(options, ("sha256", "subdirectory"))
+    if len(named) != 1:
+        raise ValueError("is an archive; it must end in #sha256= and its hash, which `sha256sum` prints")
+    algorithm, digest = named[0]
+    if not re.fullmatch(rf"[0-9a-f]{{{HASHES[algorithm]}}}", digest):
+        raise ValueError(f"its {algorithm} must be {HASHES[algorithm]} hexadecimal digits")
+    return Source("archive", plain, subdirectory=subdirectory, hash=(algorithm, digest))
+
+
+def _no_more(options, known):
+    for name in options:
+        raise ValueError(f"#{name} is nothing that it can say ({', '.join(f'#{each}=' for each in known)})")
+
+
+def without_credentials(text):
+    """
+    A text whose URLs have no password and no token any more.
+
+    .. code-block:: python
+
+        >>> without_credentials("https://me:secret@example.com/simple and ssh://git@example.com/x")
+        'https://me:***@example.com/simple and ssh://git@example.com/x'
+    """
+
+    def hidden(found):
+        if found["password"]:
+            return f"{found['scheme']}://{found['user']}:***@"
+        return f"{found['scheme']}://***@" if "http" in found["scheme"] else found[0]
+
+    return CREDENTIALS.sub(hidden, text)
+
+
+def _source(value):
+    try:
+        return bool(parse_source(value))
+    except ValueError:
+        return False
+
+
+def _url(value):
+    return _one_line(value) and re.match(r"(https?|file)://[^\s]+$", value) is not None
+
+
+def _inner_path(value):
+    return _one_line(value) and not value.startswith(("/", "-")) and ".." not in value.split("/")
+
+
+def _absolute_path(value):
+    return _one_line(value) and value.startswith("/") and ".." not in value.split("/")
+
+
+def _command(value):
+    if isinstance(value, str):
+        return value.strip() != "" and "\0" not in value
+    return _list_of(value, lambda word: _one_line(str(word)) and type(word) in (str, int, float)) and value != []
+
+
+COMMAND = Rule("a shell's command, or a list of words", _command)
+
+HEALTH = {
+    "path": Rule(
+        "a path that begins with /",
+        lambda value: _one_line(value) and value.isascii() and value.startswith("/") and " " not in value,
+    ),
+    "status": _integer(100, 599),
+    "deadline": _integer(1, 3600),
+    "host": Rule("a host name", lambda value: _domain(value) and not value.startswith("*")),
+}
+
+APP = {
+    "state": Rule("present or absent", lambda value: value in ("present", "absent")),
+    "server": Rule("a server's name", _one_line),
+    "process_manager": Rule(
+        "a process manager's name, or a mapping of servers to them",
+        lambda value: _one_line(value) or isinstance(value, Mapping),
+    ),
+    "install": Rule("distribution or environment", lambda value: value in ("distribution", "environment")),
+    "version": Rule(
+        "a version, quoted, e.g. '23.0.0', or a mapping of servers to them",
+        lambda value: isinstance(value, Mapping) or is_version(value),
+    ),
+    "allow_vulnerable": BOOLEAN,
+    "application": _matching(APPLICATION, "module:callable"),
+    "interface": Rule("wsgi or asgi", lambda value: value in ("wsgi", "asgi")),
+    "command": Rule(
+        "a list of words that holds {socket}",
+        lambda value: (
+            _list_of(value, lambda word: _one_line(str(word)) and type(word) in (str, int, float))
+            and any("{socket}" in str(word) for word in value)
+        ),
+    ),
+    "source": Rule(SOURCE_FORMS, _source),
+    "deploy_key": Rule(
+        "a private key that OpenSSH reads",
+        lambda value: (
+            isinstance(value, str)
+            and (value.startswith("sdb://") or value.lstrip().startswith("-----BEGIN "))
+            and "\0" not in value
+        ),
+        secret=True,
+    ),
+    "known_hosts": Rule(
+        "lines as ssh-keyscan prints them",
+        lambda value: (
+            isinstance(value, str)
+            and value.strip() != ""
+            and all(line.startswith("#") or len(line.split()) >= 3 for line in value.strip().splitlines())
+        ),
+    ),
+    "requirements": Rule(
+        "a file in the source, or a list of requirements",
+        lambda value: _inner_path(value) or _list_of(value, lambda item: _one_line(item) and not item.startswith("-")),
+    ),
+    "installer": Rule("pip or uv", lambda value: value in ("pip", "uv")),
+    "wheels": Rule(
+        "a folder's absolute path, or a folder in the source",
+        lambda value: _inner_path(value) or _absolute_path(value),
+    ),
+    "index": Rule("an index's URL, or false for none", lambda value: value is False or _url(value)),
+    "extra_index": Rule("a list of indexes' URLs", lambda value: _list_of(value, _url)),
+    "python": Rule(
+        "an interpreter's name or absolute path",
+        lambda value: isinstance(value, str) and re.fullmatch(r"(/[\w./-]+/)?(python|pypy)[\w.-]*", value) is not None,
+    ),
+    "user": Rule(
+        "a user's name, not root",
+        lambda value: isinstance(value, str) and USER_NAME.fullmatch(value) is not None and value != "root",
+    ),
+    "domains": Rule(
+        "a list of host names, of which the first label may be *",
+        lambda value: _list_of(value, _domain),
+    ),
+    "listen": _integer(1, 65535),
+    "workers": _integer(1, 1024),
+    "threads": _integer(1, 1024),
+    "preload": BOOLEAN,
+    "request_timeout": _integer(1, 86400),
+    "graceful_timeout": _integer(1, 86400),
+    "max_requests": _integer(0, 2**31 - 1),
+    "memory_limit": _integer(16, 2**20),
+    "env": MAPPING,
+    "env_files": Rule("a list of files' absolute paths", lambda value: _list_of(value, _absolute_path)),
+    "health": MAPPING,
+    "hooks": MAPPING,
+    "rollback_on_failure": BOOLEAN,
+    "processes": MAPPING,
+    "schedule": MAPPING,
+    "server_options": MAPPING,
+    "maintenance": MAPPING,
+    "keep_releases": _integer(1, 1000),
+    "purge": BOOLEAN,
+}
+
+# A command of `hooks`, which may also be the command alone.
+HOOK = {
+    "command": COMMAND,
+    "timeout": _integer(1, 86400),
+    "every": Rule("release or change", lambda value: value in ("release", "change")),
+}
+HOOK_DEFAULTS = {"timeout": 300, "every": "release"}
+
+# One of `processes`.
+PROCESS = {"command": COMMAND, "count": _integer(1, 1024), "graceful_timeout": _integer(1, 86400)}
+PROCESS_DEFAULTS = {"count": 1}
+
+# One of `schedule`.
+SCHEDULED = {
+    "command": COMMAND,
+    "calendar": Rule("a time as `systemd-analyze calendar` takes it", _one_line),
+    "timeout": _integer(1, 86400),
+}
+SCHEDULED_DEFAULTS = {"timeout": 3600}
+
+MAINTENANCE = {
+    "page": Rule(
+        "an HTML file that Salt serves, salt://…",
+        lambda value: _one_line(value) and value.startswith("salt://") and len(value) > len("salt://"),
+    ),
+    "retry_after": _integer(1, 86400),
+}
+
+NGINX = {
+    "client_max_body_size": Rule(
+        "a size in nginx's words, e.g. 10m",
+        lambda value: type(value) in (int, str) and NGINX_SIZE.fullmatch(str(value)) is not None,
+    ),
+    "default_site": BOOLEAN,
+}
+
+TOP = ("apps", "defaults", "nginx")
