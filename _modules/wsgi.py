@@ -2,16 +2,21 @@
 What serves the apps of this machine, and how they fare.
 """
 
+import contextlib
 import http.client
 import os
 import time
 
 import salt.utils.yaml
+import wsgi_deploy
 import wsgi_generation
+import wsgi_history
 import wsgi_host
+import wsgi_lock
 import wsgi_managers
 import wsgi_probe
 import wsgi_release
+import wsgi_schema
 import wsgi_wanted
 from salt.exceptions import CommandExecutionError
 from salt.utils.hashutils import get_hash
@@ -92,7 +97,7 @@ def settings(app=None):
         salt-call wsgi.settings hello
     """
     found = _host().settings
-    apps = {name: {**each, "env": dict.fromkeys(each["env"], "***")} for name, each in found.apps.items()}
+    apps = {name: _without_secrets(each) for name, each in found.apps.items()}
     if app is None:
         return salt.utils.yaml.safe_dump({"apps": apps, "nginx": found.nginx}, default_flow_style=False)
     return salt.utils.yaml.safe_dump(apps[_named(app, apps)], default_flow_style=False)
@@ -126,7 +131,8 @@ def status(app=None):
         One app; all that are in pillar or on this machine when not given.
 
     Returns a dict of apps to dicts: ``server``, ``version``, ``process_manager``,
-    ``generation``, ``release``, ``domains``, ``listen``, ``health`` (``ok``, ``status`` and
+    ``generation``, ``release``, ``source`` and ``revision`` it was made from, ``override`` (what a
+    deploy or a pin says instead of pillar), ``domains``, ``listen``, ``health`` (``ok``, ``status`` and
     ``latency_ms``, of one request to the live socket), ``pids``, ``memory_mib`` (PSS of all
     processes), ``uptime_s`` (of the master) and ``since`` (when it went live, local time). An
     app that has no live generation has only ``live: False``.
@@ -160,16 +166,124 @@ def restart(app):
         salt-call wsgi.restart hello
     """
     host = _host()
-    try:
-        wanted = wsgi_wanted.app(host, _named(app, host.settings.apps))
-        release = wsgi_wanted.release(host, app)
-        id = wsgi_generation.wanted_id(host, wanted, release)
-        current = wsgi_generation.live(host, app)
-        if current is None or current.hash != id:
-            raise Problem(f"pillar asks for another generation of {app} than is live: state.apply wsgi")
-        return wsgi_generation.change(host, app, wanted, release, id).id
-    except Problem as error:
-        raise CommandExecutionError(str(error)) from error
+    with _told():
+        _named(app, host.settings.apps)
+        with wsgi_lock.locked(app, "wsgi.restart", patience=0):
+            wanted, release = wsgi_wanted.app(host, app), wsgi_wanted.release(host, app)
+            id = wsgi_generation.wanted_id(host, wanted, release)
+            current = wsgi_generation.live(host, app)
+            if current is None or current.hash != id:
+                raise Problem(f"pillar asks for another generation of {app} than is live: state.apply wsgi")
+            return _done(wsgi_generation.change(host, app, wanted, release, id))["generation"]
+
+
+def deploy(app, rev=None, source=None, wait=0):
+    """
+    Build and switch one app, and nothing else, losing no request.
+
+    app : str
+    rev : str
+        A branch, tag or commit of its repository, or a version of its package, instead of
+        pillar's; until pillar's ``source`` changes, which then has the last word.
+    source : str
+        Another source altogether, as pillar would have it. Without either, pillar's own.
+    wait : int
+        Seconds to wait for another run that is changing the app.
+
+    Returns a dict: ``generation``, ``release``, ``source``, ``revision``, what its own commands
+    ``printed``, and ``note``, what that means for the next highstate. Raises
+    CommandExecutionError when it would not serve, and what was live serves on.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' wsgi.deploy shop rev=v1.5
+    """
+    host = _host()
+    with _told():
+        return _done(wsgi_deploy.deploy(host, _named(app, host.settings.apps), rev, source, wait), host)
+
+
+def rollback(app, to=None, pin=False):
+    """
+    Go back to what was live before, settings and all, losing no request.
+
+    app : str
+    to : str
+        A generation or a release that ``wsgi.history`` names; the one before when not given.
+    pin : bool
+        Whether to stay there, whatever pillar says, until ``wsgi.unpin``.
+
+    Returns a dict as ``deploy`` does. Raises CommandExecutionError when it would not serve, and
+    what was live serves on.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call wsgi.rollback shop pin=True
+    """
+    host = _host()
+    with _told():
+        found = _done(wsgi_deploy.rollback(host, _named(app, host.settings.apps), to and str(to), pin), host)
+    if not pin:
+        found["note"] = (
+            "The next highstate goes forward again, to what pillar says: change pillar, or roll back with pin=True."
+        )
+    return found
+
+
+def unpin(app):
+    """
+    Let pillar have its word on an app again, with the next run.
+
+    app : str
+
+    Returns a sentence.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call wsgi.unpin shop
+    """
+    host = _host()
+    with _told():
+        if wsgi_deploy.unpin(host, _named(app, host.settings.apps)):
+            return f"{app} is not pinned any more; the next highstate brings it to what pillar says."
+        return f"{app} was not pinned."
+
+
+def history(app, limit=20):
+    """
+    What went live when, from what, by which run, and what failed and why.
+
+    app : str
+    limit : int
+        How many entries, the newest first.
+
+    Returns a list of dicts: ``at`` (local time), ``event`` (``live``, ``rollback`` or
+    ``failed``), ``generation``, ``release``, ``source``, ``revision``, ``server``, ``by`` (the
+    ``function``, ``jid`` and ``user`` of the run), ``error``, how many ``times`` it failed so, and
+    whether there is a ``way_back`` to it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call wsgi.history shop
+    """
+    _named(app, {*_host().settings.apps, *present()})
+    entries = [
+        {
+            **entry,
+            "at": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["at"])),
+            "way_back": bool(entry.get("generation") and wsgi_history.kept(app, entry["generation"])),
+        }
+        for entry in wsgi_history.entries(app)
+    ]
+    return entries[::-1][: int(limit)]
 
 
 def logs(app, lines=50):
@@ -223,6 +337,8 @@ def _status(host, name):
         "process_manager": current.record["process_manager"],
         "generation": current.id,
         "release": current.release,
+        **_made_of(current),
+        **({"override": wsgi_wanted.sentence(host, name)} if app and wsgi_wanted.sentence(host, name) else {}),
         "domains": app["domains"] if app else [],
         "listen": app["listen"] if app else None,
         "health": _health(current, wsgi_generation.check_of(app) if app else current.record["check"]),
@@ -231,6 +347,22 @@ def _status(host, name):
         "uptime_s": round(wsgi_managers.uptime(pids[0])) if pids else 0,
         "since": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(os.lstat(link).st_mtime)),
     }
+
+
+def _without_secrets(app):
+    """An app's settings, fit to be shown."""
+    shown = {**app, "env": dict.fromkeys(app["env"], "***"), "deploy_key": app["deploy_key"] and "***"}
+    for key in ("source", "index", "requirements", "extra_index"):
+        if isinstance(app[key], list):
+            shown[key] = [wsgi_schema.without_credentials(str(item)) for item in app[key]]
+        elif isinstance(app[key], str):
+            shown[key] = wsgi_schema.without_credentials(app[key])
+    return shown
+
+
+def _made_of(current):
+    record = wsgi_release.Release(current.name, current.release).record
+    return {fact: record[fact] for fact in ("source", "revision") if record.get(fact)}
 
 
 def _health(current, check):
@@ -252,6 +384,30 @@ def _health(current, check):
     }
 
 
+@contextlib.contextmanager
+def _told():
+    """What goes wrong, as Salt's command line has it."""
+    try:
+        yield
+    except (Problem, OSError) as error:
+        raise CommandExecutionError(str(error)) from error
+
+
+def _done(done, host=None):
+    """What a change came to; raises ``Problem`` where something failed when it was too late to leave all as it was."""
+    found = {"generation": done.generation.id, "release": done.generation.release}
+    record = wsgi_release.Release(done.generation.name, done.generation.release).record
+    found.update({fact: record[fact] for fact in ("source", "revision") if record.get(fact)})
+    if done.printed:
+        found["printed"] = done.printed
+    note = host and wsgi_wanted.sentence(host, done.generation.name)
+    if note:
+        found["note"] = note
+    if done.failures:
+        raise Problem("\n".join([f"Generation {done.generation.id} is live, but:", *done.failures]))
+    return found
+
+
 def _named(app, names):
     if app not in names:
         raise CommandExecutionError(f"{app!r} is not an app here ({', '.join(sorted(names)) or 'there is none'})")
@@ -259,4 +415,4 @@ def _named(app, names):
 
 
 def _host():
-    return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__.get("saltenv") or "base")
+    return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, __opts__.get("saltenv"))

@@ -14,6 +14,7 @@ import subprocess
 
 import wsgi_environment
 import wsgi_generation
+import wsgi_history
 import wsgi_host
 import wsgi_lock
 import wsgi_nginx
@@ -60,8 +61,8 @@ def release(name):
           wsgi.release:
             - name: hello
     """
+    host = _host()
     try:
-        host = _host()
         app = wsgi_wanted.app(host, name)
         wanted = wsgi_wanted.release(host, name)
         changes = {}
@@ -72,7 +73,9 @@ def release(name):
             before = wsgi_generation.live(host, name)
             changes["release"] = {"old": before and before.release, "new": wanted.id}
         if not changes:
-            return _result(name, True, f"Release {wanted.id} of {name} is there.")
+            return _result(
+                name, True, _and(f"Release {wanted.id} of {name} is there.", wsgi_wanted.sentence(host, name))
+            )
         if __opts__["test"]:
             return _result(name, None, f"Release {wanted.id} of {name} would be built.", changes)
         with wsgi_lock.locked(name, "a build"):
@@ -81,6 +84,8 @@ def release(name):
         if printed:
             changes["hooks"] = printed
     except (Problem, OSError) as error:
+        if not __opts__["test"]:
+            wsgi_history.add(host, name, "failed", error=error)
         return _failure(name, f"{name}'s release was not built", error)
     return _result(name, True, f"Release {wanted.id} of {name} was built.", changes)
 
@@ -111,25 +116,46 @@ def live(name):
         id = wsgi_generation.wanted_id(host, app, release)
         current = wsgi_generation.live(host, name)
         reason = wsgi_generation.replacement(host, current, id)
-        left = wsgi_generation.others(host, name, keep=current) if not reason else []
-        if left:
-            changes = {"retired": left}
-        elif reason:
-            changes = _difference(current, id, app)
-        else:
-            return _result(name, True, f"Generation {current.id} of {name} is live.")
-        if __opts__["test"]:
-            what = f"Generation {id} of {name} would go live" if reason else "Remains would be retired"
-            return _result(name, None, f"{what}: {reason or ', '.join(left)}.", changes)
-        if left:
-            for generation in left:
-                wsgi_generation.retire(host, name, generation)
-            return _result(name, True, f"What a broken-off change left of {name} is gone.", changes)
-        new = wsgi_generation.change(host, name, app, release, id)
-        changes["generation"]["new"] = new.id
+        if reason:
+            return _replaced(host, name, app, release, current, id, reason)
+        left = wsgi_generation.others(host, name, keep=current)
+        owed = current.record.get("owed")
+        if not left and not owed:
+            return _result(
+                name, True, _and(f"Generation {current.id} of {name} is live.", wsgi_wanted.sentence(host, name))
+            )
+        return _finished(host, name, app, current, left, owed)
     except (Problem, OSError) as error:
         return _failure(name, _still_serving(name), error)
-    return _result(name, True, f"Generation {new.id} of {name} is live: {reason}.", changes)
+
+
+def _replaced(host, name, app, release, current, id, reason):
+    changes = _difference(current, id, app, release)
+    if __opts__["test"]:
+        return _result(name, None, f"Generation {id} of {name} would go live: {reason}.", changes)
+    done = wsgi_generation.change(host, name, app, release, id)
+    changes["generation"]["new"] = done.generation.id
+    return _outcome(name, f"Generation {done.generation.id} of {name} is live: {reason}.", changes, done)
+
+
+def _finished(host, name, app, current, left, owed):
+    """What a change that was broken off, or whose last commands failed, has left to do."""
+    changes = {**({"retired": left} if left else {}), **({"owed": owed} if owed else {})}
+    if __opts__["test"]:
+        return _result(name, None, "What the last change left would be finished.", changes)
+    done = wsgi_generation.Change(current)
+    with wsgi_lock.locked(name, "a change"):
+        for id in left:
+            wsgi_generation.withdraw(host, name, wsgi_generation.load(host, name, id) or id, done)
+        if owed:
+            wsgi_generation.finish(host, name, app, done)
+    return _outcome(name, f"What the last change of {name} left is finished.", changes, done)
+
+
+def _outcome(name, comment, changes, done):
+    if done.printed:
+        changes["hooks"] = done.printed
+    return _result(name, not done.failures, "\n".join([comment, *done.failures]), changes)
 
 
 def site(name):
@@ -272,7 +298,12 @@ def absent(name, purge=False):
         host = _host()
         about = wsgi_host.read_json(f"{ETC}/{name}/app.json") or {}
         kept = [f"{SRV}/{name}", f"{LOG}/{name}", f"{LIB}/home/{name}"]
-        gone = [f"{ETC}/{name}", f"{LIB}/live/{name}", wsgi_nginx.site_path(host, name)]
+        gone = [
+            f"{ETC}/{name}",
+            f"{LIB}/live/{name}",
+            f"{wsgi_history.HISTORY}/{name}",
+            wsgi_nginx.site_path(host, name),
+        ]
         logs = wsgi_nginx.logs(host, name)
         found = [path for path in gone + (kept + logs) * purge if os.path.lexists(path)]
         if not found:
@@ -298,11 +329,15 @@ def absent(name, purge=False):
 
 
 def _host():
-    return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __env__)
+    return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, __env__)
 
 
 def _result(name, result, comment, changes=None):
     return {"name": name, "result": result, "changes": changes or {}, "comment": comment}
+
+
+def _and(*sentences):
+    return " ".join(filter(None, sentences))
 
 
 def _failure(name, what, error):
@@ -316,9 +351,13 @@ def _still_serving(name):
     return f"{name} did not change; generation {current.id} under {current.server} serves on"
 
 
-def _difference(current, id, app):
+def _difference(current, id, app, release):
     """What a change changes, with no value of the environment."""
     changes = {"generation": {"old": current and current.id, "new": id}}
+    old = current and wsgi_release.Release(current.name, current.release).record.get("revision")
+    new = release.record.get("revision") or {}
+    if old != new and (old or new):
+        changes["revision"] = {"old": old, "new": new}
     if current is None:
         changes["server"] = {"old": None, "new": app["server"]}
         return changes

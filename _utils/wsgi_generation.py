@@ -14,8 +14,10 @@ import re
 import shlex
 import subprocess
 import time
+from dataclasses import dataclass, field
 
 import wsgi_environment
+import wsgi_history
 import wsgi_hooks
 import wsgi_host
 import wsgi_lock
@@ -25,6 +27,7 @@ import wsgi_probe
 import wsgi_release
 import wsgi_settings
 import wsgi_step
+import wsgi_wanted
 from wsgi_host import ETC, LIB, LOG, RUN, TMPFILES, Problem
 from wsgi_step import tail
 
@@ -240,43 +243,151 @@ def wear(host, generation):
     return None
 
 
-def change(host, name, app, release, id):
+@dataclass
+class Change:
+    """
+    What came of a change.
+
+    generation
+        The one that is live now.
+    printed
+        What the app's own commands printed, by command.
+    failures
+        What failed once it was too late to leave things as they were, sentences.
+    """
+
+    generation: Generation
+    printed: dict = field(default_factory=dict)
+    failures: list = field(default_factory=list)
+
+
+def change(host, name, app, release, id, back_to=None):
     """
     Bring a new generation live, and retire those before it.
 
     app : dict
-        As ``wsgi_settings.Settings.apps`` holds it.
+        Its settings, as ``wsgi_wanted.app`` gives them.
     release : wsgi_release.Release
         Built already.
     id : str
         From ``wanted_id``.
+    back_to : str
+        The generation that it is a way back to.
 
-    Returns the new ``Generation``. Raises ``Problem`` when it will not serve: then it is gone
-    again, and the one before serves on.
+    Returns a ``Change``. Raises ``Problem`` when it will not serve: then it is gone again, and the
+    one before serves on.
     """
     with wsgi_lock.locked(name, "a change"):
-        old = live(host, name)
-        wsgi_nginx.check(host, name)
-        new = _prepare(host, name, app, release, _free_id(name, id))
+        facts = {"release": release.id, "server": app["server"], "to": back_to}
+        facts.update({fact: release.record.get(fact) for fact in ("source", "revision")})
         try:
-            new.manager.start(new.unit, new)
-            _ready(new, app)
-        except BaseException as error:
-            lines = new.log_tail(FAILURE_LINES)
-            retire(host, name, new.id)
-            if isinstance(error, (Problem, OSError)):
-                raise Problem(f"{error}\nThe last lines of {new.log}:\n{lines}") from error
+            wsgi_wanted.check_unchanged(host, name)
+            done = _change(host, name, app, release, id)
+        except (Problem, OSError) as error:
+            wsgi_history.add(host, name, "failed", **facts, error=error)
             raise
-        _go_live(new)
-        host.__dict__.pop("listening", None)
-        if old:
-            _drain(old)
-        for before in others(host, name, keep=new):
-            retire(host, name, before)
-        os.utime(release.path)
-        wsgi_release.prune(name, app["keep_releases"], in_use={new.release})
-        _prune_logs(name, keep=new)
-        return new
+        facts["error"] = "\n".join(done.failures)
+        wsgi_history.add(host, name, "rollback" if back_to else "live", generation=done.generation.id, **facts)
+        kept = wsgi_release.prune(name, app["keep_releases"], _in_use(host, name))
+        wsgi_history.forget(name, kept, done.generation.id)
+        return done
+
+
+def _change(host, name, app, release, id):
+    old = live(host, name)
+    wsgi_nginx.check(host, name)
+    new = _prepare(host, name, app, release, _free_id(name, id))
+    done = Change(new)
+    try:
+        _before_live(new, app, release, done)
+        new.manager.start(new.unit, new)
+        _ready(new, app)
+    except BaseException as error:
+        lines = new.log_tail(FAILURE_LINES)
+        retire(host, name, new.id)
+        if isinstance(error, (Problem, OSError)) and lines:
+            raise Problem(f"{error}\nThe last lines of {new.log}:\n{lines}") from error
+        raise
+    wsgi_history.keep(name, new, app)
+    release.remember(new.gid, live=time.time())
+    _go_live(new)
+    host.__dict__.pop("listening", None)
+    finish(host, name, app, done)
+    if done.failures and app["rollback_on_failure"] and old:
+        _go_live(old)
+        withdraw(host, name, new, done)
+        raise Problem("\n".join([*done.failures, "rollback_on_failure: it was live, and is gone again"]))
+    for before in others(host, name, keep=new):
+        withdraw(host, name, load(host, name, before) or before, done)
+    _prune_logs(name, keep=new)
+    return done
+
+
+def finish(host, name, app, done):
+    """
+    Run an app's after_live commands. As long as they have not all succeeded, the next run does so again.
+
+    app : dict
+        Its settings, as ``wsgi_wanted.app`` gives them.
+    done : Change
+        What they printed, and the first that failed, is added to it.
+    """
+    generation = done.generation
+    release = wsgi_release.Release(name, generation.release)
+    try:
+        _run_hooks(generation, app, "after_live", release, done)
+    except (Problem, OSError) as error:
+        done.failures.append(str(error))
+        return
+    generation.record.pop("owed", None)
+    _write_record(generation)
+
+
+def withdraw(host, name, generation, done):
+    """
+    Take an app's generation away that has no traffic any more, once its last request is answered.
+
+    generation : Generation or str
+        It, or the id of one of which only remains are there.
+    done : Change
+        What its own before_retire commands printed, and what failed, is added to it.
+    """
+    if isinstance(generation, str):
+        return retire(host, name, generation)
+    _drain(generation)
+    kept = wsgi_history.kept(name, generation.id)
+    if kept and generation.record.get("went_live"):
+        own = {"user": generation.user, **kept["settings"]}
+        try:
+            _run_hooks(generation, own, "before_retire", wsgi_release.Release(name, generation.release), done)
+        except (Problem, OSError) as error:
+            done.failures.append(str(error))
+    return retire(host, name, generation.id)
+
+
+def _before_live(generation, app, release, done):
+    """Run an app's before_live commands, those that are to run once per release only if they have not yet."""
+    ran = release.record.get("ran", [])
+    hooks = [hook for hook in app["hooks"]["before_live"] if hook["every"] == "change" or hook["command"] not in ran]
+    for hook, printed in _hooks(generation, {**app, "hooks": {"before_live": hooks}}, "before_live", release):
+        done.printed.update(printed)
+        ran = [*ran, hook["command"]]
+        release.remember(generation.gid, ran=ran)
+
+
+def _run_hooks(generation, app, moment, release, done):
+    for _, printed in _hooks(generation, app, moment, release):
+        done.printed.update(printed)
+
+
+def _hooks(generation, app, moment, release):
+    return wsgi_hooks.run(generation.name, app, moment, release, generation.environment, generation.uid, generation.gid)
+
+
+def _in_use(host, name):
+    """The ids of the releases that some generation on this machine runs, or is to run."""
+    found = {load(host, name, id) for id in others(host, name)}
+    return {generation.release for generation in found if generation}
 
 
 def retire(host, name, id):
@@ -358,6 +469,7 @@ def record_of(host, app, release, version):
         "spawned": app["workers"] if wsgi_settings.spawned(app, host.servers) else 0,
         "markers": _markers(app, host.servers),
         "check": check_of(app),
+        "owed": ["after_live"] if app["hooks"]["after_live"] else [],
         "settings": {k: v for k, v in recorded.items() if k != "env"},
         "env": recorded["env"],
     }
@@ -487,6 +599,7 @@ def _ready(generation, app):
             )
         failed = generation.manager.failed(generation.unit)
         if failed:
+            _wait_for_writers(generation.log)
             raise Problem(f"generation {generation.id} under {generation.server} did not start: {failed}.")
         # One after the other, so that each has passed once.
         while waiting and os.path.exists(waiting[0]):
@@ -504,8 +617,21 @@ def _ready(generation, app):
         time.sleep(0.1)
 
 
+def _wait_for_writers(log, patience=3):
+    """Give those that write a log line by line (`append`) the time to write what a server said last."""
+    writers = {pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _writes(pid, log)}
+    wsgi_managers.wait_until(lambda: not writers or not all(_writes(pid, log) for pid in writers), patience)
+
+
+def _writes(pid, log):
+    words = (wsgi_host.read(f"/proc/{pid}/cmdline") or "").split("\0")
+    return log in words and any(word.endswith("/append") for word in words)
+
+
 def _go_live(generation):
     """One rename moves the traffic: nginx follows the link at every connect."""
+    generation.record["went_live"] = True
+    _write_record(generation)
     wsgi_host.folder(LIB, 0o755)
     wsgi_host.folder(f"{LIB}/live", 0o755)
     wsgi_host.link(generation.run, f"{LIB}/live/{generation.name}")

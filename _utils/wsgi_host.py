@@ -41,13 +41,16 @@ class Host:
         ``__pillar__`` and ``__grains__``.
     saltenv : str
         The environment that the formula's files are served from.
+    opts : dict
+        ``__opts__``.
     """
 
-    def __init__(self, salt, pillar, grains, saltenv):
+    def __init__(self, salt, pillar, grains, saltenv, opts=None):
         self.salt = salt
         self.pillar = pillar
         self.grains = grains
         self.saltenv = saltenv
+        self.opts = opts or {}
         self._templates = jinja2.Environment(
             loader=jinja2.FunctionLoader(self._template),
             undefined=jinja2.StrictUndefined,
@@ -57,10 +60,13 @@ class Host:
         )
         self._template_text = {}
         self._sources = {}
-        self.resolved = {}  # wsgi_source's, by app and source
+        # What others look up once per run: sources; what is wanted of each app, and said instead of pillar.
+        self.resolved = {}
+        self.wanted = {}
+        self.overrides = {}
 
     @classmethod
-    def of_run(cls, context, salt, pillar, grains, saltenv):
+    def of_run(cls, context, salt, pillar, grains, opts, saltenv):
         """
         The run's host, made at its first use.
 
@@ -71,7 +77,7 @@ class Host:
         """
         host = context.get("wsgi.host")
         if host is None:
-            host = context["wsgi.host"] = cls(salt, pillar, grains, saltenv or "base")
+            host = context["wsgi.host"] = cls(salt, pillar, grains, saltenv or "base", opts)
         host.salt = salt
         return host
 

@@ -63,7 +63,7 @@ def site_text(host, name, app):
 
 def differs(host, name):
     """Whether an app's own site is not as it should be. Cheap: no other site is looked at."""
-    return wsgi_host.read(site_path(host, name)) != site_text(host, name, wsgi_wanted.app(host, name))
+    return wsgi_host.read(site_path(host, name)) != site_text(host, name, wsgi_wanted.settings(host, name))
 
 
 def pending(host, *names, without=None):
@@ -79,7 +79,7 @@ def pending(host, *names, without=None):
     """
     sites = _sites(host)
     for name in names:
-        sites[site_path(host, name)] = site_text(host, name, wsgi_wanted.app(host, name))
+        sites[site_path(host, name)] = site_text(host, name, wsgi_wanted.settings(host, name))
     if without:
         sites[site_path(host, without)] = None
     wanted = {**sites, default_path(host): _default_text(host, filter(None, sites.values()))}
@@ -97,6 +97,15 @@ def check(host, name):
         _check_port(host, name)
         with _staged(changes):
             _test()
+
+
+def put(host, name):
+    """Put an app's site in place, and nginx to serving it, where that differs. Raises ``Problem`` as ``check`` does."""
+    check(host, name)
+    if differs(host, name):
+        _put(pending(host, name))
+    if not loaded(host):
+        reload(host)
 
 
 def withdraw(host, name):
@@ -233,7 +242,7 @@ def _test():
 
 def _check_port(host, name):
     """nginx -t passes over a port that is taken; nginx itself would then keep its old sites."""
-    port = wsgi_wanted.app(host, name)["listen"]
+    port = wsgi_wanted.settings(host, name)["listen"]
     with contextlib.closing(socket.socket()) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -49,6 +49,10 @@ class Release:
         """Whether it is on the machine, whole, and readable by a group."""
         return wsgi_host.group(self._record) == gid and self.environment.built(gid)
 
+    def build(self, uid, gid):
+        """One that is only gone back to can't be built."""
+        raise Problem(f"release {self.id} of {self.name} is not whole any more: `wsgi.unpin {self.name}`")
+
     def remember(self, gid, **facts):
         """Add to its record."""
         text = json.dumps({**self.record, **facts}, indent=1) + "\n"
@@ -136,30 +140,20 @@ def prune(name, keep, in_use):
     name : str
         The app.
     keep : int
-        How many stay, the newest.
+        How many stay: those that were live last.
     in_use : set of str
         The ids of releases that must stay, whatever their age.
 
     Returns the ids of those that are kept.
     """
     releases = f"{SRV}/{name}/releases"
-    by_age = sorted(
-        wsgi_host.listdir(releases),
-        key=lambda release: os.lstat(f"{releases}/{release}").st_mtime,
-        reverse=True,
-    )
-    kept = {*by_age[:keep], *in_use}
-    for release in by_age:
-        if release not in kept:
-            wsgi_host.remove(f"{releases}/{release}")
-    used = {
-        os.path.basename(os.readlink(f"{releases}/{release}/environment"))
-        for release in kept
-        if os.path.islink(f"{releases}/{release}/environment")
-    }
-    for environment in wsgi_host.listdir(f"{SRV}/{name}/environments"):
-        if environment not in used:
-            wsgi_host.remove(f"{SRV}/{name}/environments/{environment}")
+    found = sorted(wsgi_host.listdir(releases), key=lambda id: Release(name, id).record.get("live", 0), reverse=True)
+    kept = {*found[:keep], *in_use}
+    for id in {*found} - kept:
+        wsgi_host.remove(f"{releases}/{id}")
+    used = {Release(name, id).record.get("environment") for id in kept}
+    for id in {*wsgi_host.listdir(f"{SRV}/{name}/environments")} - used:
+        wsgi_host.remove(f"{SRV}/{name}/environments/{id}")
     return kept
 
 

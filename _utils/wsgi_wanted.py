@@ -1,30 +1,189 @@
 """
-What is wanted of an app: what pillar says, unless a deploy or a rollback on this machine says
-otherwise for a while.
+What is wanted of an app: what pillar says, unless a deploy or a pin on this machine says
+otherwise, until pillar does.
 """
 
+import json
+import re
+import shlex
+import time
+
+import wsgi_history
+import wsgi_host
 import wsgi_release
+import wsgi_schema
+from wsgi_host import ETC, Problem
 
 
-def app(host, name):
+def settings(host, name):
     """
-    An app's settings, with the values of its environment, looked up once per run.
+    An app's settings, those of its environment as pillar has them.
 
     host : wsgi_host.Host
     name : str
         The app, one of ``host.settings.apps``.
 
     Returns a dict as ``wsgi_settings.Settings.apps`` holds it. Raises ``wsgi_host.Problem`` where
-    a value can't be had.
+    it is pinned to what is gone.
     """
-    return host.settings.apps[name]
+    app = host.settings.apps[name]
+    override = in_force(host, name)
+    if "pinned" in override:
+        return restored(host, name, override["pinned"])
+    return {**app, "source": override["source"]} if override else app
+
+
+def app(host, name):
+    """
+    An app's settings, with the values that ``sdb://…`` and ``env_files`` stand for; looked up once
+    per run.
+
+    Returns a dict as ``settings`` does. Raises ``wsgi_host.Problem`` where a value can't be had.
+    """
+    if name not in host.wanted:
+        found = settings(host, name)
+        if "pinned" not in in_force(host, name):
+            found = {**found, "env": _variables(host, name, found)}
+            key = f"wsgi:apps:{name}:deploy_key"
+            found["deploy_key"] = _looked_up(host, key, found["deploy_key"])
+        host.wanted[name] = found
+    return host.wanted[name]
 
 
 def release(host, name):
     """
-    The release that is wanted of an app.
-
-    Returns a ``wsgi_release.Release``; a ``wsgi_release.Wanted``, which can be built, where it is
-    not pinned.
+    The release that is wanted of an app: a ``wsgi_release.Wanted``, which can be built, unless it
+    is pinned to one that is there.
     """
+    override = in_force(host, name)
+    if "pinned" in override:
+        return wsgi_release.Release(name, wsgi_history.kept(name, override["pinned"])["release"])
     return wsgi_release.Wanted(host, name, app(host, name))
+
+
+def restored(host, name, id):
+    """
+    An app's settings with those of a generation that was live before.
+
+    id : str
+
+    Raises ``wsgi_host.Problem`` where these are not kept any more.
+    """
+    kept = wsgi_history.kept(name, id)
+    if kept is None or not wsgi_release.Release(name, kept["release"]).record:
+        raise Problem(f"generation {id} of {name} is not there any more: `wsgi.unpin {name}`, or go to another one")
+    return {**host.settings.apps[name], **kept["settings"]}
+
+
+def in_force(host, name):
+    """
+    What this machine says of an app instead of pillar; an empty dict where it says nothing.
+
+    Returns ``pinned`` (a generation's id), or ``source``, ``rev`` and ``pillar`` (of a deploy: a hash
+    of what pillar said then; it ends as soon as pillar says something else); ``at`` and ``by``.
+    """
+    if name not in host.overrides:
+        host.overrides[name] = wsgi_host.read_json(_path(name)) or {}
+    override = host.overrides[name]
+    if "source" in override and override["pillar"] != _said(host, name):
+        return {}
+    return override
+
+
+def sentence(host, name):
+    """What is said instead of pillar, for an administrator; "" where it is nothing."""
+    override = in_force(host, name)
+    if "pinned" in override:
+        return f"It is pinned to generation {override['pinned']} since {override['at']}; `wsgi.unpin {name}` ends that."
+    if override:
+        what = override["rev"] or wsgi_schema.without_credentials(override["source"])
+        return f"{what} was deployed at {override['at']} instead of pillar's source, until that changes."
+    return ""
+
+
+def deployed(host, name, source, rev=None):
+    """What a deploy says, for ``override``."""
+    return {"source": source, "rev": rev, "pillar": _said(host, name)}
+
+
+def override(host, name, what, write=True):
+    """
+    Say something of an app instead of pillar, or with an empty dict nothing any more.
+
+    what : dict
+        As ``in_force`` returns it.
+    write : bool
+        Whether for longer than this run.
+    """
+    host.wanted.pop(name, None)
+    if what:
+        what = {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "by": wsgi_history.by(host), **what}
+    host.overrides[name] = what
+    if write and what:
+        wsgi_host.write(_path(name), json.dumps(what) + "\n", 0o600)
+    elif write:
+        wsgi_host.remove(_path(name))
+
+
+def check_unchanged(host, name):
+    """Raise ``Problem`` where another run deployed, pinned or unpinned an app since this one began."""
+    if name in host.overrides and (wsgi_host.read_json(_path(name)) or {}) != host.overrides[name]:
+        raise Problem(f"another run changed what is wanted of {name} meanwhile; apply again")
+
+
+def _path(name):
+    return f"{ETC}/{name}/override.json"
+
+
+def _said(host, name):
+    return wsgi_host.digest(host.settings.apps[name]["source"])
+
+
+def _variables(host, name, app):
+    """The values of an app's environment: of its files, in their order, then of pillar."""
+    key = f"wsgi:apps:{name}"
+    values = {}
+    for path in app["env_files"]:
+        values.update(_file_variables(f"{key}:env_files", path))
+    values.update(app["env"])
+    return {variable: _looked_up(host, f"{key}:env:{variable}", value) for variable, value in values.items()}
+
+
+def _file_variables(key, path):
+    """What a file of NAME=value lines says; a problem tells the line's number, and nothing of it."""
+    text = wsgi_host.read(path)
+    if text is None:
+        raise Problem(f"{key}: {path!r} is not there")
+    values = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = re.sub(r"^export\s+", "", line).partition("=")
+        if not equals or not wsgi_schema.ENV_NAME.fullmatch(name):
+            raise Problem(f"{key}: line {number} of {path!r} is not NAME=value")
+        if value[:1] in ("'", '"'):
+            try:
+                words = shlex.split(value, comments=True)
+            except ValueError:
+                words = []
+            if len(words) != 1:
+                raise Problem(f"{key}: line {number} of {path!r}: its quotes don't match")
+            value = words[0]
+        if "\0" in value:
+            raise Problem(f"{key}: line {number} of {path!r} holds a character that no variable can, such as NUL")
+        values[name] = value
+    return values
+
+
+def _looked_up(host, key, value):
+    """A value, or what stands under it in Salt's sdb."""
+    if not isinstance(value, str) or not value.startswith("sdb://"):
+        return value
+    try:
+        found = host.salt["sdb.get"](value, strict=True)
+    except Exception as error:  # whatever the driver of that database raises
+        raise Problem(f"{key}: {value} can't be had: {error}") from error
+    if type(found) not in (str, int, float):
+        raise Problem(f"{key}: {value} is not there")
+    return found

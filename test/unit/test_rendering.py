@@ -429,7 +429,7 @@ NO_PROCESS = {
     "keep_releases": 9,
     "purge": True,
     "allow_vulnerable": True,
-    "deploy_key": "sdb://vault/key",
+    "deploy_key": "-----BEGIN OPENSSH PRIVATE KEY-----\n-----END OPENSSH PRIVATE KEY-----\n",
     "known_hosts": "git.example.com ssh-ed25519 AAAA",
     "installer": "pip",
     "rollback_on_failure": True,
