@@ -350,14 +350,15 @@ def withdraw(host, name, generation, done):
     generation : Generation or str
         It, or the id of one of which only remains are there.
     done : Change
-        What its own before_retire commands printed, and what failed, is added to it.
+        What the app's before_retire commands printed, and what failed, is added to it. They are
+        pillar's, in its code and with its environment.
     """
     if isinstance(generation, str):
         return retire(host, name, generation)
     _drain(generation)
     kept = wsgi_history.kept(name, generation.id)
     if kept and generation.record.get("went_live"):
-        own = {"user": generation.user, **kept["settings"]}
+        own = {"user": generation.user, **kept["settings"], "hooks": host.settings.apps[name]["hooks"]}
         try:
             _run_hooks(generation, own, "before_retire", wsgi_release.Release(name, generation.release), done)
         except (Problem, OSError) as error:

@@ -42,7 +42,7 @@ def add(host, name, event, **facts):
     found = entries(name)
     entry = {"event": event, **{fact: value for fact, value in facts.items() if value}}
     entry = {**entry, "error": str(entry["error"])[:REASON]} if "error" in entry else entry
-    if event == "failed" and found and _what(found[-1]) == entry:
+    if event == "failed" and found and _what(found[-1]) == _what(entry):
         entry["times"] = found.pop().get("times", 1) + 1
     entry["at"] = round(time.time())
     entry["by"] = by(host)
@@ -52,7 +52,9 @@ def add(host, name, event, **facts):
 
 
 def _what(entry):
-    return {fact: value for fact, value in entry.items() if fact not in ("at", "by", "times")}
+    """What happened, whenever it did: of an error, its first line, since logs tell the time."""
+    facts = {fact: value for fact, value in entry.items() if fact not in ("at", "by", "times")}
+    return {**facts, "error": facts.get("error", "").partition("\n")[0]}
 
 
 def entries(name):

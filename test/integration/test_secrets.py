@@ -9,7 +9,7 @@ SECRETS = {name: f"hunter2-{name}-{'x' * 20}" for name in ("sdb", "gpg", "file",
 
 
 def environ(machine):
-    return json.loads(machine.get("/").body)["environ"]
+    return json.loads(machine.get("/").body)["env"]
 
 
 @pytest.fixture(scope="module")
