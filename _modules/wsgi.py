@@ -28,10 +28,10 @@ def plan():
     What ``wsgi/init.sls`` needs to know: which apps, servers and process managers there are.
 
     Returns a dict: ``host_wide`` (bool: nothing may be touched), ``apps`` (a list of dicts
-    with ``name`` and ``process_manager``; those with domains first, so that a default site is
-    given up before it is taken), ``absent`` (names to whether to purge), ``servers`` and
-    ``process_managers`` (sorted lists of those in use), ``family`` (what
-    ``wsgi/os_family/<family>.yaml`` says). Raises CommandExecutionError where the formula was
+    with ``name``, ``process_manager`` and ``tools``; those with domains first, so that a default
+    site is given up before it is taken), ``absent`` (names to whether to purge), ``servers``,
+    ``process_managers`` and ``tools`` (sorted lists of those in use; a tool is what a release is
+    built with), ``family`` (what ``wsgi/os_family/<family>.yaml`` says). Raises CommandExecutionError where the formula was
     updated and its modules on the minion were not.
 
     CLI Example:
@@ -52,13 +52,21 @@ def plan():
     gone = set(host.known_apps()) - set(settings.apps) - settings.broken - set(settings.absent)
     return {
         "host_wide": settings.host_wide,
-        "apps": [{"name": name, "process_manager": settings.apps[name]["process_manager"]} for name in apps],
+        "apps": [
+            {
+                "name": name,
+                "process_manager": settings.apps[name]["process_manager"],
+                "tools": sorted(_tools(settings.apps[name])),
+            }
+            for name in apps
+        ],
         "absent": {
             **{name: settings.defaults["purge"] for name in sorted(gone)},
             **{name: app["purge"] for name, app in settings.absent.items()},
         },
         "servers": sorted({app["server"] for app in settings.apps.values()}),
         "process_managers": sorted({app["process_manager"] for app in settings.apps.values()}),
+        "tools": sorted({tool for app in settings.apps.values() for tool in _tools(app)}),
         "family": host.family,
     }
 
@@ -83,7 +91,8 @@ def present():
 
 def settings(app=None):
     """
-    The merged, validated settings as YAML, with the values of ``env`` left out.
+    The merged, validated settings as YAML, with no secret: the values of ``env``, keys, and
+    credentials in URLs are left out.
 
     app : str
         One app; all of them and nginx's when not given.
@@ -97,10 +106,9 @@ def settings(app=None):
         salt-call wsgi.settings hello
     """
     found = _host().settings
-    apps = {name: _without_secrets(each) for name, each in found.apps.items()}
-    if app is None:
-        return salt.utils.yaml.safe_dump({"apps": apps, "nginx": found.nginx}, default_flow_style=False)
-    return salt.utils.yaml.safe_dump(apps[_named(app, apps)], default_flow_style=False)
+    apps = {name: _shown(each) for name, each in found.apps.items()}
+    shown = {"apps": apps, "nginx": found.nginx} if app is None else apps[_named(app, apps)]
+    return wsgi_schema.without_credentials(salt.utils.yaml.safe_dump(shown, default_flow_style=False))
 
 
 def validate():
@@ -309,6 +317,16 @@ def logs(app, lines=50):
     return current.log_tail(lines)
 
 
+def _shown(app):
+    secret = {key: "***" for key, rule in wsgi_schema.APP.items() if rule.secret and app[key]}
+    return {**app, **secret, "env": dict.fromkeys(app["env"], "***")}
+
+
+def _tools(app):
+    """Which sls an app's release needs besides Python: of what fetches and installs it."""
+    return {"git"} if wsgi_schema.parse_source(app["source"]).kind == "git" else set()
+
+
 def _stale():
     """Which modules of ours are not as the formula has them: state.apply alone does not sync them."""
     found = []
@@ -347,17 +365,6 @@ def _status(host, name):
         "uptime_s": round(wsgi_managers.uptime(pids[0])) if pids else 0,
         "since": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(os.lstat(link).st_mtime)),
     }
-
-
-def _without_secrets(app):
-    """An app's settings, fit to be shown."""
-    shown = {**app, "env": dict.fromkeys(app["env"], "***"), "deploy_key": app["deploy_key"] and "***"}
-    for key in ("source", "index", "requirements", "extra_index"):
-        if isinstance(app[key], list):
-            shown[key] = [wsgi_schema.without_credentials(str(item)) for item in app[key]]
-        elif isinstance(app[key], str):
-            shown[key] = wsgi_schema.without_credentials(app[key])
-    return shown
 
 
 def _made_of(current):

@@ -97,7 +97,7 @@ class Wanted(Release):
             wsgi_host.remove(self.path)
             wsgi_host.folder(self.path, 0o750, 0, gid)
             wsgi_host.folder(self.code, 0o750)
-            self.source.fetch(self.code)
+            self.source.fetch(self.code, uid, gid)
             # The app's own commands may write here, until all is built.
             wsgi_host.own(self.code, uid, gid)
             recipe = wsgi_environment.Recipe(self.host, self.name, self.app, self.code, self.source.requirements)

@@ -151,12 +151,17 @@ def parse_source(text):
 
 def _git_source(plain, options, subdirectory):
     _no_more(options, ("subdirectory",))
-    url = plain[len("git+") :]
-    parts = urlsplit(url)
-    if parts.scheme not in ("https", "ssh", "file") or not (parts.netloc or parts.scheme == "file"):
+    parts = urlsplit(plain[len("git+") :])
+    try:
+        named = parts.hostname and parts.port != 0
+    except ValueError as error:
+        raise ValueError("must have a port behind its host's colon; host:path is written host/path") from error
+    if parts.scheme not in ("https", "ssh", "file") or bool(named) == (parts.scheme == "file"):
         raise ValueError("must be git+https://…, git+ssh://… or git+file://…")
+    if parts.scheme == "ssh" and parts.password is not None:
+        raise ValueError("must have no password, which ssh would show to all; a key goes into deploy_key")
     path, at, revision = parts.path.rpartition("@")
-    if not at or not revision:
+    if not at or not revision or parts.query:
         raise ValueError("must end in @ and a branch, a tag or a commit")
     if not REVISION.fullmatch(revision) or ".." in revision or revision.endswith(("/", ".lock")):
         raise ValueError(f"{revision!r} can't be a branch, a tag or a commit")

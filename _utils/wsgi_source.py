@@ -3,68 +3,375 @@ Where an app's code comes from: each form of source resolved to what it is, the 
 and fetched into a folder.
 """
 
+import hashlib
+import http.client
+import inspect
 import os
+import re
 import shutil
+import ssl
+import stat
+import time
+import urllib.error
+import urllib.request
+from functools import cached_property
+from urllib.parse import unquote, urlsplit
 
+import salt.utils.http
+import wsgi_git
 import wsgi_host
 import wsgi_schema
+import wsgi_step
+import wsgi_unpack
 from wsgi_host import Problem
+
+NETWORK_TIMEOUT = 60  # seconds that a server may say nothing
+# What is no code, wherever code is taken from.
+SKIPPED = (".git", "__pycache__")
 
 
 class Source:
     """
-    A source, resolved.
+    A source. What has to be asked for is asked for once per run, when it is needed.
 
     host : wsgi_host.Host
     name : str
         The app.
     app : dict
         Its settings, as ``wsgi_wanted.app`` gives them.
+    said : wsgi_schema.Source
+        What they say of its source.
 
     text : str
         As pillar has it, without credentials.
-    identity : list
-        What it is, JSON-able: equal on every host, another one for other code.
-    revision : dict
-        What is told of it, such as ``{"commit": …}``.
-    requirements : list of str
-        What the environment must have for it.
     """
 
-    def __init__(self, host, name, app):
+    def __init__(self, host, name, app, said):
         self.host = host
         self.name = name
         self.app = app
+        self.said = said
         self.text = wsgi_schema.without_credentials(app["source"])
-        self.revision = {}
-        self.requirements = []
-        source = wsgi_schema.parse_source(app["source"])
-        if source.kind != "salt":
-            raise Problem(f"wsgi:apps:{name}:source: {source.kind} is not implemented")
-        self.files, sums = host.source_files(f"salt://{source.location}")
-        self.identity = ["salt", sums]
 
-    def fetch(self, folder):
+    @property
+    def identity(self):
+        """What it is, a JSON-able list: equal on every host, another one for other code. Raises ``Problem``."""
+        raise NotImplementedError
+
+    @property
+    def revision(self):
+        """What is told of it, a dict such as ``{"commit": …}``."""
+        return {}
+
+    @property
+    def requirements(self):
+        """What the environment must have for it, a list of str."""
+        return []
+
+    def fetch(self, folder, uid, gid):
         """
-        Put the code into an empty folder, root's; whose it becomes is the caller's.
+        Put the code into a folder.
 
         folder : str
+            Empty and root's, in one that is root's too and not finished yet. Whose it becomes is
+            the caller's.
+        uid, gid : int
+            The app's user, who does what can't be trusted.
 
         Raises ``Problem``.
         """
-        for inner, path in self.files.items():
+        raise NotImplementedError
+
+    def read(self, path):
+        """The text of one of its files, or None where that is not there, or not known without a fetch."""
+
+    def _problem(self, sentence, key="source"):
+        return Problem(f"wsgi:apps:{self.name}:{key}: {sentence}")
+
+
+class Salt(Source):
+    """A folder that Salt serves, or one in it."""
+
+    @cached_property
+    def _found(self):
+        return self.host.source_files("/".join(filter(None, ("salt:/", self.said.location, self.said.subdirectory))))
+
+    @property
+    def identity(self):
+        return ["salt", self._found[1]]
+
+    def fetch(self, folder, uid, gid):
+        for inner, path in self._found[0].items():
             target = f"{folder}/{inner}"
             os.makedirs(os.path.dirname(target), exist_ok=True)
             shutil.copyfile(path, target)
 
     def read(self, path):
-        """The text of one of its files, or None where that is not there, or not known without a fetch."""
-        return wsgi_host.read(self.files[path]) if path in self.files else None
+        files = self._found[0]
+        return wsgi_host.read(files[path]) if path in files else None
+
+
+class Git(Source):
+    """
+    A commit of a repository. Branches and tags are looked up once per run and repository, however
+    many apps are in it; a commit that is named needs no look.
+    """
+
+    @cached_property
+    def _repository(self):
+        key = ("git", self.said.location, self.app["deploy_key"], self.app["known_hosts"])
+        if key not in self.host.resolved:
+            self.host.resolved[key] = wsgi_git.Repository(*key[1:])
+        return self.host.resolved[key]
+
+    @cached_property
+    def _commit(self):
+        if wsgi_schema.COMMIT.fullmatch(self.said.revision):
+            return self.said.revision
+        try:
+            return self._repository.find(self.said.revision)
+        except wsgi_git.Refused as error:
+            raise self._problem(error, error.key) from error
+
+    @property
+    def identity(self):
+        return ["git", self._commit, self.said.subdirectory]
+
+    @property
+    def revision(self):
+        if self._commit == self.said.revision:
+            return {"commit": self._commit}
+        return {"commit": self._commit, "ref": self.said.revision}
+
+    def fetch(self, folder, uid, gid):
+        whole, inner = f"{folder}.checkout", self.said.subdirectory
+        try:
+            self._repository.checkout(self._commit, self.said.revision, whole)
+            wanted = os.path.normpath(f"{whole}/{inner}")
+            # A link there could lead anywhere.
+            if not os.path.isdir(wanted) or os.path.realpath(wanted) != os.path.realpath(whole) + wanted[len(whole) :]:
+                top = sorted(entry.name for entry in os.scandir(whole) if entry.is_dir(follow_symlinks=False))
+                raise self._problem(f"there is no folder {inner!r} in it; at its top are: {', '.join(top) or 'none'}")
+            for name in os.listdir(wanted):
+                os.rename(f"{wanted}/{name}", f"{folder}/{name}")
+        except wsgi_git.Refused as error:
+            raise self._problem(error, error.key) from error
+        finally:
+            wsgi_host.remove(whole)
+
+
+class Archive(Source):
+    """A tar or a zip, told by its hash. A finished release needs it no more, so it is not kept."""
+
+    @property
+    def identity(self):
+        return ["archive", *self.said.hash, self.said.subdirectory]
+
+    @property
+    def revision(self):
+        return dict([self.said.hash])
+
+    def fetch(self, folder, uid, gid):
+        archive = f"{folder}.archive"
+        shown = wsgi_schema.without_credentials(self.said.location)
+        algorithm, expected = self.said.hash
+        try:
+            found = self._copied(archive, shown, gid)
+            if found != expected:
+                raise self._problem(f"{shown} was not unpacked: its {algorithm} is {found}, not {expected}")
+            os.chown(folder, uid, gid)
+            # Not by the Python that Salt runs on, which may be where the app's user can't read.
+            program = ["/usr/bin/python3", "-I", "-c", inspect.getsource(wsgi_unpack)]
+            what = f"wsgi:apps:{self.name}:source: unpacking {shown}"
+            wsgi_step.run([*program, archive, folder, self.said.subdirectory], self.name, what=what, uid=uid, gid=gid)
+        finally:
+            wsgi_host.remove(archive)
+
+    def _copied(self, archive, shown, gid):
+        """Put it where the app's user can read it; returns its hash."""
+        deadline = time.monotonic() + wsgi_step.BUILD_TIMEOUT
+        try:
+            with open(archive, "wb") as file, self._opened() as content:
+                os.fchown(file.fileno(), 0, gid)
+                os.fchmod(file.fileno(), 0o640)
+                return _copy(content, file, self.said.hash[0], deadline)
+        except urllib.error.HTTPError as error:
+            told = "; credentials stand in it as https://user:password@…" if error.code in (401, 403) else ""
+            raise self._problem(f"{shown} can't be had: {error.code} {error.reason}{told}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise self._problem(f"{shown} can't be had: {getattr(error, 'reason', error)}") from error
+
+    def _opened(self):
+        if not self.said.location.startswith("salt://"):
+            return _download(self.said.location)
+        path = self.host.salt["cp.cache_file"](self.said.location, self.host.saltenv)
+        if not path:
+            raise self._problem(f"Salt serves no {self.said.location}")
+        return open(path, "rb")
+
+
+class Requirement(Source):
+    """A package of an index: the environment has all of it, and the app's folder is empty."""
+
+    @property
+    def identity(self):
+        return ["requirement", self.said.location]
+
+    @property
+    def requirements(self):
+        return [self.said.location]
+
+    def fetch(self, folder, uid, gid):
+        pass
+
+
+class Path(Source):
+    """A folder on the machine, copied: what is done there afterwards is another release."""
+
+    @cached_property
+    def _folder(self):
+        path = f"{self.said.location}/{self.said.subdirectory}".rstrip("/")
+        if not os.path.isdir(path):
+            raise self._problem(f"{path} is no folder on this machine")
+        return os.path.realpath(path)
+
+    @cached_property
+    def _files(self):
+        return self._taken()
+
+    @property
+    def identity(self):
+        return ["path", self._files]
+
+    def fetch(self, folder, uid, gid):
+        if self._taken(folder) != self._files:
+            raise self._problem(f"{self._folder} was changed while it was copied; apply again")
+
+    def read(self, path):
+        return wsgi_host.read(f"{self._folder}/{path}") if path in self._files else None
+
+    def _taken(self, folder=None):
+        """
+        What is in it, by path: of a file its hash, and whether it is executable; of a link, where
+        it leads. It is copied into a folder, where one is given.
+
+        Others may write to it while root reads it, so no link is followed on the way.
+        """
+        found = {}
+        try:
+            for parent, folders, files, here in os.fwalk(self._folder, onerror=_raise):
+                inner = os.path.relpath(parent, self._folder)
+                if folder:
+                    os.makedirs(f"{folder}/{inner}", exist_ok=True)
+                for name in sorted({*files, *folders} - {*SKIPPED}):
+                    path = os.path.normpath(f"{inner}/{name}")
+                    kind = os.stat(name, dir_fd=here, follow_symlinks=False).st_mode
+                    if stat.S_ISLNK(kind):
+                        found[path] = ["->", os.readlink(name, dir_fd=here)]
+                        if folder:
+                            os.symlink(found[path][1], f"{folder}/{path}")
+                    elif stat.S_ISREG(kind):
+                        found[path] = _take(name, here, folder and f"{folder}/{path}")
+                folders[:] = sorted({*folders} - {*SKIPPED})
+        except FileNotFoundError as error:
+            raise self._problem(f"{self._folder} was changed while it was read; apply again") from error
+        return found
+
+
+FORMS = {"salt": Salt, "git": Git, "archive": Archive, "requirement": Requirement, "path": Path}
 
 
 def of(host, name, app):
-    """The app's source, resolved once per run."""
-    known = host.resolved.get((name, app["source"]))
-    if known is None:
-        known = host.resolved[name, app["source"]] = Source(host, name, app)
-    return known
+    """The app's source, resolved once per run; ``Problem`` where that can't be done is raised at its first use."""
+    key = (name, app["source"])
+    if key not in host.resolved:
+        said = wsgi_schema.parse_source(app["source"])
+        host.resolved[key] = FORMS[said.kind](host, name, app, said)
+    return host.resolved[key]
+
+
+def with_revision(text, revision):
+    """
+    A source at another revision of it.
+
+    text : str
+        As pillar has it.
+    revision : str
+        Of git, a branch, a tag or a commit; of a requirement, a version.
+
+    Returns a str that keeps all else, but the hashes of a requirement. Raises ``ValueError`` with
+    a sentence where the source has no revisions, or that can't be one.
+
+    .. code-block:: python
+
+        >>> with_revision("git+https://example.com/shop.git@v1.4#subdirectory=web", "v1.5")
+        'git+https://example.com/shop.git@v1.5#subdirectory=web'
+        >>> with_revision("shop[web]==1.4", "1.5")
+        'shop[web]==1.5'
+    """
+    kind = wsgi_schema.parse_source(text).kind
+    if kind == "git":
+        plain, hash, fragment = text.partition("#")
+        changed = f"{plain.rpartition('@')[0]}@{revision}{hash}{fragment}"
+    elif kind == "requirement":
+        changed = f"{re.split('[ =]*==', text)[0]}=={revision}"
+    else:
+        shown = wsgi_schema.without_credentials(text)
+        raise ValueError(f"{shown} has no revisions; another archive or folder is deployed with source=")
+    if wsgi_schema.parse_source(changed).kind != kind:
+        raise ValueError(f"{revision!r} can't be a revision of {wsgi_schema.without_credentials(text)}")
+    return changed
+
+
+def _download(url):
+    """
+    Open what an ``http://`` or ``https://`` URL gives.
+
+    Not by Salt's ``cp.cache_file``: it would name a file after the URL, credentials and all, log
+    them when it fails, and keep the file. The proxy's variables are respected.
+    """
+    parts = urlsplit(url)
+    plain = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+    passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
+    if "@" in parts.netloc:
+        # For this host alone, also where it redirects to another one.
+        host = plain._replace(path="/").geturl()
+        username, password = unquote(parts.username or ""), unquote(parts.password or "")
+        passwords.add_password(None, host, username, password, is_authenticated=True)
+    context = ssl.create_default_context()
+    if not any(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")):
+        # A Python that Salt brings along may look for them elsewhere than this system has them.
+        context.load_verify_locations(os.environ.get("REQUESTS_CA_BUNDLE") or salt.utils.http.get_ca_bundle())
+    opener = urllib.request.build_opener(
+        urllib.request.HTTPBasicAuthHandler(passwords), urllib.request.HTTPSHandler(context=context)
+    )
+    return opener.open(plain.geturl(), timeout=NETWORK_TIMEOUT)
+
+
+def _take(name, here, copy):
+    """The hash of a file in an open folder, and whether it is executable; it is copied where a path is given."""
+    handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=here)
+    with open(handle, "rb") as content:
+        executable = bool(os.fstat(handle).st_mode & 0o100)
+        if copy is None:
+            return [_copy(content), executable]
+        with open(copy, "wb") as file:
+            os.fchmod(file.fileno(), 0o755 if executable else 0o644)
+            return [_copy(content, file), executable]
+
+
+def _copy(content, file=None, algorithm="sha256", deadline=None):
+    """Read a file to its end, into another one where that is given; returns its hash."""
+    hash = hashlib.new(algorithm)
+    # One read of a slow server at a time.
+    for part in iter(lambda: content.read1(2**20), b""):
+        hash.update(part)
+        if file:
+            file.write(part)
+        if deadline and time.monotonic() > deadline:
+            raise TimeoutError("it took too long")
+    return hash.hexdigest()
+
+
+def _raise(error):
+    raise error

@@ -22,7 +22,7 @@ SECRET = 6  # characters
 KEPT_OUTPUT = 64 * 1024  # bytes
 
 
-def run(command, name, *, what="", uid=0, gid=0, cwd="/", env=None, timeout=BUILD_TIMEOUT, secrets=()):
+def run(command, name, *, what="", uid=0, gid=0, cwd="/", env=None, timeout=BUILD_TIMEOUT, secrets=(), stdout=None):
     """
     Run one step, to its end.
 
@@ -40,6 +40,8 @@ def run(command, name, *, what="", uid=0, gid=0, cwd="/", env=None, timeout=BUIL
         Seconds. Then it is killed, with all that it started; so is what it left running.
     secrets : iterable of str
         What is struck from its output.
+    stdout : file
+        Takes its standard output, as it is, instead.
 
     Returns the last 64 KiB of what it printed. Raises ``Problem`` with the last lines of that when
     it fails or takes too long, and FileNotFoundError where there is no such program.
@@ -56,8 +58,8 @@ def run(command, name, *, what="", uid=0, gid=0, cwd="/", env=None, timeout=BUIL
                 env={**environment(), **(env or {}), MARK: name},
                 umask=0o022,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=stdout or output,
+                stderr=output,
                 start_new_session=True,
             )
             try:

@@ -20,6 +20,9 @@ include:
 {%- for manager in plan.process_managers %}
   - wsgi.{{ manager }}
 {%- endfor %}
+{%- for tool in plan.tools %}
+  - wsgi.{{ tool }}
+{%- endfor %}
 
 {%- for name, purge in plan.absent.items() %}
 
@@ -36,6 +39,9 @@ include:
     - name: {{ app.name }}
     - require:
       - pkg: wsgi-python
+{%- for tool in app.tools %}
+      - sls: wsgi.{{ tool }}
+{%- endfor %}
 
 {{ app.name }}-live:
   wsgi.live:
