@@ -13,7 +13,9 @@ import wsgi_generation
 import wsgi_history
 import wsgi_host
 import wsgi_lock
+import wsgi_maintenance
 import wsgi_managers
+import wsgi_nginx
 import wsgi_probe
 import wsgi_release
 import wsgi_schema
@@ -142,8 +144,9 @@ def status(app=None):
     ``generation``, ``release``, ``source`` and ``revision`` it was made from, ``override`` (what a
     deploy or a pin says instead of pillar), ``domains``, ``listen``, ``health`` (``ok``, ``status`` and
     ``latency_ms``, of one request to the live socket), ``pids``, ``memory_mib`` (PSS of all
-    processes), ``uptime_s`` (of the master) and ``since`` (when it went live, local time). An
-    app that has no live generation has only ``live: False``.
+    processes), ``uptime_s`` (of the master) and ``since`` (when it went live, local time); and
+    ``maintenance: True`` while it is in maintenance. An app that has no live generation has only
+    ``live: False``.
 
     CLI Example:
 
@@ -294,6 +297,42 @@ def history(app, limit=20):
     return entries[::-1][: int(limit)]
 
 
+def maintenance(app, state=None):
+    """
+    Have nginx answer an app's requests with 503 and a page, or tell whether it does.
+
+    app : str
+    state : str or bool
+        ``on`` or ``off``; nothing is changed when not given.
+
+    It holds until it is switched off: over highstates, changes of the app and reboots. Requests in
+    flight are finished. Page and ``Retry-After`` are what pillar says below ``maintenance``.
+
+    Returns a str. Raises CommandExecutionError for anything else, and for an app that is not live.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call wsgi.maintenance hello on
+    """
+    host = _host()
+    _named(app, {*host.settings.apps, *host.known_apps()})
+    if wsgi_generation.live(host, app) is None:
+        raise CommandExecutionError(f"{app} is not live: it gets no requests that maintenance could answer")
+    if state is not None:
+        # Salt reads on and off of a command line as booleans.
+        wanted = {"on": True, "true": True, "off": False, "false": False}.get(str(state).lower())
+        if wanted is None:
+            raise CommandExecutionError(f"{state!r} is not a state of maintenance (on, off)")
+        if wanted and wsgi_maintenance.marker(app) not in (wsgi_host.read(wsgi_nginx.site_path(host, app)) or ""):
+            raise CommandExecutionError(f"the site of {app} is not in place: state.apply wsgi")
+        wsgi_maintenance.switch(app, wanted)
+    if wsgi_maintenance.on(app):
+        return f"{app} is in maintenance: nginx answers 503 until `wsgi.maintenance {app} off`."
+    return f"{app} is not in maintenance."
+
+
 def logs(app, lines=50):
     """
     The last lines of an app's log: what its live server and it itself wrote.
@@ -364,6 +403,7 @@ def _status(host, name):
         "memory_mib": round(wsgi_managers.memory(pids) / 2**20, 1),
         "uptime_s": round(wsgi_managers.uptime(pids[0])) if pids else 0,
         "since": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(os.lstat(link).st_mtime)),
+        **({"maintenance": True} if wsgi_maintenance.on(name) else {}),
     }
 
 

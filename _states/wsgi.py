@@ -17,6 +17,7 @@ import wsgi_generation
 import wsgi_history
 import wsgi_host
 import wsgi_lock
+import wsgi_maintenance
 import wsgi_nginx
 import wsgi_release
 import wsgi_wanted
@@ -160,7 +161,7 @@ def _outcome(name, comment, changes, done):
 
 def site(name):
     """
-    nginx's site of an app is written, and sound.
+    nginx's site of an app is written, and sound; so is its own page for maintenance.
 
     name : str
         The app.
@@ -175,12 +176,15 @@ def site(name):
     """
     try:
         host = _host()
+        page = wsgi_maintenance.pending(host, name)
         files = wsgi_nginx.pending(host, name) if wsgi_nginx.differs(host, name) else {}
         if files and not __opts__["test"]:
             wsgi_nginx.check(host, name)
         result = _result(name, True, f"The site of {name} is in place.")
-        for path, text in files.items():
-            written = __states__["file.managed"](path, contents=text, user="root", group="root", mode="0644")
+        sources = {path: {"contents": text} for path, text in files.items()}
+        sources.update((path, source and {"source": source}) for path, source in page.items())
+        for path, source in sources.items():
+            written = _file(path, source)
             result["changes"][path] = written["changes"]
             result["comment"] = f"The site of {name}: {written['comment']}."
             if written["result"] is not True:
@@ -302,6 +306,8 @@ def absent(name, purge=False):
             f"{ETC}/{name}",
             f"{LIB}/live/{name}",
             f"{wsgi_history.HISTORY}/{name}",
+            wsgi_maintenance.marker(name),
+            wsgi_maintenance.page(name),
             wsgi_nginx.site_path(host, name),
         ]
         logs = wsgi_nginx.logs(host, name)
@@ -342,6 +348,14 @@ def _and(*sentences):
 
 def _failure(name, what, error):
     return _result(name, False, f"{what}: {error}")
+
+
+def _file(path, source):
+    """What ``file.managed`` makes of a file that everybody may read; without a source it goes."""
+    if source is None:
+        return __states__["file.absent"](path)
+    owner = {"user": "root", "group": "root", "mode": "0644"}
+    return __states__["file.managed"](path, **source, **owner, makedirs=True, dir_mode="0755")
 
 
 def _still_serving(name):

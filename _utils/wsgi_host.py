@@ -60,6 +60,7 @@ class Host:
         )
         self._template_text = {}
         self._sources = {}
+        self._served = {}
         # What others look up once per run: sources; what is wanted of each app, and said instead of pillar.
         self.resolved = {}
         self.wanted = {}
@@ -114,6 +115,12 @@ class Host:
         self._templates.get_template(template)
         return self._template_text[template]
 
+    def served(self, url):
+        """The local path of a file that Salt serves, asked for once; empty where there is none."""
+        if url not in self._served:
+            self._served[url] = self.salt["cp.cache_file"](url, self.saltenv)
+        return self._served[url]
+
     def source_files(self, url):
         """
         The files of a folder that Salt serves.
@@ -157,7 +164,7 @@ class Host:
             return salt.utils.yaml.safe_load(file)
 
     def _cached(self, name, otherwise=None):
-        path = self.salt["cp.cache_file"](f"salt://wsgi/{name}", self.saltenv)
+        path = self.served(f"salt://wsgi/{name}")
         if not path:
             raise Problem(otherwise or f"salt://wsgi/{name} is not served")
         return path

@@ -14,6 +14,7 @@ import subprocess
 import time
 
 import wsgi_host
+import wsgi_maintenance
 import wsgi_managers
 import wsgi_wanted
 from wsgi_host import LIB, PATH, RUN, Problem
@@ -56,6 +57,10 @@ def site_text(host, name, app):
         nginx=host.settings.nginx,
         live=f"{LIB}/live/{name}",
         closing=CLOSING,
+        maintenance={
+            "marker": wsgi_maintenance.marker(name),
+            "pages": [wsgi_maintenance.page(name), wsgi_maintenance.PLAIN_PAGE],
+        },
         log_dir=host.family["nginx"]["log_dir"],
         ipv6=_ipv6(),
     )

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import wsgi_generation
+import wsgi_host
+import wsgi_maintenance
 import wsgi_nginx
 import wsgi_release
 import wsgi_schema
@@ -361,6 +363,54 @@ def test_what_clients_say_of_themselves_is_not_passed_on(make_files, header):
     assert directive(site, f"uwsgi_param HTTP_{header.upper().replace('-', '_')}")
     assert "$http_x_" not in site
     assert "add_x_forwarded_for" not in site
+
+
+def test_maintenance_is_looked_for_before_the_app_is_asked(make_files):
+    site = make_files({"maintenance": {"retry_after": 77}})["wsgi-shop.conf"]
+    locations = re.findall(r"(?ms)^    location .*?^    }", site)
+    before = [location.partition("proxy_pass")[0] for location in locations]
+    looks = "if (-f /var/lib/wsgi/maintenance/shop) {"
+    assert [looks in location for location in before] == [True, True, False, False]
+    assert directive(site, "add_header Retry-After") == ["77 always"]
+
+
+def test_an_apps_own_page_goes_before_the_plain_one_and_needs_no_other_site(make_files):
+    site = make_files()["wsgi-shop.conf"]
+    pages = "/var/lib/wsgi/maintenance/shop.html /usr/local/lib/wsgi/maintenance.html"
+    assert directive(site, "try_files") == [f"{pages} =503"]
+    assert make_files({"maintenance": {"page": "salt://shop/down.html"}})["wsgi-shop.conf"] == site
+
+
+def test_a_503_that_is_not_of_maintenance_is_left_alone(make_files):
+    site = make_files()["wsgi-shop.conf"]
+    assert not [words for words in directive(site, "error_page") if words.startswith("503 ")]
+
+
+def test_the_plain_page_loads_nothing_from_elsewhere():
+    page = (ROOT / "wsgi/nginx/maintenance.html").read_text()
+    assert re.search(r"(?:src|href|url\(|@import|//)", page) is None
+
+
+def test_a_page_that_salt_does_not_serve_is_refused_with_its_key(make_host):
+    host = make_host({"apps": {"shop": {**SHOP, "maintenance": {"page": "salt://wsgi/nginx/nothing.html"}}}})
+    with pytest.raises(wsgi_host.Problem, match=r"wsgi:apps:shop:maintenance:page: salt://wsgi/nginx/nothing\.html is"):
+        wsgi_maintenance.pending(host, "shop")
+
+
+def test_a_page_is_put_in_place_where_it_differs_and_taken_away_where_none_is_wanted(make_host, tmp_path, monkeypatch):
+    monkeypatch.setattr(wsgi_maintenance, "FOLDER", str(tmp_path))
+    served, there = ROOT / "wsgi/nginx/maintenance.html", tmp_path / "shop.html"
+    url = f"salt://{served.relative_to(ROOT)}"
+
+    def pending(page):
+        host = make_host({"apps": {"shop": {**SHOP, "maintenance": {"page": page}}}})
+        return wsgi_maintenance.pending(host, "shop")
+
+    assert (pending(None), pending(url)) == ({}, {str(there): str(served)})
+    there.write_bytes(served.read_bytes())
+    assert (pending(None), pending(url)) == ({str(there): None}, {})
+    there.write_bytes(served.read_bytes().replace(b"\n", b"\r\n"))
+    assert pending(url) == {str(there): str(served)}
 
 
 # What makes another generation

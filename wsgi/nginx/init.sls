@@ -11,6 +11,12 @@ nginx-package:
     - require:
       - pkg: nginx-package
 
+/usr/local/lib/wsgi/maintenance.html:
+  file.managed:
+    - source: salt://wsgi/nginx/maintenance.html
+    - makedirs: true
+    - mode: '0644'
+
 nginx-service:
   wsgi.daemon:
     - name: nginx

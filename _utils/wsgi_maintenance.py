@@ -1,0 +1,70 @@
+"""
+Maintenance: an app's site answers 503 with a page as long as a file lies on the disk. nginx looks for
+it at each request, so nothing is reloaded, requests in flight are finished, and it outlasts
+highstates, changes and reboots.
+"""
+
+import os
+
+import wsgi_host
+from wsgi_host import LIB, Problem
+
+FOLDER = f"{LIB}/maintenance"
+PLAIN_PAGE = "/usr/local/lib/wsgi/maintenance.html"
+
+
+def marker(name):
+    """The path of the file that puts an app into maintenance."""
+    return f"{FOLDER}/{name}"
+
+
+def page(name):
+    """The path of an app's own page, which goes before the plain one."""
+    return f"{FOLDER}/{name}.html"
+
+
+def on(name):
+    """Whether an app is in maintenance."""
+    return os.path.exists(marker(name))
+
+
+def switch(name, wanted):
+    """
+    Put an app into maintenance, or out of it, if it isn't yet.
+
+    name : str
+        The app.
+    wanted : bool
+    """
+    if not wanted:
+        wsgi_host.remove(marker(name))
+    elif not on(name):
+        wsgi_host.folder(FOLDER, 0o755)
+        wsgi_host.write(marker(name), "", 0o644)
+
+
+def pending(host, name):
+    """
+    What would have to change for an app's own page to be as pillar has it.
+
+    host : wsgi_host.Host
+    name : str
+        The app, one of ``host.settings.apps``.
+
+    Returns a dict: empty, or of the page's path to the local path of its source, or to None where it
+    is to be removed. Raises ``Problem`` where Salt does not serve it.
+    """
+    url, path = host.settings.apps[name]["maintenance"]["page"], page(name)
+    source = host.served(url) if url else None
+    if url and not source:
+        key = f"wsgi:apps:{name}:maintenance:page"
+        raise Problem(f"{key}: {url} is not served; is it below a folder in file_roots, or in gitfs?")
+    return {} if _bytes(path) == (source and _bytes(source)) else {path: source}
+
+
+def _bytes(path):
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None

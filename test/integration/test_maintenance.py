@@ -1,0 +1,253 @@
+"""`wsgi.maintenance <app> on`: nginx answers with 503 and a page, and nothing else changes."""
+
+import json
+
+import pytest
+from harness import CommandFailed
+from pillars import app, inspected
+
+HOST = "hello.example.com"
+PAGE = "/srv/salt-top/down.html"
+# Sends what it is given, one request after the other on one connection; tells of each answer.
+CLIENT = f"""
+import http.client, json, sys
+connection = http.client.HTTPConnection("127.0.0.1", 80, timeout=20)
+for method, path, headers, size in json.load(sys.stdin):
+    connection.request(method, path, b"x" * size or None, {{"Host": "{HOST}", **headers}})
+    answer = connection.getresponse()
+    told = {{name.lower(): value for name, value in answer.getheaders()}}
+    print(json.dumps([answer.status, told, answer.read().decode(), connection.sock is not None]))
+"""
+UPGRADE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+REQUESTS = {
+    "GET": ("GET", "/any/where?and=more", {}, 0),
+    "HEAD": ("HEAD", "/", {}, 0),
+    "POST": ("POST", "/", {"Content-Type": "text/plain"}, 100),
+    "POST of some MB": ("POST", "/", {}, 5_000_000),
+    "PUT": ("PUT", "/", {}, 10),
+    "PATCH": ("PATCH", "/", {}, 10),
+    "DELETE": ("DELETE", "/", {}, 0),
+    "OPTIONS": ("OPTIONS", "/", {}, 0),
+    "WebSocket": ("GET", "/", UPGRADE, 0),
+    "conditional": ("GET", "/", {"If-None-Match": "*", "If-Modified-Since": "Sat, 01 Jan 2050 00:00:00 GMT"}, 0),
+    "a part": ("GET", "/", {"Range": "bytes=0-9"}, 0),
+    "the page's own path": ("GET", "//maintenance", {}, 0),
+}
+
+
+def hello(server="gunicorn", **settings):
+    return inspected(server, **{"domains": [HOST], "max_requests": 0, **settings})
+
+
+@pytest.fixture(scope="module")
+def served(machine):
+    """The machine with an app that answers, and one that says 503 by itself."""
+    busy = app(source="salt://apps/unhealthy", application="broken:application", domains=["busy.example.com"])
+    busy["health"] = {"status": 503}
+    machine.put("/root/client.py", CLIENT)
+    machine.pillar({"apps": {"hello": hello(), "busy": busy}})
+    machine.apply()
+    return machine
+
+
+@pytest.fixture
+def maintained(served):
+    served.call("wsgi.maintenance", "hello", "on")
+    yield served
+    served.call("wsgi.maintenance", "hello", "off")
+
+
+def change(machine, **settings):
+    """Apply other settings of hello, and none of the other app's, which goes."""
+    machine.pillar({"apps": {"hello": hello(**settings)}})
+    return machine.apply()
+
+
+def ask(machine, *requests):
+    machine.put("/root/requests.json", json.dumps(requests))
+    lines = machine.exec("python3 /root/client.py < /root/requests.json").stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def refused(machine, call):
+    with pytest.raises(CommandFailed) as failure:
+        machine.call("wsgi.maintenance", *call)
+    return str(failure.value)
+
+
+def workers(machine):
+    return machine.exec("pgrep -P $(cat /run/nginx.pid) | sort").stdout
+
+
+def assert_only_200_and_503(report, least_of_each):
+    failures = report["failures"]
+    assert {*report["kinds"]} <= {"status"}, report
+    assert {failure["reason"].split()[0] for failure in failures} <= {"503"}, report
+    assert len(failures) == report["lost"]  # all of them were seen
+    assert report["lost"] >= least_of_each
+    assert report["requests"] - report["lost"] >= least_of_each
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+def test_any_request_gets_503_with_the_page_on_a_connection_that_stays(maintained, request_):
+    for status, headers, body, stays in ask(maintained, request_, request_):
+        assert status == 503
+        assert headers["retry-after"] == "600"
+        assert headers["cache-control"] == "no-store"
+        assert headers["content-type"] == "text/html; charset=utf-8"
+        assert stays
+        page = maintained.exec("cat /usr/local/lib/wsgi/maintenance.html").stdout
+        assert body == ("" if request_[0] == "HEAD" else page)
+
+
+def test_off_gives_the_app_back_without_a_reload(served):
+    before = workers(served)
+    for _ in range(2):
+        assert served.call("wsgi.maintenance", "hello", "on").startswith("hello is in maintenance")
+        assert served.get("/", host=HOST).status == 503
+    for _ in range(2):
+        assert served.call("wsgi.maintenance", "hello", "off") == "hello is not in maintenance."
+        assert served.get("/", host=HOST).status == 200
+    assert workers(served) == before
+    # The path of the page is the app's own.
+    answers = ask(served, REQUESTS["the page's own path"])
+    assert json.loads(answers[0][2])["environ"]["PATH_INFO"].endswith("/maintenance")
+
+
+def test_it_is_told_whether_an_app_is_in_maintenance(served):
+    assert "maintenance" not in served.call("wsgi.status")["hello"]
+    for state, on in (("on", True), ("True", True), ("'on'", True), ("off", False), ("False", False), ("'OFF'", False)):
+        said = served.call("wsgi.maintenance", "hello", state)
+        assert served.call("wsgi.maintenance", "hello") == said
+        status = served.call("wsgi.status")
+        assert [status["hello"].get("maintenance"), status["busy"].get("maintenance")] == [on or None, None]
+
+
+def test_what_cannot_be_is_refused(served):
+    assert "'maybe' is not a state of maintenance (on, off)" in refused(served, ["hello", "maybe"])
+    assert "1 is not a state of maintenance (on, off)" in refused(served, ["hello", "1"])
+    assert "'hallo' is not an app here (busy, hello)" in refused(served, ["hallo", "on"])
+    assert served.exec("ls /var/lib/wsgi/maintenance").stdout == ""
+
+
+def test_other_apps_and_their_own_503_are_left_alone(maintained):
+    answer = maintained.get("/", host="busy.example.com")
+    assert (answer.status, answer.body, answer.headers["Retry-After"]) == (503, "", None)
+
+
+def test_an_apps_own_503_and_that_of_a_limit_on_requests_have_no_page(served):
+    limit = "limit_req_zone $server_name zone=limit:1m rate=1r/m; limit_req zone=limit;\n"
+    served.put("/etc/nginx/conf.d/limit.conf", limit)
+    before = workers(served)
+    served.exec("nginx -s reload")
+    served.exec(
+        f"for i in $(seq 100); do pgrep -P $(cat /run/nginx.pid) | grep -qxF '{before}' || break; sleep 0.1; done"
+    )
+    answers = [served.get("/", host=HOST) for _ in range(3)]
+    assert answers[-1].status == 503
+    assert answers[-1].headers["Retry-After"] is None
+    served.exec("rm /etc/nginx/conf.d/limit.conf; nginx -s reload")
+
+
+def test_no_request_is_lost_to_on_and_off_under_load(served):
+    with served.load(clients=8, pause=0.05, host=HOST, seconds=300) as load:
+        for state in ("on", "off") * 3:
+            served.call("wsgi.maintenance", "hello", state)
+    assert_only_200_and_503(load.report, least_of_each=50)
+
+
+def test_a_slow_request_in_flight_is_answered_by_the_app(served):
+    served.exec(
+        "systemd-run --unit=slow --collect sh -c"
+        f" 'curl -s -o /dev/null -w %{{http_code}} -H Host:{HOST} 127.0.0.1/?sleep=12 > /tmp/slow'"
+    )
+    served.exec("sleep 1")
+    served.call("wsgi.maintenance", "hello", "on")
+    assert served.get("/", host=HOST).status == 503
+    assert served.exec("cat /tmp/slow").stdout == ""  # still in flight
+    served.exec("for i in $(seq 100); do systemctl is-active -q slow || break; sleep 0.2; done")
+    assert served.exec("cat /tmp/slow").stdout == "200"
+    served.call("wsgi.maintenance", "hello", "off")
+
+
+def test_it_outlasts_highstates_changes_and_a_reboot(maintained):
+    assert maintained.apply(sls=None).changed == set()
+    before = maintained.call("wsgi.status")["hello"]["generation"]
+    change(maintained, env={"A": "1"})  # its health check passes: it is not asked through nginx
+    assert maintained.call("wsgi.status")["hello"]["generation"] != before
+    assert maintained.get("/", host=HOST).status == 503
+    change(maintained, server="uwsgi", domains=[HOST, "two.example.com"])
+    assert maintained.get("/", host=HOST).status == 503
+    maintained.restart()
+    maintained.exec("for i in $(seq 100); do systemctl is-active -q nginx && break; sleep 0.1; done")
+    assert maintained.get("/", host=HOST).status == 503
+    assert maintained.call("wsgi.status")["hello"]["maintenance"] is True
+
+
+def test_no_connection_is_cut_by_a_reload_during_maintenance(maintained):
+    change(maintained)
+    with maintained.load(clients=8, pause=0.05, host=HOST, seconds=300) as load:
+        change(maintained, maintenance={"retry_after": 120})
+        assert maintained.get("/", host=HOST).headers["Retry-After"] == "120"
+    assert {*load.report["kinds"]} == {"status"}, load.report
+    assert load.report["lost"] == load.report["requests"]  # 503 all the time
+
+
+def test_an_apps_own_page_comes_changes_and_goes_without_a_reload(maintained):
+    change(maintained)
+    before = workers(maintained)
+    own = {"maintenance": {"page": "salt://down.html"}}
+    pillar = {"apps": {"hello": hello(**own)}}
+    # Line ends of all kinds, and none at the end: it is served byte by byte.
+    for text in ("<p>Gone fishing ☃\r\nback\nsoon", "<p>Back at five\n"):
+        maintained.put(PAGE, text)
+        maintained.pillar(pillar)
+        assert maintained.apply(test=True).changed == {"hello-site"}
+        run = maintained.apply()
+        assert run.changed == {"hello-site"}
+        assert "/var/lib/wsgi/maintenance/hello.html" in run.states["hello-site"]["changes"]
+        assert ask(maintained, REQUESTS["GET"])[0][2] == text
+        assert maintained.apply().changed == set()
+        assert maintained.apply(test=True).changed == set()
+    assert change(maintained).changed == {"hello-site"}
+    assert "Down for maintenance" in maintained.get("/", host=HOST).body
+    assert workers(maintained) == before
+
+
+def test_a_page_that_salt_does_not_serve_fails_the_site_and_leaves_it_as_it_was(maintained):
+    maintained.put(PAGE, "<p>Back at five\n")
+    change(maintained, maintenance={"page": "salt://down.html"})
+    wrong = hello(maintenance={"page": "salt://dwon.html", "retry_after": 9})
+    maintained.pillar({"apps": {"hello": wrong}})
+    run = maintained.apply(ok=False)
+    assert run.failed == {"hello-site"}
+    assert "wsgi:apps:hello:maintenance:page: salt://dwon.html is not served" in run.states["hello-site"]["comment"]
+    assert run.changed == set()
+    answer = maintained.get("/", host=HOST)
+    assert (answer.body, answer.headers["Retry-After"]) == ("<p>Back at five\n", "600")
+    assert maintained.apply(test=True, ok=False).failed == {"hello-site"}
+
+
+def test_an_app_that_never_went_live_has_no_maintenance(machine):
+    broken = app(source="salt://apps/import_error", application="broken:application", domains=["new.example.com"])
+    machine.pillar({"apps": {"hello": hello(), "new": broken}})
+    machine.apply(ok=False)
+    assert "new is not live" in refused(machine, ["new", "on"])
+
+
+@pytest.mark.parametrize("how", ["absent", "clean"])
+def test_it_goes_with_the_app(machine, how):
+    own = {"maintenance": {"page": "salt://down.html"}}
+    machine.put(PAGE, "<p>Back at five\n")
+    change(machine, **own)
+    machine.call("wsgi.maintenance", "hello", "on")
+    machine.pillar({"apps": {} if how == "absent" else {"hello": hello(**own)}})
+    machine.apply(sls="wsgi" if how == "absent" else "wsgi.clean")
+    left = machine.exec("ls /var/lib/wsgi/maintenance /usr/local/lib/wsgi/maintenance.html", check=False).stdout
+    assert "hello" not in left
+    assert ("maintenance.html" in left) == (how == "absent")
+    machine.pillar({"apps": {"hello": hello(**own)}})
+    predicted = machine.apply(test=True).changed
+    assert "hello-site" in predicted
+    assert machine.apply().changed == predicted
+    assert machine.get("/", host=HOST).status == 200
