@@ -1,0 +1,198 @@
+"""One app is deployed without a highstate, to a revision that holds until pillar catches up; one run at a time."""
+
+import pytest
+from container import CommandFailed
+from pillars import app
+
+REPOSITORY = "git+file:///srv/shop.git"
+COMMIT = "git -c user.name=a -c user.email=a@example.com commit -qam"
+
+
+def release(machine, version, tag=True):
+    """A commit of the shop's that says its version, and a tag of it."""
+    machine.exec(
+        f"cd /srv/shop && sed -i 's/^VERSION.*/VERSION = \"{version}\"/' shop.py && {COMMIT} {version} && git push -q origin main"
+        + (f" && git tag {version} && git push -q origin {version}" if tag else "")
+    )
+
+
+@pytest.fixture(scope="module")
+def repository(machine):
+    """A bare repository with the versions v1, v2 and v3 of an app, and one that is broken."""
+    machine.exec("command -v git || apt-get install -qy git")
+    machine.exec("git init -q --bare -b main /srv/shop.git && git clone -q /srv/shop.git /srv/shop")
+    machine.put(
+        "/srv/shop/shop.py",
+        'VERSION = "v0"\n\n\n'
+        "def application(environ, start_response):\n"
+        '    start_response("200 OK", [])\n'
+        "    return [VERSION.encode()]\n",
+    )
+    machine.exec("cd /srv/shop && git checkout -q -B main && git add .")
+    for version in ("v1", "v2", "v3"):
+        release(machine, version)
+    machine.exec(
+        f"cd /srv/shop && echo 'raise RuntimeError(\"rotten\")' >> shop.py && {COMMIT} bad && git tag bad && git push -q origin bad"
+    )
+    machine.exec("cd /srv/shop && git reset -q --hard v3")
+    return machine
+
+
+def pillar(machine, revision="v1", **settings):
+    shop = app(
+        application="shop:application", **{"source": f"{REPOSITORY}@{revision}", "health": {}, "env": {}, **settings}
+    )
+    other = app("uwsgi", domains=["other.example.com"])
+    machine.pillar({"apps": {"shop": {**shop, "domains": ["shop.example.com"]}, "other": other}})
+
+
+@pytest.fixture
+def shop(repository):
+    """The machine with the shop at v1, and nothing deployed."""
+    pillar(repository)
+    if repository.exec("test -e /var/lib/wsgi/live/shop", check=False).rc == 0:
+        repository.call("wsgi.deploy", "shop")
+    repository.apply()
+    assert version(repository) == "v1"
+    return repository
+
+
+def version(machine):
+    return machine.get("/", host="shop.example.com").body
+
+
+def override(machine):
+    return machine.call("wsgi.status", "shop")["shop"].get("override")
+
+
+def test_a_revision_is_deployed_alone_and_holds_until_pillar_catches_up(shop):
+    other = shop.call("wsgi.status", "other")["other"]["pids"]
+    with shop.load(clients=8, pause=0.02, host="shop.example.com") as load:
+        done = shop.call("wsgi.deploy", "shop", "rev=v2")
+    assert load.report["lost"] == 0, load.report
+    assert version(shop) == "v2"
+    assert done["revision"]["ref"] == "v2"
+    assert "v2 was deployed" in done["note"]
+    assert "v2 was deployed" in override(shop)
+    assert shop.call("wsgi.status", "other")["other"]["pids"] == other
+    run = shop.apply()
+    assert run.changed == set()
+    assert "v2 was deployed" in run.states["shop-live"]["comment"]
+    pillar(shop, "v2")
+    assert shop.apply().changed == set()
+    assert override(shop) is None
+    entry = shop.call("wsgi.history", "shop", "limit=1")[0]
+    assert (entry["by"]["function"], entry["revision"]["ref"]) == ("wsgi.deploy", "v2")
+
+
+def test_pillar_has_the_last_word_as_soon_as_it_says_something_else(shop):
+    shop.call("wsgi.deploy", "shop", "rev=v2")
+    pillar(shop, "v3")
+    shop.apply()
+    assert (version(shop), override(shop)) == ("v3", None)
+
+
+def test_other_settings_of_pillar_are_applied_to_what_was_deployed(shop):
+    shop.call("wsgi.deploy", "shop", "rev=v2")
+    pillar(shop, workers=3)
+    shop.apply()
+    assert version(shop) == "v2"
+    assert len(shop.call("wsgi.status", "shop")["shop"]["pids"]) == 4
+
+
+def test_a_branch_that_was_deployed_stays_where_it_was(shop):
+    shop.call("wsgi.deploy", "shop", "rev=main")
+    assert version(shop) == "v3"
+    release(shop, "v4", tag=False)
+    assert shop.apply().changed == set()
+    shop.call("wsgi.deploy", "shop", "rev=main")
+    assert version(shop) == "v4"
+
+
+def test_without_a_revision_it_is_what_pillar_says(shop):
+    shop.call("wsgi.deploy", "shop", "rev=v2")
+    shop.call("wsgi.deploy", "shop")
+    assert (version(shop), override(shop)) == ("v1", None)
+
+
+def test_a_way_back_from_what_was_deployed_is_to_what_pillar_says(shop):
+    shop.call("wsgi.deploy", "shop", "rev=v2")
+    shop.call("wsgi.rollback", "shop")
+    assert (version(shop), override(shop)) == ("v1", None)
+    assert shop.apply().changed == set()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["rev=v22"], "v22"),
+        (["rev=bad"], "rotten"),
+        (["rev=-x"], "'-x' can't be a branch, a tag or a commit"),
+        (["source=nonsense"], "'nonsense' must be salt://folder"),
+        (["rev=v2", "source=salt://shop"], "rev and source can't both be given"),
+    ],
+    ids=str,
+)
+def test_what_cant_be_deployed_changes_nothing(shop, asked, said):
+    with shop.load(clients=4, pause=0.02, host="shop.example.com") as load, pytest.raises(CommandFailed, match=said):
+        shop.call("wsgi.deploy", "shop", *asked)
+    assert load.report["lost"] == 0, load.report
+    assert (version(shop), override(shop)) == ("v1", None)
+    assert shop.apply().changed == set()
+
+
+def test_another_source_can_be_deployed(shop):
+    shop.exec("rm -rf /srv/elsewhere; git clone -q /srv/shop.git /srv/elsewhere; cd /srv/elsewhere; git checkout -q v2")
+    shop.call("wsgi.deploy", "shop", "source=/srv/elsewhere")
+    assert version(shop) == "v2"
+    assert "/srv/elsewhere was deployed" in override(shop)
+
+
+def test_an_app_that_is_not_live_is_not_deployed(shop):
+    shop.pillar({"apps": {"new": app(domains=["new.example.com"])}})
+    with pytest.raises(CommandFailed, match="new is not live yet: state.apply wsgi"):
+        shop.call("wsgi.deploy", "new")
+    pillar(shop)
+
+
+# One run at a time
+
+FLAG = "/var/lib/wsgi/home/shop/building"
+SLOW = {"build": [f"touch {FLAG}; sleep 4321"]}
+
+
+def begin(machine, *command):
+    """A run of Salt that goes on by itself, as soon as it is in the midst of a build."""
+    machine.exec(f"rm -f {FLAG}; systemctl reset-failed run 2>/dev/null; true")
+    machine.exec(["systemd-run", "--unit=run", "--property=KillMode=process", "salt-call", *command])
+    machine.exec(f"for i in $(seq 300); do [ -e {FLAG} ] && exit; sleep 0.1; done; journalctl -u run; false")
+
+
+def test_a_second_deploy_is_refused_and_told_by_whom_or_waits(shop):
+    pillar(shop, hooks=SLOW)
+    begin(shop, "wsgi.deploy", "shop", "rev=v2")
+    pid = shop.exec("systemctl show --property=MainPID --value run").stdout.strip()
+    refused = rf"shop is being changed by wsgi.deploy \(PID {pid}, since .*\); try again when that has ended"
+    for command in (["wsgi.deploy", "shop", "rev=v3"], ["wsgi.rollback", "shop"], ["wsgi.restart", "shop"]):
+        with pytest.raises(CommandFailed, match=refused):
+            shop.call(*command)
+    pillar(shop)
+    shop.exec("systemd-run --unit=second salt-call wsgi.deploy shop rev=v3 wait=60; sleep 4")
+    assert version(shop) == "v1"
+    shop.exec("pkill -x sleep")  # and with it the first one's build
+    shop.exec("for i in $(seq 300); do systemctl is-active -q run second || exit 0; sleep 0.1; done")
+    assert version(shop) == "v3"
+    events = [(entry["event"], entry["revision"]["ref"]) for entry in shop.call("wsgi.history", "shop", "limit=2")]
+    assert events[0] == ("live", "v3")
+    shop.exec("systemctl reset-failed run second", check=False)
+
+
+def test_a_lock_whose_holder_died_is_taken_over_and_its_build_ended(shop):
+    pillar(shop, hooks=SLOW)
+    begin(shop, "wsgi.deploy", "shop", "rev=v2")
+    shop.exec("systemctl kill --kill-who=main --signal=KILL run; sleep 0.5")
+    assert "sleep 4321" in shop.exec("ps -eo args").stdout
+    pillar(shop)
+    shop.call("wsgi.deploy", "shop", "rev=v3")
+    assert "sleep 4321" not in shop.exec("ps -eo args").stdout
+    assert version(shop) == "v3"

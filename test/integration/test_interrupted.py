@@ -1,0 +1,92 @@
+"""A run that is killed in the midst of a change leaves what was live serving, and the next one finishes its work."""
+
+import pytest
+from pillars import app, inspected
+
+FLAG = "/var/lib/wsgi/home/shop/there"
+# Once: the next run goes through.
+STOP = f"test -e {FLAG} || {{ touch {FLAG}; sleep 4321; }}"
+OLD = {"env": {"GREETING": "old"}}
+NEW = {"env": {"GREETING": "new"}}
+# Where the run is killed, and whether the new generation has the traffic by then.
+MOMENTS = {
+    "build": ({"hooks": {"build": [STOP]}}, False),
+    "before_live": ({"hooks": {"before_live": [STOP]}}, False),
+    "after_live": ({"hooks": {"after_live": [STOP]}}, True),
+    "before_retire": ({"hooks": {"before_retire": [STOP]}}, True),
+}
+
+
+def begin(machine):
+    """A run in the background; killing it kills nothing else."""
+    machine.exec("systemctl reset-failed run 2>/dev/null; true")
+    machine.exec(["systemd-run", "--unit=run", "--property=KillMode=process", "salt-call", "state.apply", "wsgi"])
+
+
+def kill(machine):
+    machine.exec("systemctl kill --kill-who=main --signal=KILL run; sleep 0.5; systemctl reset-failed run", check=False)
+
+
+def wait(machine, condition):
+    machine.exec(f"for i in $(seq 300); do {condition} && exit; sleep 0.1; done; journalctl -u run; false")
+
+
+def assert_one_generation(machine):
+    live = machine.exec("readlink /var/lib/wsgi/live/shop").stdout.strip().rpartition("/")[2]
+    assert machine.exec("ls -d /etc/wsgi/shop/*/ | xargs -n 1 basename").stdout.split() == [live]
+    assert machine.exec("ps -eo args | grep '[s]leep 4321'", check=False).stdout == ""
+    releases = machine.exec("ls -d /srv/wsgi/shop/releases/*").stdout.split()
+    assert [path for path in releases if machine.exec(["test", "-e", f"{path}/release.json"], check=False).rc] == []
+
+
+@pytest.mark.parametrize("process_manager", ["supervisor", "systemd"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_in_a_command(machine, moment, process_manager):
+    settings, switched = MOMENTS[moment]
+    machine.pillar({"apps": {"shop": app(process_manager=process_manager, **OLD)}})
+    machine.apply()
+    machine.exec(f"rm -f {FLAG}")
+    machine.pillar({"apps": {"shop": app(process_manager=process_manager, **NEW, **settings)}})
+    with machine.load(clients=4, pause=0.02) as load:
+        begin(machine)
+        wait(machine, f"test -e {FLAG}")
+        kill(machine)
+        assert machine.get("/").body.startswith("new" if switched else "old")
+        machine.apply()
+        assert machine.get("/").body.startswith("new")
+    assert load.report["lost"] == 0, load.report
+    assert_one_generation(machine)
+    assert machine.apply().changed == set()
+
+
+def test_killed_while_it_waits_for_the_health_check(machine):
+    machine.pillar({"apps": {"shop": app(**OLD)}})
+    machine.apply()
+    never = {"health": {"path": "/healthz", "status": 418, "deadline": 300}}
+    machine.pillar({"apps": {"shop": app(**{**NEW, **never})}})
+    with machine.load(clients=4, pause=0.02) as load:
+        begin(machine)
+        wait(machine, "[ $(ls -d /run/wsgi/shop/*/http.sock 2>/dev/null | wc -l) = 2 ]")
+        kill(machine)
+        assert machine.get("/").body.startswith("old")
+        machine.pillar({"apps": {"shop": app(**NEW)}})
+        machine.apply()
+        assert machine.get("/").body.startswith("new")
+    assert load.report["lost"] == 0, load.report
+    assert_one_generation(machine)
+
+
+def test_killed_while_the_old_one_finishes_a_request(machine):
+    machine.pillar({"apps": {"shop": inspected(env={"A": "old"})}})
+    machine.apply()
+    machine.exec("systemd-run --unit=slow --collect sh -c 'curl -s \"127.0.0.1/?sleep=15\" > /tmp/slow'; sleep 1")
+    before = machine.exec("readlink /var/lib/wsgi/live/shop").stdout
+    machine.pillar({"apps": {"shop": inspected(env={"A": "new"})}})
+    begin(machine)
+    wait(machine, f'[ "$(readlink /var/lib/wsgi/live/shop)" != {before.strip()} ]')
+    kill(machine)
+    machine.apply()
+    machine.exec("for i in $(seq 200); do [ -s /tmp/slow ] && break; sleep 0.1; done")
+    assert '"A": "old"' in machine.exec("cat /tmp/slow").stdout
+    assert_one_generation(machine)
+    assert machine.apply().changed == set()
