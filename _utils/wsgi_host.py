@@ -65,6 +65,7 @@ class Host:
         self.resolved = {}
         self.wanted = {}
         self.overrides = {}
+        self.overrides_read = {}  # as they were on the disk
 
     @classmethod
     def of_run(cls, context, salt, pillar, grains, opts, saltenv):

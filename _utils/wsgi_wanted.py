@@ -83,7 +83,7 @@ def in_force(host, name):
     of what pillar said then; it ends as soon as pillar says something else); ``at`` and ``by``.
     """
     if name not in host.overrides:
-        host.overrides[name] = wsgi_host.read_json(_path(name)) or {}
+        host.overrides[name] = host.overrides_read[name] = wsgi_host.read_json(_path(name)) or {}
     override = host.overrides[name]
     if "source" in override and override["pillar"] != _said(host, name):
         return {}
@@ -119,6 +119,8 @@ def override(host, name, what, write=True):
     if what:
         what = {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "by": wsgi_history.by(host), **what}
     host.overrides[name] = what
+    if write:
+        host.overrides_read[name] = what
     if write and what:
         wsgi_host.write(_path(name), json.dumps(what) + "\n", 0o600)
     elif write:
@@ -127,7 +129,7 @@ def override(host, name, what, write=True):
 
 def check_unchanged(host, name):
     """Raise ``Problem`` where another run deployed, pinned or unpinned an app since this one began."""
-    if name in host.overrides and (wsgi_host.read_json(_path(name)) or {}) != host.overrides[name]:
+    if name in host.overrides and (wsgi_host.read_json(_path(name)) or {}) != host.overrides_read[name]:
         raise Problem(f"another run changed what is wanted of {name} meanwhile; apply again")
 
 

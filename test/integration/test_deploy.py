@@ -25,8 +25,9 @@ def repository(machine):
         "/srv/shop/shop.py",
         'VERSION = "v0"\n\n\n'
         "def application(environ, start_response):\n"
+        '    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))\n'
         '    start_response("200 OK", [])\n'
-        "    return [VERSION.encode()]\n",
+        "    return [body or VERSION.encode()]\n",
     )
     machine.exec("cd /srv/shop && git checkout -q -B main && git add .")
     for version in ("v1", "v2", "v3"):

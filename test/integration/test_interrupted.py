@@ -5,16 +5,11 @@ from pillars import app, inspected
 
 FLAG = "/var/lib/wsgi/home/shop/there"
 # Once: the next run goes through.
-STOP = f"test -e {FLAG} || {{ touch {FLAG}; sleep 4321; }}"
+STOP = f"test -e {FLAG} || {{ touch {FLAG}; sleep 4321; }} # under %s"
 OLD = {"env": {"GREETING": "old"}}
 NEW = {"env": {"GREETING": "new"}}
 # Where the run is killed, and whether the new generation has the traffic by then.
-MOMENTS = {
-    "build": ({"hooks": {"build": [STOP]}}, False),
-    "before_live": ({"hooks": {"before_live": [STOP]}}, False),
-    "after_live": ({"hooks": {"after_live": [STOP]}}, True),
-    "before_retire": ({"hooks": {"before_retire": [STOP]}}, True),
-}
+MOMENTS = {"build": False, "before_live": False, "after_live": True, "before_retire": True}
 
 
 def begin(machine):
@@ -42,11 +37,13 @@ def assert_one_generation(machine):
 @pytest.mark.parametrize("process_manager", ["supervisor", "systemd"])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_in_a_command(machine, moment, process_manager):
-    settings, switched = MOMENTS[moment]
+    switched = MOMENTS[moment]
+    # One of another text is another one, and runs.
+    hooks = {moment: [STOP % process_manager]}
     machine.pillar({"apps": {"shop": app(process_manager=process_manager, **OLD)}})
     machine.apply()
     machine.exec(f"rm -f {FLAG}")
-    machine.pillar({"apps": {"shop": app(process_manager=process_manager, **NEW, **settings)}})
+    machine.pillar({"apps": {"shop": app(process_manager=process_manager, hooks=hooks, **NEW)}})
     with machine.load(clients=4, pause=0.02) as load:
         begin(machine)
         wait(machine, f"test -e {FLAG}")
