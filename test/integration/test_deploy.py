@@ -183,8 +183,8 @@ def test_a_second_deploy_is_refused_and_told_by_whom_or_waits(shop):
     shop.exec("pkill -x sleep")  # and with it the first one's build
     shop.exec("for i in $(seq 300); do systemctl is-active -q run second || exit 0; sleep 0.1; done")
     assert version(shop) == "v3"
-    events = [(entry["event"], entry["revision"]["ref"]) for entry in shop.call("wsgi.history", "shop", "limit=2")]
-    assert events[0] == ("live", "v3")
+    last = shop.call("wsgi.history", "shop", "limit=1")[0]
+    assert (last["event"], last["revision"]["ref"]) == ("live", "v3")
     shop.exec("systemctl reset-failed run second", check=False)
 
 

@@ -1,0 +1,152 @@
+"""Steps end with all that they started, tell no secret, and one run at a time takes them."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import wsgi_lock
+import wsgi_step
+from wsgi_host import Problem
+
+ME = {"uid": os.getuid(), "gid": os.getgid()}
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root may give a step another user")
+
+
+def shell(command, name="unit-test", **options):
+    return wsgi_step.run(["sh", "-c", command], name, **ME, **options)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_step_returns_what_it_printed():
+    assert shell("echo out; echo err >&2") == "out\nerr\n"
+
+
+def test_a_step_sees_what_it_is_given_and_no_more(monkeypatch):
+    monkeypatch.setenv("SALT_SECRET", "hunter2")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://pypi.example.com")
+    seen = dict(line.split("=", 1) for line in shell("env", env={"A": "1"}).splitlines())
+    assert {"A": "1", "PIP_INDEX_URL": "https://pypi.example.com", "WSGI_STEP": "unit-test"}.items() <= seen.items()
+    assert "SALT_SECRET" not in seen
+
+
+def test_a_step_that_fails_tells_the_last_lines_without_secrets():
+    with pytest.raises(Problem) as raised:
+        shell(
+            "for i in $(seq 30); do echo line $i; done; echo hunter2 https://me:hunter3@example.com; exit 3",
+            what="it",
+            secrets=["hunter2"],
+        )
+    assert str(raised.value).startswith("it failed:\n  line 17\n")
+    assert str(raised.value).endswith("\n  *** https://me:***@example.com")
+
+
+def test_a_short_value_is_no_secret():
+    assert wsgi_step.strike("a 1 b", ["1"]) == "a 1 b"
+
+
+def test_the_longer_of_two_secrets_goes_first():
+    assert wsgi_step.strike("hunter2-and-more", ["hunter2", "hunter2-and-more"]) == "***"
+
+
+def test_a_step_that_takes_too_long_ends_with_all_that_it_started():
+    with pytest.raises(Problem, match="it did not end within 1 s:\n  begun"):
+        shell("setsid sleep 4322 & echo begun; sleep 4322", what="it", timeout=1)
+    assert wsgi_step.end("unit-test") == []
+    assert (
+        "sleep 4322" not in subprocess.run(["ps", "-eo", "args"], check=False, stdout=subprocess.PIPE, text=True).stdout
+    )
+
+
+def test_what_a_step_leaves_running_ends_with_it_and_nothing_else_does():
+    other = subprocess.Popen(["sleep", "60"], env={"WSGI_STEP": "unit-test-of-another"})
+    try:
+        pid = int(shell("setsid sleep 4323 > /dev/null 2>&1 & echo $!"))
+        assert not alive(pid)
+        assert alive(other.pid)
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_program_that_is_not_there_is_told_as_such():
+    with pytest.raises(FileNotFoundError):
+        wsgi_step.run(["/nowhere/program"], "unit-test", **ME)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(wsgi_lock, "RUN", str(tmp_path))
+    return tmp_path
+
+
+def holder(pipe):
+    with wsgi_lock.locked("shop", "wsgi.deploy"):
+        pipe.send("held")
+        pipe.poll(30)
+
+
+@pytest.fixture
+def another(run):
+    """Another run that holds the shop, and the pipe that ends it."""
+    context = multiprocessing.get_context("fork")
+    mine, its = context.Pipe()
+    process = context.Process(target=holder, args=(its,))
+    process.start()
+    assert mine.poll(10)
+    yield process, mine
+    process.kill()
+    process.join(10)
+
+
+def test_who_holds_an_app_may_do_so_again(run):
+    with wsgi_lock.locked("shop", "a change"), wsgi_lock.locked("shop", "a build", patience=0):
+        pass
+    with wsgi_lock.locked("shop", "again", patience=0):
+        pass
+
+
+def test_another_run_is_refused_and_told_by_whom(another):
+    process, _ = another
+    refused = rf"shop is being changed by wsgi.deploy \(PID {process.pid}, since [\d:]+\)"
+    with pytest.raises(Problem, match=refused), wsgi_lock.locked("shop", "wsgi.rollback", patience=0):
+        pass
+    with wsgi_lock.locked("other", "wsgi.rollback", patience=0):
+        pass
+
+
+def test_another_run_waits_its_patience(another):
+    process, pipe = another
+    pipe.send("enough")
+    with wsgi_lock.locked("shop", "wsgi.rollback", patience=10):
+        process.join(10)
+
+
+def test_the_lock_of_a_run_that_died_is_taken_over_and_what_it_left_running_ended(another):
+    process, _ = another
+    left = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], env={"WSGI_STEP": "shop"}, start_new_session=True
+    )
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(10)
+    with wsgi_lock.locked("shop", "wsgi.rollback", patience=5):
+        assert left.wait(5) == -signal.SIGKILL
+
+
+def test_a_run_that_came_to_its_end_leaves_nothing_to_take_over(run, monkeypatch):
+    with wsgi_lock.locked("shop", "a change"):
+        pass
+    monkeypatch.setattr(wsgi_step, "end", lambda name: pytest.fail("nobody died"))
+    with wsgi_lock.locked("shop", "a change"):
+        pass
