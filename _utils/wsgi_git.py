@@ -24,7 +24,7 @@ CONNECT_TIMEOUT = 15  # seconds, for ssh to be greeted
 # What git and OpenSSH say, the app's key that mends it, and how.
 REASONS = (
     (
-        "HOST IDENTIFICATION HAS CHANGED",
+        "has changed and you have requested strict checking",
         "known_hosts",
         "{host} shows another host key than the one that is known; once you know why, put what `{keyscan}` prints here",
     ),
@@ -34,7 +34,7 @@ REASONS = (
         "the host key of {host} is not known; put what `{keyscan}` prints here, once you know that it is the host's",
     ),
     (
-        "Permission denied (",
+        r"Permission denied \(",
         "deploy_key",
         "{host} refuses it; here must stand a private key without a passphrase, whose public key is the repository's",
     ),
