@@ -49,8 +49,8 @@ SSHD = r"""
 set -e
 mkdir -p /run/sshd /srv/sshd && cd /srv/sshd
 ssh-keygen -q -t ed25519 -N '' -f host && ssh-keygen -q -t ed25519 -N '' -f deploy && ssh-keygen -q -t ed25519 -N '' -f other
-printf '#!/bin/sh\n{ ps -ewwo user:20,args; cat /run/wsgi/git.*/*; } >> /srv/sshd/seen 2>&1\nexec git-shell -c "$SSH_ORIGINAL_COMMAND"\n' > seeing
-chmod 755 seeing && touch seen && chmod 666 seen
+printf '#!/bin/sh\n{ ps -ewwo user:20,args; cat /run/wsgi/git.*/*; } >> /srv/sshd/seen 2>&1\nrm /srv/sshd/hold 2>/dev/null && sleep 600\nexec git-shell -c "$SSH_ORIGINAL_COMMAND"\n' > seeing
+chmod 755 seeing && touch seen && chmod 666 seen && chown git .
 printf 'command="/srv/sshd/seeing" %s\n' "$(cat deploy.pub)" > authorized
 printf 'Port 2222\nListenAddress 127.0.0.1\nHostKey /srv/sshd/host\nAuthorizedKeysFile /srv/sshd/authorized\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n' > config
 systemd-run --quiet --unit=test-sshd /usr/sbin/sshd -D -f /srv/sshd/config
@@ -404,6 +404,25 @@ def test_a_key_is_in_no_argument_and_no_file_but_for_the_time_of_a_command(site,
     assert holders(site, line) == []
     assert site.machine.exec("ls -d /run/wsgi/git.*/", check=False).stdout == ""
     assert line not in json.dumps(site.machine.call("wsgi.settings"))
+
+
+def test_what_a_killed_run_left_goes_with_the_next(site, serving):
+    site.commit("killed")
+    site.machine.pillar({"apps": {"shop": shop(**{**serving, "source": f"{SSH}@main"})}})
+    site.machine.exec(": > /srv/sshd/seen; touch /srv/sshd/hold")
+    run = "systemd-run --quiet --collect --unit=killed --property=KillMode=process"
+    site.machine.exec(f"{run} salt-call state.apply wsgi")
+    site.machine.exec(
+        "for try in $(seq 600); do test -s /srv/sshd/seen && ! test -e /srv/sshd/hold && break; sleep 0.1; done"
+    )
+    private = site.machine.exec("stat -c '%a %U' /run/wsgi/git.*/ /run/wsgi/git.*/key").stdout
+    assert private == "700 root\n600 root\n"
+    site.machine.exec("systemctl kill --kill-who=main --signal=KILL killed")
+    assert site.machine.exec("pgrep -fc '^ssh -o BatchMode'").stdout.strip() == "1"
+    site.machine.apply()
+    assert site.body() == "killed"
+    assert site.machine.exec("ls -d /run/wsgi/git.*/", check=False).stdout == ""
+    assert site.machine.exec("pgrep -fc '^ssh -o BatchMode'", check=False).stdout.strip() == "0"
 
 
 def test_a_token_is_in_no_argument_no_file_and_no_message(site):
