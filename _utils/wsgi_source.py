@@ -283,7 +283,8 @@ FORMS = {"salt": Salt, "git": Git, "archive": Archive, "requirement": Requiremen
 
 def of(host, name, app):
     """The app's source, resolved once per run; ``Problem`` where that can't be done is raised at its first use."""
-    key = (name, app["source"])
+    # Before the first state it is asked without the value that an sdb:// key stands for.
+    key = (name, app["source"], app["deploy_key"], app["known_hosts"])
     if key not in host.resolved:
         said = wsgi_schema.parse_source(app["source"])
         host.resolved[key] = FORMS[said.kind](host, name, app, said)

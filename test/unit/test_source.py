@@ -140,6 +140,14 @@ def test_a_commit_is_what_it_is_wherever_it_comes_from(source_of):
     assert source.read("requirements.txt") is None
 
 
+def test_a_key_that_was_looked_up_is_not_taken_for_the_one_that_was_not(source_of):
+    source = f"git+ssh://git@h/s.git@{COMMIT}"
+    found, earlier = source_of(source, deploy_key="looked up"), source_of(source, deploy_key="sdb://keys/shop")
+    assert found.app["deploy_key"] == "looked up"
+    assert earlier.app["deploy_key"] == "sdb://keys/shop"
+    assert source_of(source, deploy_key="looked up") is found
+
+
 def test_an_archive_is_its_hash(source_of):
     source = source_of(f"https://me:secret@h/s.zip#sha256={HASH}")
     assert source.identity == source_of(f"salt://s.zip#sha256={HASH}").identity
