@@ -7,19 +7,19 @@ Runs inside the machine under test, on its own Python (3.9 or newer). Ends after
 --requests, or when the file --stop appears. Prints `sending` once every client has had its first
 outcome. The report:
 
-    {"seconds": 20.1, "requests": 9120, "lost": 2,
+    {"seconds": 20.1, "requests": 9120, "lost": 2, "statuses": {"200": 9118},
      "kinds": {"reset": 1, "stale-keepalive": 1},
      "failures": [{"time": 1712345678.901, "mode": "close-post", "kind": "reset", "reason": "…"}]}
 
-`lost` counts every request without a right answer; `failures` details the first 1,000. The kinds:
+`statuses` counts the right answers; `lost` counts every request without one; `failures` details the first 1,000. The kinds:
 
     connect          no connection
     eof, reset       the connection ended before any part of the answer came
     stale-keepalive  the same, on a connection that had served before and was not announced to close
     truncated        the answer stopped half-way
     timeout          nothing for --timeout seconds
-    status           another status than 200
-    body             the answer to a POST does not contain what was sent
+    status           another status than --statuses
+    body             the answer to a POST, of status 200, does not contain what was sent
     protocol         not HTTP
 """
 
@@ -55,8 +55,7 @@ class Client(threading.Thread):
     def run(self):
         while self.load.goes_on():
             try:
-                self.request()
-                self.load.count(self)
+                self.load.count(self, status=self.request())
             except Lost as lost:
                 self.connection.close()
                 self.load.count(self, *lost.args)
@@ -65,7 +64,7 @@ class Client(threading.Thread):
         self.connection.close()
 
     def request(self):
-        """One request; raises Lost unless the answer is right."""
+        """One request; returns the answer's status, and raises Lost unless the answer is right."""
         reused = self.connection.sock is not None  # http.client drops a connection announced to close
         if not reused:
             try:
@@ -95,10 +94,11 @@ class Client(threading.Thread):
             raise Lost("truncated", repr(error)) from error
         if self.header == "CLOSE":
             self.connection.close()
-        if answer.status != 200:
+        if answer.status not in self.load.options.statuses:
             raise Lost("status", f"{answer.status} {answer.reason}")
-        if sent not in received:
+        if answer.status == 200 and sent not in received:
             raise Lost("body", f"sent {len(sent)} bytes, got {len(received)} others: {received[:80]!r}")
+        return answer.status
 
 
 class Load:
@@ -110,6 +110,7 @@ class Load:
         self.lock = threading.Lock()
         self.silent = set(self.clients)
         self.requests = 0
+        self.statuses = collections.Counter()
         self.kinds = collections.Counter()
         self.failures = []
 
@@ -124,6 +125,7 @@ class Load:
             "seconds": round(time.monotonic() - started, 3),
             "requests": self.requests,
             "lost": sum(self.kinds.values()),
+            "statuses": self.statuses,
             "kinds": self.kinds,
             "failures": self.failures,
         }
@@ -135,9 +137,11 @@ class Load:
             and not (self.options.stop and os.path.exists(self.options.stop))
         )
 
-    def count(self, client, kind=None, reason=None):
+    def count(self, client, kind=None, reason=None, status=None):
         with self.lock:
             self.requests += 1
+            if status:
+                self.statuses[status] += 1
             if client in self.silent:
                 self.silent.remove(client)
                 if not self.silent:
@@ -156,6 +160,10 @@ def modes(text):
     return chosen
 
 
+def statuses(text):
+    return [int(status) for status in text.split(",")]
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -163,6 +171,7 @@ def main():
     parser.add_argument("--host", default="127.0.0.1", help="the Host header")
     parser.add_argument("--port", type=int, default=80)
     parser.add_argument("--path", default="/", help="answers 200 to a GET, and to a POST with its body")
+    parser.add_argument("--statuses", type=statuses, default=[200], help="what is right, such as 200,503")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--mode", type=modes, default="mixed", help=f"mixed, or some of {','.join(MODES)}")
     parser.add_argument("--seconds", type=float, default=20)
