@@ -1,0 +1,10 @@
+from django.db import migrations
+
+
+def prices(apps, schema_editor):
+    apps.get_model("goods", "Item").objects.update(price=2)
+
+
+class Migration(migrations.Migration):
+    dependencies = [("goods", "0002_item_price")]
+    operations = [migrations.RunPython(prices, migrations.RunPython.noop)]
