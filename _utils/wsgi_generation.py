@@ -24,6 +24,7 @@ import wsgi_lock
 import wsgi_managers
 import wsgi_nginx
 import wsgi_probe
+import wsgi_programs
 import wsgi_release
 import wsgi_settings
 import wsgi_step
@@ -34,8 +35,6 @@ from wsgi_step import tail
 SPAWN = "/usr/local/lib/wsgi/spawn"
 # What of a server's row decides its process.
 DECIDING = ("protocol", "spawned", "keepalive", "notify", "config", "command")
-# Beyond what a server is allowed for a graceful stop, before what is left of it is killed.
-STOP_MARGIN = 15  # seconds
 # Logs of retired generations that stay, for each app.
 KEEP_LOGS = 10
 # How much of its log tells why a generation failed: gunicorn adds a long traceback of its own.
@@ -79,7 +78,7 @@ class Generation:
         self.environment = wsgi_environment.Environment(name, record["environment"])
         self.manager = wsgi_managers.manager(host, record["process_manager"])
         self.config = f"{self.folder}/{host.servers[self.server]['config']}"
-        self.command = []
+        self.programs = [wsgi_programs.server(self)]
 
     @property
     def socket(self):
@@ -104,7 +103,7 @@ class Generation:
     @property
     def pids(self):
         """The PIDs of its master and of all its workers."""
-        return wsgi_managers.processes(self.manager.pid(self.unit))
+        return wsgi_managers.processes(self.programs[0].pid)
 
     def log_tail(self, lines=15):
         """The log's last lines, without the values of the app's environment."""
@@ -235,8 +234,9 @@ def wear(host, generation):
     # One at least: a worker that has just died is `spawn`'s to bring back.
     if not any(os.path.realpath(socket) in host.listening for socket in generation.sockets):
         return "nothing listens on its socket"
-    if not generation.manager.registered(generation.unit):
-        return f"{generation.record['process_manager']} was not to start it again"
+    for program in generation.programs:
+        if not program.manager.registered(program.unit):
+            return f"{generation.record['process_manager']} was not to start it again"
     for path, known in generation.record["files"].items():
         if _fingerprint(path) != known:
             return f"{path} was changed by hand"
@@ -300,9 +300,11 @@ def _change(host, name, app, release, id):
     done = Change(new)
     try:
         _before_live(new, app, release, done)
-        new.manager.start(new.unit, new)
+        for program in new.programs:
+            program.start()
         _ready(new, app)
     except BaseException as error:
+        wsgi_managers.written(new.log)
         lines = new.log_tail(FAILURE_LINES)
         retire(host, name, new.id)
         if isinstance(error, (Problem, OSError)) and lines:
@@ -401,11 +403,7 @@ def retire(host, name, id):
     generation = load(host, name, id)
     unit = f"{name}.{id}"
     if generation:
-        births = {pid: wsgi_managers.started(pid) for pid in generation.pids}
-        patience = generation.record["settings"]["graceful_timeout"] + STOP_MARGIN
-        with contextlib.suppress(OSError):  # its process manager is not running, nor is it then
-            generation.manager.stop(unit, patience)
-        wsgi_managers.kill(births)
+        wsgi_programs.stop(generation)
     wsgi_host.remove(f"{TMPFILES}/wsgi-{unit}.conf")
     wsgi_host.remove(f"{RUN}/{name}/{id}")
     wsgi_host.remove(f"{ETC}/{name}/{id}")
@@ -486,7 +484,7 @@ def files_of(generation, app):
     Returns a dict of paths to texts.
     """
     host = generation.host
-    generation.command = command(host, app, generation)
+    generation.programs[0].command = command(host, app, generation)
     options = wsgi_settings.process_settings(app)["server_options"]
     values = {
         "app": app,
@@ -502,7 +500,7 @@ def files_of(generation, app):
             for template, file in _templates(host, app).items()
         },
         f"{TMPFILES}/wsgi-{generation.unit}.conf": _tmpfiles(generation),
-        **generation.manager.files(generation.unit, generation),
+        **{path: text for program in generation.programs for path, text in program.files().items()},
     }
 
 

@@ -1,11 +1,14 @@
 """
-What keeps a generation's server alive: one class per process manager, all with one interface.
+What keeps a generation's programs alive: one class per process manager, all with one interface.
 
-A *unit* is a generation as its process manager knows it, named ``<app>.<generation>``.
+A *unit* is a ``wsgi_programs.Program`` as its process manager knows it: a generation's server is
+named ``<app>.<generation>``, the others ``<app>.<generation>.<name>.<number>``.
 """
 
+import array
 import configparser
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -14,6 +17,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import termios
 import time
 import xmlrpc.client
 
@@ -21,13 +25,21 @@ import wsgi_host
 
 VASSALS = f"{wsgi_host.ETC}/vassals"
 EMPEROR_STATS = f"{wsgi_host.RUN}/emperor.stats"
-# Hands a server its environment.
+# Hands a program its environment.
 WITH_ENVIRONMENT = "/usr/local/lib/wsgi/with-environment"
+# Has what a program prints written to its log.
+LOGGED = "/usr/local/lib/wsgi/logged"
+APPEND = "/usr/local/lib/wsgi/append"
 BOOT_TIME = 10  # seconds for a process manager to come up
 
 
 class Emperor:
-    """The formula's own uWSGI emperor: a vassal is a link whose owner the vassal runs as."""
+    """
+    The formula's own uWSGI emperor: a vassal is a link whose owner the vassal runs as.
+
+    It holds servers alone. That it is to end, a vassal reads from a pipe, as uWSGI does and no other
+    program; the emperor sends it no signal but SIGKILL, 30 s later.
+    """
 
     # What it renders: a generation's id changes with them.
     templates = ()
@@ -41,14 +53,15 @@ class Emperor:
         return f"{VASSALS}/{unit}.ini"
 
     @staticmethod
-    def files(unit, generation):
+    def files(program):
         """What the vassal is to run, path to text: the distribution's uWSGI, or that of its environment."""
-        return {f"{generation.folder}/program": f"{generation.command[0]}\n"}
+        return {f"{program.generation.folder}/program": f"{program.command[0]}\n"}
 
-    def start(self, unit, generation):
+    def start(self, program):
         """Have the emperor start a vassal, at its next look (once a second)."""
+        generation = program.generation
         wsgi_host.folder(VASSALS, 0o755)
-        wsgi_host.link(generation.config, self._path(unit), generation.uid, generation.gid)
+        wsgi_host.link(generation.config, self._path(program.unit), generation.uid, generation.gid)
 
     def stop(self, unit, patience):
         """Have the emperor stop a vassal, and wait until it has, at most ``patience`` seconds."""
@@ -90,29 +103,54 @@ class Emperor:
             return {}
 
 
-class Supervisor:
-    """The distribution's supervisord, spoken to over its socket: nothing else is restarted."""
+class _Daemon:
+    """
+    A process manager with a socket to be spoken to over, so that nothing else is restarted. At boot it
+    reads a file for each unit.
+    """
+
+    templates = ()
+
+    def __init__(self, host):
+        self.host = host
+        self._first_pids = {}
+
+    def _path(self, unit):
+        raise NotImplementedError
+
+    def _section(self, unit):
+        """What the unit is called in its file."""
+        return unit
+
+    def _wrapped(self, program):
+        """A program's command, with what goes before it: it takes over the process in the end."""
+        return [WITH_ENVIRONMENT, program.generation.folder, *program.command]
+
+    def files(self, program):
+        """The unit's section, path to text."""
+        section, command = self._section(program.unit), self.line(self._wrapped(program))
+        text = self.host.render(self.templates[0], program=program, section=section, command=command)
+        return {self._path(program.unit): text}
+
+    def failed(self, unit):
+        """Why a unit that was just started will not come up, or None."""
+        first = self._first_pids.get(unit)
+        return None if first and alive(first) else "its process ended"
+
+    def registered(self, unit):
+        """Whether the unit comes back by itself after a reboot."""
+        return os.path.exists(self._path(unit))
+
+
+class Supervisor(_Daemon):
+    """The distribution's supervisord."""
 
     # Of https://supervisord.org/subprocess.html#process-states, those a start can't recover from.
     FAILED = ("BACKOFF", "EXITED", "FATAL")
     templates = ("supervisor/program.conf.jinja",)
 
-    def __init__(self, host):
-        self.host = host
-
     def _path(self, unit):
         return f"{self.host.family['supervisor']['conf_dir']}/wsgi-{unit}.conf"
-
-    def files(self, unit, generation):
-        """The program's section, path to text."""
-        return {
-            self._path(unit): self.host.render(
-                self.templates[0],
-                unit=unit,
-                generation=generation,
-                command=self.line([WITH_ENVIRONMENT, generation.folder, *generation.command]),
-            )
-        }
 
     @staticmethod
     def line(command):
@@ -120,12 +158,12 @@ class Supervisor:
         quoted = shlex.join(command).replace("%", "%%")
         return re.sub(r"(?<=\s)(?=[;#])", "''", quoted)
 
-    def start(self, unit, generation):
+    def start(self, program):
         """Have supervisord read the program's section, and start that program alone."""
         _wait_for_its_socket(self.host.family["supervisor"]["socket"])
         with self._rpc() as rpc:
             rpc.supervisor.reloadConfig()
-            rpc.supervisor.addProcessGroup(unit)
+            rpc.supervisor.addProcessGroup(program.unit)
 
     def stop(self, unit, patience):
         """Stop a program and take it away; supervisord waits its own stopwaitsecs and kills."""
@@ -150,10 +188,6 @@ class Supervisor:
         """The PID of a program, or None."""
         info = self._info(unit)
         return (info and info["pid"]) or None
-
-    def registered(self, unit):
-        """Whether the unit comes back by itself after a reboot."""
-        return os.path.exists(self._path(unit))
 
     def _info(self, unit):
         try:
@@ -183,13 +217,13 @@ class _UnixTransport(xmlrpc.client.Transport):
 
 class Systemd:
     """
-    systemd itself, with two units for each generation: its server, and what writes its log.
+    systemd itself, with two services for each unit: the program, and what writes its log.
 
     systemd would write to a log itself, but never open it anew when it was rotated.
     """
 
     SYSTEM = "/etc/systemd/system"
-    templates = ("systemd/server.service.jinja", "systemd/log.service.jinja")
+    templates = ("systemd/program.service.jinja", "systemd/log.service.jinja")
 
     def __init__(self, host):
         self.host = host
@@ -211,23 +245,21 @@ class Systemd:
     def _tmpfiles(unit):
         return f"{wsgi_host.TMPFILES}/wsgi-{unit}.log.conf"
 
-    def files(self, unit, generation):
-        """The two units, and what makes the pipe between them at boot, path to text."""
-        pipe = self._pipe(unit)
+    def files(self, program):
+        """The two services, and what makes the pipe between them at boot, path to text."""
+        generation, services, pipe = program.generation, self._services(program.unit), self._pipe(program.unit)
         units = {
             f"{self.SYSTEM}/{service}": self.host.render(
                 template,
-                unit=unit,
-                generation=generation,
-                command=self.line([WITH_ENVIRONMENT, generation.folder, *generation.command]),
-                notify=self.host.servers[generation.server].get("notify"),
+                program=program,
+                command=self.line([WITH_ENVIRONMENT, generation.folder, *program.command]),
                 pipe=pipe,
-                log=self._services(unit)[1],
+                log_service=services[1],
             )
-            for service, template in zip(self._services(unit), self.templates)
+            for service, template in zip(services, self.templates)
         }
         # In a folder of root's: systemd opens it as root.
-        return {**units, self._tmpfiles(unit): f"p {pipe} 0600 {generation.uid} {generation.gid} -\n"}
+        return {**units, self._tmpfiles(program.unit): f"p {pipe} 0600 {generation.uid} {generation.gid} -\n"}
 
     @staticmethod
     def line(command):
@@ -236,8 +268,9 @@ class Systemd:
             command = [word.replace(special, f"\\{special}") for word in command]
         return " ".join(f'"{word}"' for word in command).replace("%", "%%").replace("$", "$$")
 
-    def start(self, unit, generation):
-        """Have systemd start the server's unit, which wants that of its log; now, and at boot."""
+    def start(self, program):
+        """Have systemd start the program's service, which wants that of its log; now, and at boot."""
+        unit, generation = program.unit, program.generation
         service = self._services(unit)[0]
         wsgi_host.remove(self._pipe(unit))
         os.mkfifo(self._pipe(unit), 0o600)
@@ -248,7 +281,7 @@ class Systemd:
         _systemctl("start", "--no-block", service)
 
     def stop(self, unit, patience):
-        """Stop a server and then its log, which waits for the last line; leave no trace of them."""
+        """Stop a program and then its log, which waits for the last line; leave no trace of them."""
         wsgi_host.remove(self._link(unit))
         _systemctl("stop", *self._services(unit))
         units = [f"{self.SYSTEM}/{service}" for service in self._services(unit)]
@@ -267,7 +300,7 @@ class Systemd:
         return None
 
     def pid(self, unit):
-        """The PID of a server's master, or None."""
+        """The PID of a program, or None."""
         return int(self._shown(unit).get("MainPID", 0)) or None
 
     @staticmethod
@@ -281,37 +314,27 @@ class Systemd:
         return dict(line.split("=", 1) for line in shown.splitlines())
 
 
-class Circus:
-    """A circus of the formula's own, spoken to over its socket: nothing else is restarted."""
+class Circus(_Daemon):
+    """A circus of the formula's own."""
 
     WATCHERS = f"{wsgi_host.ETC}/circus"
     ENDPOINT = f"{wsgi_host.RUN}/circus/endpoint"
-    LOGGED = "/usr/local/lib/wsgi/circus/logged"
     templates = ("circus/watcher.ini.jinja",)
-
-    def __init__(self, host):
-        self.host = host
-        self._first_pids = {}
 
     def _path(self, unit):
         return f"{self.WATCHERS}/{unit}.ini"
 
-    def files(self, unit, generation):
-        """The watcher's section, path to text."""
-        wrapped = [self.LOGGED, f"{generation.run}/log", generation.log, WITH_ENVIRONMENT, generation.folder]
-        return {
-            self._path(unit): self.host.render(
-                self.templates[0], unit=unit, generation=generation, command=self.line(wrapped + generation.command)
-            )
-        }
+    def _wrapped(self, program):
+        return [LOGGED, f"{program.generation.run}/log", program.log, *super()._wrapped(program)]
 
     @staticmethod
     def line(command):
         """A command as a watcher has it: it expands $(circus.…), and a comment begins in quotes too."""
         return re.sub(r"(?<=\()(?=circus\.)|(?<=\s)(?=;)", "''", shlex.join(command), flags=re.IGNORECASE)
 
-    def start(self, unit, generation):
+    def start(self, program):
         """Have circus run the watcher that its section tells of, which it reads itself at boot."""
+        unit = program.unit
         _wait_for_its_socket(self.ENDPOINT)
         section = configparser.RawConfigParser()
         section.read(self._path(unit))
@@ -326,7 +349,7 @@ class Circus:
         self._first_pids[unit] = self.pid(unit)
 
     def stop(self, unit, patience):
-        """Have circus forget a watcher, and stop its server: circus would do nothing else meanwhile."""
+        """Have circus forget a watcher, and stop its program: circus would do nothing else meanwhile."""
         wsgi_host.remove(self._path(unit))
         pid = self.pid(unit)
         # One that is about to be started again has no PID.
@@ -335,21 +358,12 @@ class Circus:
             os.kill(pid, signal.SIGTERM)
             wait_until(lambda: not alive(pid), patience)
 
-    def failed(self, unit):
-        """Why a watcher that was just started will not come up, or None."""
-        first = self._first_pids.get(unit)
-        return None if first and alive(first) else "its process ended"
-
     def pid(self, unit):
         """The PID of a watcher's process, or None."""
         try:
             return next(iter(self._ask("list", name=unit)["pids"]), None)
         except OSError:
             return None
-
-    def registered(self, unit):
-        """Whether the unit comes back by itself after a reboot."""
-        return os.path.exists(self._path(unit))
 
     def _ask(self, command, patience=10, **properties):
         """circus's answer; it refuses all but questions while it is busy. OSError when it says no."""
@@ -376,30 +390,20 @@ class Circus:
             return channel.recv_json()
 
 
-class Gaffer:
-    """A gaffer of the formula's own, spoken to over its socket: nothing else is restarted."""
+class Gaffer(_Daemon):
+    """A gaffer of the formula's own."""
 
     JOBS = f"{wsgi_host.ETC}/gaffer/jobs"
     API = f"{wsgi_host.RUN}/gaffer/api"
-    LOGGED = "/usr/local/lib/wsgi/gaffer/logged"
     templates = ("gaffer/job.ini.jinja",)
-
-    def __init__(self, host):
-        self.host = host
-        self._first_pids = {}
 
     def _path(self, unit):
         return f"{self.JOBS}/{unit}.ini"
 
-    def files(self, unit, generation):
-        """The job's section, path to text."""
-        wrapped = ["/usr/bin/env", f"--chdir={generation.code}", self.LOGGED, f"{generation.run}/log", generation.log]
-        wrapped += [WITH_ENVIRONMENT, generation.folder]
-        return {
-            self._path(unit): self.host.render(
-                self.templates[0], unit=unit, generation=generation, command=self.line(wrapped + generation.command)
-            )
-        }
+    def _wrapped(self, program):
+        generation = program.generation
+        logged = [LOGGED, f"{generation.run}/log", program.log]
+        return ["/usr/bin/env", f"--chdir={generation.code}", *logged, *super()._wrapped(program)]
 
     @staticmethod
     def line(command):
@@ -407,13 +411,14 @@ class Gaffer:
         quoted = shlex.join(command).replace("%", "%%").replace("$", "$$")
         return re.sub(r"(?<=\s)(?=;)", "''", quoted)
 
-    def start(self, unit, generation):
+    def start(self, program):
         """Have gaffer run the job that its section tells of, which it reads itself at boot."""
+        unit = program.unit
         _wait_for_its_socket(self.API)
-        name, _, id = unit.partition(".")
+        name, id = self._names(unit)
         section = configparser.ConfigParser()
         section.read(self._path(unit), encoding="utf-8")
-        job = section[f"job:{id}.{name}"]
+        job = section[f"job:{self._section(unit)}"]
         patience = job.getint("graceful_timeout")
         self._ask(
             "POST", f"jobs/{name}", name=id, cmd=job["cmd"], args=job["args"], os_env=False, graceful_timeout=patience
@@ -427,11 +432,6 @@ class Gaffer:
         self._ask("DELETE", self._job(unit))
         wait_until(lambda: not pid or not alive(pid), patience)
 
-    def failed(self, unit):
-        """Why a job that was just started will not come up, or None."""
-        first = self._first_pids.get(unit)
-        return None if first and alive(first) else "its process ended"
-
     def pid(self, unit):
         """The PID of a job's process, or None."""
         try:
@@ -441,13 +441,18 @@ class Gaffer:
             pass
         return None
 
-    def registered(self, unit):
-        """Whether the unit comes back by itself after a reboot."""
-        return os.path.exists(self._path(unit))
+    def _section(self, unit):
+        return ".".join(reversed(self._names(unit)))
+
+    @staticmethod
+    def _names(unit):
+        """The app, and the job among its own, in which a dot would be the one between the two."""
+        name, _, id = unit.partition(".")
+        return name, id.replace(".", "-")
 
     @staticmethod
     def _job(unit):
-        return f"jobs/{unit.replace('.', '/')}"
+        return f"jobs/{'/'.join(Gaffer._names(unit))}"
 
     def _ask(self, method, path, **body):
         """gaffer's answer; an empty one for what it doesn't know."""
@@ -489,8 +494,8 @@ def manager(host, name):
     name : str
         A key of ``MANAGERS``.
 
-    Returns an object with ``templates``, ``files``, ``start``, ``stop``, ``failed``, ``pid`` and
-    ``registered``.
+    Returns an object with ``templates``, ``files`` and ``start``, which take a program, and ``stop``,
+    ``failed``, ``pid`` and ``registered``, which take a unit.
     """
     return MANAGERS[name](host)
 
@@ -540,6 +545,42 @@ def alive(pid):
     """Whether a process is there and is no zombie."""
     fields = _stat(pid)
     return bool(fields) and fields[0] not in ("Z", "X")
+
+
+def written(log, patience=5):
+    """
+    Wait until a log holds all that was said: `append` may be some lines behind.
+
+    log : str
+    patience : float
+        Seconds.
+    """
+    wait_until(lambda: not any(_reads(pid) for pid in _running(APPEND, log)), patience)
+
+
+def _running(*words):
+    """The PIDs of scripts whose command line ends in these words."""
+    ending = "\0".join(["", *words, ""]).encode()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+                if file.read().endswith(ending):
+                    yield int(name)
+
+
+def _reads(pid):
+    """Whether a process has something left to read from its standard input, a pipe, or is at it."""
+    fields = _stat(pid)
+    try:
+        pipe = os.open(f"/proc/{pid}/fd/0", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        left = array.array("i", [0])
+        fcntl.ioctl(pipe, termios.FIONREAD, left)
+        return left[0] > 0 or (fields and fields[0] == "R")
+    finally:
+        os.close(pipe)
 
 
 def memory(pids):

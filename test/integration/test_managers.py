@@ -234,7 +234,7 @@ subprocess.run(["supervisorctl", "update", "words"], check=True)
     "circus": """
 open("/etc/wsgi/circus/words.ini", "w").write(f"[watcher:words]\\ncmd=/usr/bin/env\\nargs={line}\\n")
 manager = wsgi_managers.Circus(None)
-manager.start("words", None)
+manager.start(types.SimpleNamespace(unit="words"))
 wsgi_managers.wait_until(lambda: os.path.exists("/root/words") and os.path.getsize("/root/words"), 10)
 manager.stop("words", 5)
 """,
@@ -242,7 +242,7 @@ manager.stop("words", 5)
 section = f"[job:1.words]\\ncmd=/usr/bin/env\\nargs={line}\\ngraceful_timeout=5\\n"
 open("/etc/wsgi/gaffer/jobs/words.1.ini", "w").write(section)
 manager = wsgi_managers.Gaffer(None)
-manager.start("words.1", None)
+manager.start(types.SimpleNamespace(unit="words.1"))
 wsgi_managers.wait_until(lambda: os.path.exists("/root/words") and os.path.getsize("/root/words"), 10)
 manager.stop("words.1", 5)
 """,
@@ -251,7 +251,7 @@ manager.stop("words.1", 5)
 
 def test_words_of_a_command_arrive_as_they_are(served, manager):
     program = f"""
-import os, subprocess, sys
+import os, subprocess, sys, types
 sys.path.insert(0, "/srv/formula/_utils")
 import wsgi_managers
 line = wsgi_managers.MANAGERS[{manager!r}].line(["/usr/bin/python3", "-c", {ARRIVED!r}, *{WORDS!r}])

@@ -10,17 +10,6 @@ circus-environment:
     - require:
       - pkg: wsgi-python
 
-circus-logged:
-  file.managed:
-    - names:
-      - /usr/local/lib/wsgi/circus/logged:
-        - source: salt://wsgi/common/logged
-      - /usr/local/lib/wsgi/circus/append:
-        - source: salt://wsgi/common/append
-    - mode: '0755'
-    - require:
-      - wsgi: circus-environment
-
 /etc/wsgi/circus.ini:
   file.managed:
     - source: salt://wsgi/circus/circus.ini
@@ -43,7 +32,9 @@ circus-service:
   wsgi.daemon:
     - name: wsgi-circus
     - require:
-      - file: circus-logged
+      - wsgi: circus-environment
+      - file: /usr/local/lib/wsgi/append
+      - file: /usr/local/lib/wsgi/logged
       - file: /etc/wsgi/circus.ini
       - file: /etc/wsgi/circus
       - file: /etc/systemd/system/wsgi-circus.service

@@ -22,15 +22,9 @@ gaffer-environment:
     - require:
       - pkg: gaffer-package
 
-gaffer-programs:
+/usr/local/lib/wsgi/gaffer/gafferd:
   file.managed:
-    - names:
-      - /usr/local/lib/wsgi/gaffer/gafferd:
-        - source: salt://wsgi/gaffer/gafferd
-      - /usr/local/lib/wsgi/gaffer/logged:
-        - source: salt://wsgi/common/logged
-      - /usr/local/lib/wsgi/gaffer/append:
-        - source: salt://wsgi/common/append
+    - source: salt://wsgi/gaffer/gafferd
     - mode: '0755'
     - require:
       - wsgi: gaffer-environment
@@ -57,7 +51,9 @@ gaffer-service:
   wsgi.daemon:
     - name: wsgi-gaffer
     - require:
-      - file: gaffer-programs
+      - file: /usr/local/lib/wsgi/append
+      - file: /usr/local/lib/wsgi/logged
+      - file: /usr/local/lib/wsgi/gaffer/gafferd
       - file: /etc/wsgi/gaffer/gafferd.ini
       - file: /etc/wsgi/gaffer/jobs
       - file: /etc/systemd/system/wsgi-gaffer.service
