@@ -17,6 +17,7 @@ import wsgi_maintenance
 import wsgi_managers
 import wsgi_nginx
 import wsgi_probe
+import wsgi_programs
 import wsgi_release
 import wsgi_schema
 import wsgi_wanted
@@ -67,7 +68,7 @@ def plan():
             **{name: app["purge"] for name, app in settings.absent.items()},
         },
         "servers": sorted({app["server"] for app in settings.apps.values()}),
-        "process_managers": sorted({app["process_manager"] for app in settings.apps.values()}),
+        "process_managers": sorted({name for app in settings.apps.values() for name in wsgi_programs.managers(app)}),
         "tools": sorted({tool for app in settings.apps.values() for tool in _tools(app)}),
         "family": host.family,
     }
@@ -144,7 +145,9 @@ def status(app=None):
     ``generation``, ``release``, ``source`` and ``revision`` it was made from, ``override`` (what a
     deploy or a pin says instead of pillar), ``domains``, ``listen``, ``health`` (``ok``, ``status`` and
     ``latency_ms``, of one request to the live socket), ``pids``, ``memory_mib`` (PSS of all
-    processes), ``uptime_s`` (of the master) and ``since`` (when it went live, local time); and
+    processes), ``uptime_s`` (of the master) and ``since`` (when it went live, local time). Where
+    there are any, ``processes`` (names to PIDs, None for one that is down) and ``schedule`` (names
+    to ``calendar``, ``next``, ``last`` and ``result``, which is systemd's word for it); and
     ``maintenance: True`` while it is in maintenance. An app that has no live generation has only
     ``live: False``.
 
@@ -333,13 +336,15 @@ def maintenance(app, state=None):
     return f"{app} is not in maintenance."
 
 
-def logs(app, lines=50):
+def logs(app, lines=50, process=None):
     """
     The last lines of an app's log: what its live server and it itself wrote.
 
     app : str
     lines : int
         How many.
+    process : str
+        A name of ``processes`` or ``schedule``, for what that wrote.
 
     Returns a str, in which the values of the app's ``env`` are left out.
 
@@ -348,12 +353,18 @@ def logs(app, lines=50):
     .. code-block:: bash
 
         salt-call wsgi.logs hello lines=100
+        salt-call wsgi.logs hello process=worker
     """
     host = _host()
     current = wsgi_generation.live(host, _named(app, {*host.settings.apps, *host.known_apps()}))
     if current is None:
         raise CommandExecutionError(f"{app} is not live; older logs lie in {LOG}/{app}")
-    return current.log_tail(lines)
+    if process is None:
+        return current.log_tail(lines)
+    names = [name for kind in ("processes", "schedule") for name in current.record["settings"].get(kind, {})]
+    if process not in names:
+        raise CommandExecutionError(f"{process!r} is not a process of {app} ({', '.join(names) or 'there is none'})")
+    return current.log_tail(lines, wsgi_programs.log(current, process))
 
 
 def _shown(app):
@@ -386,6 +397,10 @@ def _status(host, name):
         return {"live": False}
     app = host.settings.apps.get(name)
     pids = current.pids
+    beside = wsgi_programs.status(current)
+    all_pids = [*pids]
+    for mains in beside.get("processes", {}).values():
+        all_pids += [pid for main in mains for pid in wsgi_managers.processes(main)]
     link = f"{LIB}/live/{name}"
     return {
         "live": True,
@@ -400,7 +415,8 @@ def _status(host, name):
         "listen": app["listen"] if app else None,
         "health": _health(current, wsgi_generation.check_of(app) if app else current.record["check"]),
         "pids": pids,
-        "memory_mib": round(wsgi_managers.memory(pids) / 2**20, 1),
+        **beside,
+        "memory_mib": round(wsgi_managers.memory(all_pids) / 2**20, 1),
         "uptime_s": round(wsgi_managers.uptime(pids[0])) if pids else 0,
         "since": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(os.lstat(link).st_mtime)),
         **({"maintenance": True} if wsgi_maintenance.on(name) else {}),

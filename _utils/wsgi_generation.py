@@ -76,9 +76,9 @@ class Generation:
         self.reopen = f"{self.run}/reopen"  # touched when logs were rotated
         self.code = f"{wsgi_host.SRV}/{name}/releases/{self.release}/code"
         self.environment = wsgi_environment.Environment(name, record["environment"])
-        self.manager = wsgi_managers.manager(host, record["process_manager"])
         self.config = f"{self.folder}/{host.servers[self.server]['config']}"
-        self.programs = [wsgi_programs.server(self)]
+        self.programs = wsgi_programs.programs(self)
+        self.jobs = wsgi_programs.jobs(self)
 
     @property
     def socket(self):
@@ -101,13 +101,20 @@ class Generation:
         return pwd.getpwnam(self.user).pw_gid
 
     @property
+    def parts(self):
+        """All that is kept or run for it: its programs, its server first, and its jobs."""
+        return [*self.programs, *self.jobs]
+
+    @property
     def pids(self):
         """The PIDs of its master and of all its workers."""
         return wsgi_managers.processes(self.programs[0].pid)
 
-    def log_tail(self, lines=15):
-        """The log's last lines, without the values of the app's environment."""
-        text = wsgi_host.read(self.log) or ""
+    def log_tail(self, lines=15, log=None):
+        """The last lines of its server's log, or of another one, without the values of the app's environment."""
+        log = log or self.log
+        wsgi_managers.written(log)
+        text = wsgi_host.read(log) or ""
         return tail(wsgi_step.strike(text, _values(wsgi_host.read(f"{self.folder}/env") or "")), lines)
 
 
@@ -121,7 +128,7 @@ def wanted_id(host, app, release):
 
     Returns a str.
     """
-    templates = [*_templates(host, app), *wsgi_managers.MANAGERS[app["process_manager"]].templates]
+    templates = [*_templates(host, app), *wsgi_programs.templates(app)]
     return wsgi_host.digest(
         release.id,
         wsgi_settings.process_settings(app),
@@ -234,9 +241,9 @@ def wear(host, generation):
     # One at least: a worker that has just died is `spawn`'s to bring back.
     if not any(os.path.realpath(socket) in host.listening for socket in generation.sockets):
         return "nothing listens on its socket"
-    for program in generation.programs:
-        if not program.manager.registered(program.unit):
-            return f"{generation.record['process_manager']} was not to start it again"
+    for part in generation.parts:
+        if not part.registered():
+            return f"{part.description} was not to come back after a reboot"
     for path, known in generation.record["files"].items():
         if _fingerprint(path) != known:
             return f"{path} was changed by hand"
@@ -296,27 +303,27 @@ def change(host, name, app, release, id, back_to=None):
 def _change(host, name, app, release, id):
     old = live(host, name)
     wsgi_nginx.check(host, name)
+    wsgi_programs.check(name, app)
     new = _prepare(host, name, app, release, _free_id(name, id))
     done = Change(new)
     try:
         _before_live(new, app, release, done)
-        for program in new.programs:
-            program.start()
+        wsgi_programs.start(new)
         _ready(new, app)
     except BaseException as error:
-        wsgi_managers.written(new.log)
-        lines = new.log_tail(FAILURE_LINES)
+        log = getattr(error, "log", new.log)
+        lines = new.log_tail(FAILURE_LINES, log)
         retire(host, name, new.id)
         if isinstance(error, (Problem, OSError)) and lines:
-            raise Problem(f"{error}\nThe last lines of {new.log}:\n{lines}") from error
+            raise Problem(f"{error}\nThe last lines of {log}:\n{lines}") from error
         raise
     wsgi_history.keep(name, new, app)
     release.remember(new.gid, live=time.time())
-    _go_live(new)
+    _go_live(new, old)
     host.__dict__.pop("listening", None)
     finish(host, name, app, done)
     if done.failures and app["rollback_on_failure"] and old:
-        _go_live(old)
+        _go_live(old, new)
         withdraw(host, name, new, done)
         raise Problem("\n".join([*done.failures, "rollback_on_failure: it was live, and is gone again"]))
     for before in others(host, name, keep=new):
@@ -500,7 +507,7 @@ def files_of(generation, app):
             for template, file in _templates(host, app).items()
         },
         f"{TMPFILES}/wsgi-{generation.unit}.conf": _tmpfiles(generation),
-        **{path: text for program in generation.programs for path, text in program.files().items()},
+        **{path: text for part in generation.parts for path, text in part.files().items()},
     }
 
 
@@ -520,10 +527,11 @@ def _prepare(host, name, app, release, id):
     _write_record(new)
     wsgi_host.folder(LOG, 0o755)
     wsgi_host.folder(f"{LOG}/{name}", 0o750, 0, gid)
-    # Root's folder, so no link can be planted there; the file is its own, to be written to.
-    if not os.path.exists(new.log):
-        wsgi_host.write(new.log, "", 0o640)
-    os.chown(new.log, uid, gid)
+    # Root's folder, so no link can be planted there; the files are its own, to be written to.
+    for log in {part.log for part in new.parts}:
+        if not os.path.exists(log):
+            wsgi_host.write(log, "", 0o640)
+        os.chown(log, uid, gid)
     for path, mode, owner, group in _folders(new):
         wsgi_host.folder(path, mode, owner, group)
     for path in (*new.markers, new.reopen):
@@ -583,10 +591,11 @@ def check_of(app):
 
 
 def _ready(generation, app):
-    """Wait until the health check passes, or can't any more, or its deadline has come."""
+    """Wait until the health check passes, or can't any more, or its deadline has come; all programs must be up."""
     health = app["health"]
     host = wsgi_settings.health_host(app)
-    deadline = time.monotonic() + health["deadline"]
+    begun = time.monotonic()
+    deadline = begun + health["deadline"]
     last = "nothing listened on its socket"
     waiting = list(generation.sockets)
     while True:
@@ -596,10 +605,7 @@ def _ready(generation, app):
                 f"generation {generation.id} under {generation.server} was not healthy within "
                 f"{health['deadline']} s (wsgi:apps:{generation.name}:health): {last}."
             )
-        failed = generation.manager.failed(generation.unit)
-        if failed:
-            _wait_for_writers(generation.log)
-            raise Problem(f"generation {generation.id} under {generation.server} did not start: {failed}.")
+        wsgi_programs.watch(generation)
         # One after the other, so that each has passed once.
         while waiting and os.path.exists(waiting[0]):
             try:
@@ -612,28 +618,18 @@ def _ready(generation, app):
                 break
             waiting.pop(0)
         if not waiting:
-            return
+            return wsgi_programs.settle(generation, begun)
         time.sleep(0.1)
 
 
-def _wait_for_writers(log, patience=3):
-    """Give those that write a log line by line (`append`) the time to write what a server said last."""
-    writers = {pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _writes(pid, log)}
-    wsgi_managers.wait_until(lambda: not writers or not all(_writes(pid, log) for pid in writers), patience)
-
-
-def _writes(pid, log):
-    words = (wsgi_host.read(f"/proc/{pid}/cmdline") or "").split("\0")
-    return log in words and any(word.endswith("/append") for word in words)
-
-
-def _go_live(generation):
-    """One rename moves the traffic: nginx follows the link at every connect."""
+def _go_live(generation, before):
+    """One rename moves the traffic: nginx follows the link at every connect. What runs at times goes with it."""
     generation.record["went_live"] = True
     _write_record(generation)
     wsgi_host.folder(LIB, 0o755)
     wsgi_host.folder(f"{LIB}/live", 0o755)
     wsgi_host.link(generation.run, f"{LIB}/live/{generation.name}")
+    wsgi_programs.hand_over(before, generation)
 
 
 def _drain(generation):

@@ -275,20 +275,19 @@ class Systemd:
         wsgi_host.remove(self._pipe(unit))
         os.mkfifo(self._pipe(unit), 0o600)
         os.chown(self._pipe(unit), generation.uid, generation.gid)
-        wsgi_host.folder(os.path.dirname(self._link(unit)), 0o755)
         wsgi_host.link(f"{self.SYSTEM}/{service}", self._link(unit))
-        _systemctl("daemon-reload")
-        _systemctl("start", "--no-block", service)
+        systemctl("daemon-reload")
+        systemctl("start", "--no-block", service)
 
     def stop(self, unit, patience):
         """Stop a program and then its log, which waits for the last line; leave no trace of them."""
         wsgi_host.remove(self._link(unit))
-        _systemctl("stop", *self._services(unit))
+        systemctl("stop", *self._services(unit))
         units = [f"{self.SYSTEM}/{service}" for service in self._services(unit)]
         for path in (*units, self._tmpfiles(unit), self._pipe(unit)):
             wsgi_host.remove(path)
-        _systemctl("daemon-reload")
-        _systemctl("reset-failed", *self._services(unit))
+        systemctl("daemon-reload")
+        systemctl("reset-failed", *self._services(unit))
 
     def failed(self, unit):
         """Why a unit that was just started will not come up, or None."""
@@ -310,7 +309,7 @@ class Systemd:
 
     def _shown(self, unit):
         properties = "LoadState,SubState,Result,NRestarts,ExecMainStatus,MainPID"
-        shown = _systemctl("show", f"--property={properties}", self._services(unit)[0])
+        shown = systemctl("show", f"--property={properties}", self._services(unit)[0])
         return dict(line.split("=", 1) for line in shown.splitlines())
 
 
@@ -470,7 +469,7 @@ def _wait_for_its_socket(path):
     wait_until(lambda: os.path.exists(path), BOOT_TIME)
 
 
-def _systemctl(*arguments):
+def systemctl(*arguments):
     """What systemctl prints; what it says besides, such as that a unit isn't there, is of no account."""
     done = subprocess.run(
         ["systemctl", *arguments],

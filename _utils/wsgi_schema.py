@@ -3,6 +3,7 @@ The schema: every key that pillar may hold below ``wsgi``, and what its value ma
 """
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable
@@ -227,7 +228,18 @@ def _command(value):
     return _list_of(value, lambda word: _one_line(str(word)) and type(word) in (str, int, float)) and value != []
 
 
+def _words(value):
+    if not isinstance(value, str):
+        return _command(value)
+    try:
+        return _one_line(value) and shlex.split(value) != []
+    except ValueError:  # an odd quote
+        return False
+
+
 COMMAND = Rule("a shell's command, or a list of words", _command)
+# No shell runs it: one would stand between it and the signal that stops it.
+WORDS = Rule("a command of one line, whose words a shell could tell apart, or a list of words", _words)
 
 HEALTH = {
     "path": Rule(
@@ -332,12 +344,12 @@ HOOK = {
 HOOK_DEFAULTS = {"timeout": 300, "every": "release"}
 
 # One of `processes`.
-PROCESS = {"command": COMMAND, "count": _integer(1, 1024), "graceful_timeout": _integer(1, 86400)}
+PROCESS = {"command": WORDS, "count": _integer(1, 1024), "graceful_timeout": _integer(1, 86400)}
 PROCESS_DEFAULTS = {"count": 1}
 
 # One of `schedule`.
 SCHEDULED = {
-    "command": COMMAND,
+    "command": WORDS,
     "calendar": Rule("a time as `systemd-analyze calendar` takes it", _one_line),
     "timeout": _integer(1, 86400),
 }
