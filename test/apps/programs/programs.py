@@ -1,0 +1,50 @@
+"""An app with programs beside it, which tell in its home when they start and end."""
+
+import os
+import signal
+import sys
+import time
+
+
+def application(environ, start_response):
+    body = os.environ.get("VERSION", "").encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def tell(what):
+    """The time is one that all processes of a machine share."""
+    print(what)
+    with open(os.path.expanduser("~/told"), "a") as file:
+        print(f"{time.monotonic()} {sys.argv[1]} {os.environ['VERSION']} {os.getpid()} {what}", file=file)
+
+
+def worker():
+    """Has a task in hand when it is told to stop, and finishes that."""
+    if os.environ.get("QUEUE") == "none":
+        raise SystemExit("there is no queue")
+    told = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(tell("stops")))
+    tell("starts")
+    while not told:
+        time.sleep(0.05)
+    time.sleep(1)
+    tell("ends")
+
+
+def stubborn():
+    """Doesn't want to end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    tell("starts")
+    time.sleep(3600)
+
+
+def job():
+    """Takes its time."""
+    tell("starts")
+    time.sleep(float(os.environ.get("TASK", "0")))
+    tell("ends")
+
+
+if __name__ == "__main__":
+    {"worker": worker, "stubborn": stubborn, "job": job}[sys.argv[1]]()

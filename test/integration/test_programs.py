@@ -1,0 +1,275 @@
+"""Processes and scheduled commands that belong to a generation: they come up with it, are kept, and go with it."""
+
+import time
+from functools import partial
+
+import pytest
+from container import CommandFailed
+from pillars import app
+
+MANAGERS = {"supervisor": "gunicorn", "systemd": "gunicorn", "circus": "gunicorn", "emperor": "uwsgi"}
+APPS = {f"by-{manager}": manager for manager in MANAGERS}
+SECRET = "amqp://shop:hunter2-hunter2@queue"
+OFTEN = "*:*:0/2"
+
+
+def pytest_generate_tests(metafunc):
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", APPS)
+
+
+def settings_of(name, **said):
+    own = {
+        "process_manager": APPS[name],
+        "source": "salt://apps/programs",
+        "application": "programs:application",
+        "domains": [f"{name}.example.com"],
+        "workers": 1,
+        "max_requests": 0,
+        "health": {"deadline": 30},
+        "env": {"VERSION": "1", "SECRET": SECRET},
+        # A word that each process manager would make something else of.
+        "processes": {
+            "worker": {"command": "python3 programs.py worker '100% $HOME; \"it'", "count": 2},
+            "stubborn": {"command": ["python3", "programs.py", "stubborn"], "graceful_timeout": 1},
+        },
+        "schedule": {"job": {"command": "python3 programs.py job '100% $HOME; \"it'", "calendar": "daily"}},
+    }
+    return app(MANAGERS[APPS[name]], **{**own, **said})
+
+
+@pytest.fixture(scope="module")
+def apps():
+    return {name: settings_of(name) for name in APPS}
+
+
+@pytest.fixture(scope="module")
+def served(machine, apps):
+    machine.pillar({"apps": apps})
+    machine.apply()
+    assert machine.apply().changed == set()
+    return machine
+
+
+@pytest.fixture
+def converge(served, apps):
+    """converge(name, key=value, …) changes an app's settings for good, applies, and returns the run."""
+
+    def converged(name, ok=True, env=(), **said):
+        wanted = {**apps[name], **said, "env": {**apps[name]["env"], **dict(env)}}
+        served.pillar({"apps": {**apps, name: wanted}})
+        run = served.apply(ok=ok)
+        if run.ok:
+            apps[name] = wanted
+        return run
+
+    return converged
+
+
+def status(machine, name):
+    return machine.call("wsgi.status", name)[name]
+
+
+def told(machine, name):
+    """What an app's programs told, in its order: dicts."""
+    lines = machine.exec(f"sort -n /var/lib/wsgi/home/{name}/told").stdout.splitlines()
+    keys = ("time", "program", "version", "pid", "what")
+    return [dict(zip(keys, line.split())) for line in lines]
+
+
+def events(machine, name, program, what, **fields):
+    return [
+        event
+        for event in told(machine, name)
+        if event["program"] == program and event["what"] == what and fields.items() <= event.items()
+    ]
+
+
+def beside(found):
+    """The PIDs of all processes beside a server, in what wsgi.status says of its app."""
+    return [pid for pids in found["processes"].values() for pid in pids]
+
+
+def whole(machine, name):
+    found = status(machine, name)
+    return found["health"]["ok"] and None not in beside(found)
+
+
+def has_told_more(machine, name, ended):
+    return len(events(machine, name, "job", "ends")) > ended
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.2)
+    return None
+
+
+def traces(machine, name):
+    """All that there is of an app's generations but their code and logs."""
+    return machine.exec(
+        f"find /etc /run/wsgi /var/lib/wsgi/live -not -path '/etc/salt*' -name '*{name}.*' -not -name '*.lock' | sort;"
+        f" ls /etc/wsgi/{name}/ /run/wsgi/{name}/;"
+        f" systemctl list-units --all --plain --no-legend 'wsgi-{name}.*' | awk '{{print $1, $3}}' | sort;"
+        f" ps -eo user:30=,args= | grep '^wsgi-{name} ' | sort;"
+        f" supervisorctl status | grep -o '^{name}[^ ]*';"
+        " /usr/local/lib/wsgi/circus/bin/circusctl --endpoint=ipc:///run/wsgi/circus/endpoint list"
+        f" | tr , '\\n' | grep -o '{name}[.].*'",
+        check=False,
+    ).stdout
+
+
+def test_processes_run_as_the_app_with_its_environment(served, name):
+    found = status(served, name)
+    assert found["health"]["ok"]
+    assert {process: len(pids) for process, pids in found["processes"].items()} == {"worker": 2, "stubborn": 1}
+    for pid in found["processes"]["worker"]:
+        assert served.exec(f"ps -o user:30= -p {pid}").stdout.strip() == f"wsgi-{name}"
+        words = served.exec(f"tr '\\0' '\\n' < /proc/{pid}/cmdline").stdout.splitlines()
+        assert words[1:] == ["programs.py", "worker", '100% $HOME; "it']
+        variables = served.exec(f"tr '\\0' '\\n' < /proc/{pid}/environ").stdout.splitlines()
+        assert f"SECRET={SECRET}" in variables
+        assert f"PATH=/srv/wsgi/{name}/environments/" in "\n".join(variables)
+        assert served.exec(f"readlink /proc/{pid}/cwd").stdout.strip().endswith("/code")
+    assert SECRET not in served.exec("ps -eo args").stdout
+    assert (
+        "SECRET" not in served.exec("cat /etc/systemd/system/wsgi-* /etc/supervisor/conf.d/* /etc/wsgi/circus/*").stdout
+    )
+
+
+def test_processes_count_in_the_apps_memory(served, name):
+    found = status(served, name)
+    assert not {*beside(found)} & {*found["pids"]}
+    rollups = [f"/proc/{pid}/smaps_rollup" for pid in found["pids"]]
+    server = served.exec(f"cat {' '.join(rollups)} | awk '/^Pss:/ {{ sum += $2 }} END {{ print sum }}'").stdout
+    # Each of the three is a Python of some MiB.
+    assert found["memory_mib"] > int(server) / 1024 + 6
+
+
+def test_what_they_print_is_in_a_log_of_their_own(served, name):
+    assert served.call("wsgi.logs", name, "process=worker").split() == ["starts", "starts"]
+    assert served.call("wsgi.logs", name, "process=job") == ""
+    with pytest.raises(CommandFailed, match=r"'wroker' is not a process of [\w-]+ \(worker, stubborn, job\)"):
+        served.call("wsgi.logs", name, "process=wroker")
+
+
+def test_killed_process_comes_back_and_writes_to_the_rotated_log(served, name):
+    before = status(served, name)["processes"]["worker"]
+    served.exec("logrotate --force /etc/logrotate.d/wsgi")
+    served.exec(f"kill -9 {before[0]}")
+
+    def back():
+        now = status(served, name)["processes"]["worker"]
+        return None not in now and before[0] not in now and now
+
+    after = wait_for(back)
+    assert after, status(served, name)
+    assert before[1] in after
+    assert wait_for(lambda: served.call("wsgi.logs", name, "process=worker").split() == ["starts"])
+    assert served.apply().changed == set()
+
+
+def test_they_change_with_the_generation_the_old_ones_once_the_new_ones_are_up(served, converge, name):
+    old = status(served, name)
+    with served.load(clients=4, host=f"{name}.example.com", pause=0.02) as load:
+        assert converge(name, env={"VERSION": "2"}).changed == {f"{name}-live"}
+    assert load.report["lost"] == 0, load.report
+    new = status(served, name)
+    assert not {*beside(old)} & {*beside(new)}
+    started = events(served, name, "worker", "starts", version="2")
+    assert {event["pid"] for event in started} == {str(pid) for pid in new["processes"]["worker"]}
+    stopped = events(served, name, "worker", "stops", version="1")
+    assert {event["pid"] for event in stopped} == {str(pid) for pid in old["processes"]["worker"]}
+    assert max(float(event["time"]) for event in started) < min(float(event["time"]) for event in stopped)
+    # They finished what they had in hand; the one that would not end was killed.
+    assert {event["pid"] for event in events(served, name, "worker", "ends", version="1")} == {
+        event["pid"] for event in stopped
+    }
+    assert served.exec(f"ps -p {old['processes']['stubborn'][0]}", check=False).rc == 1
+    assert old["generation"] not in traces(served, name)
+    assert served.apply().changed == set()
+
+
+def test_process_that_does_not_start_stops_the_change_and_says_why(served, converge, name):
+    before, pids = traces(served, name), status(served, name)["processes"]
+    with served.load(clients=2, host=f"{name}.example.com", pause=0.02) as load:
+        run = converge(name, ok=False, env={"QUEUE": "none"})
+    assert load.report["lost"] == 0, load.report
+    assert run.failed == {f"{name}-live", f"{name}-site"}
+    comment = run.states[f"{name}-live"]["comment"]
+    assert f"wsgi:apps:{name}:processes:worker: number " in comment
+    assert "did not start" in comment
+    assert "there is no queue" in comment
+    assert "serves on" in comment
+    assert SECRET not in str(run.raw)
+    assert traces(served, name) == before
+    assert status(served, name)["processes"] == pids
+
+
+def test_calendar_that_is_none_is_refused_before_anything_is_switched(served, converge, apps, name):
+    before = traces(served, name)
+    jobs = {"job": {**apps[name]["schedule"]["job"], "calendar": "dayly"}}
+    run = converge(name, ok=False, schedule=jobs)
+    assert f"wsgi:apps:{name}:schedule:job:calendar: 'dayly'" in run.states[f"{name}-live"]["comment"]
+    assert traces(served, name) == before
+
+
+def test_scheduled_command_runs_at_its_times_for_the_live_generation_alone(served, converge, apps, name):
+    jobs = {"job": {**apps[name]["schedule"]["job"], "calendar": OFTEN}}
+    converge(name, env={"VERSION": "3"}, schedule=jobs)
+    assert wait_for(lambda: len(events(served, name, "job", "ends", version="3")) >= 2)
+    found = status(served, name)["schedule"]["job"]
+    assert (found["calendar"], found["result"]) == (OFTEN, "success")
+    assert found["next"] > found["last"] > "2000"
+    assert "starts\nends" in served.call("wsgi.logs", name, "process=job").replace("  ", "")
+    old = status(served, name)["generation"]
+    assert f"{name}.{old}.job.timer" in traces(served, name)
+    # A run that takes long is not the change's to break off.
+    converge(name, env={"VERSION": "4", "TASK": "4"})
+    running = wait_for(lambda: events(served, name, "job", "starts", version="4"))[-1]
+    converge(name, env={"VERSION": "5", "TASK": "0"})
+    assert events(served, name, "job", "ends", version="4", pid=running["pid"])
+    assert old not in traces(served, name)
+    fourth = len(events(served, name, "job", "starts", version="4"))
+    assert wait_for(lambda: len(events(served, name, "job", "ends", version="5")) >= 3)
+    assert len(events(served, name, "job", "starts", version="4")) == fourth
+    assert not events(served, name, "job", "starts", version="3")[-1]["time"] > running["time"]
+    assert served.apply().changed == set()
+
+
+def test_process_that_would_not_come_back_is_a_reason_for_a_new_generation(served, name):
+    old = status(served, name)["generation"]
+    served.exec(
+        f"rm -f /etc/systemd/system/*.wants/wsgi-{name}.{old}.worker.2.* /etc/wsgi/circus/{name}.{old}.worker.2.ini"
+        f" /etc/supervisor/conf.d/wsgi-{name}.{old}.worker.2.conf"
+    )
+    run = served.apply()
+    assert run.changed == {f"{name}-live"}
+    assert f"{name}'s worker 2 was not to come back after a reboot" in run.states[f"{name}-live"]["comment"]
+    assert old not in traces(served, name)
+
+
+def test_all_come_back_after_a_reboot(served, apps):
+    before = served.call("wsgi.status")
+    served.restart()
+    for name in apps:
+        assert wait_for(partial(whole, served, name))
+        ended = len(events(served, name, "job", "ends"))
+        assert wait_for(partial(has_told_more, served, name, ended))
+    after = served.call("wsgi.status")
+    assert {n: s["generation"] for n, s in after.items()} == {n: s["generation"] for n, s in before.items()}
+    assert served.apply().changed == set()
+    assert served.exec("systemctl --failed --plain --no-legend").stdout == ""
+
+
+def test_app_that_goes_takes_them_along(served, apps, name):
+    served.pillar({"apps": {other: apps[other] for other in apps if other != name}})
+    assert f"{name}-absent" in served.apply().changed
+    left = [line for line in traces(served, name).splitlines() if line]
+    assert left == []
+    served.pillar({"apps": apps})
+    served.apply()
