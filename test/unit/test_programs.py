@@ -1,0 +1,223 @@
+"""Programs beside a server, without a machine: what there are, how they start, fail and stop."""
+
+import configparser
+import pwd
+import shlex
+import threading
+
+import pytest
+import wsgi_generation
+import wsgi_host
+import wsgi_managers
+import wsgi_programs
+
+SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
+WORKER = {"command": "celery worker --name '100% \"it\"'", "count": 2, "graceful_timeout": 7}
+CLEANUP = {"command": ["clean", "50%", "$HOME"], "calendar": "Mon..Fri 04:30", "timeout": 60}
+BESIDE = {"processes": {"worker": WORKER}, "schedule": {"cleanup": CLEANUP}}
+ETC = "/etc/systemd/system/wsgi-shop.0123456789"
+
+
+@pytest.fixture
+def make_generation(make_host, monkeypatch):
+    """make_generation({key: value, …}, *forgotten) is a generation of such an app, whose record lacks those settings."""
+    nobody = pwd.struct_passwd(("nobody", "x", 65534, 65534, "", "/", "/bin/false"))
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: nobody)
+
+    def generation_of(own, *forgotten):
+        host = make_host({"apps": {"shop": {**SHOP, "graceful_timeout": 20, **own}}})
+        assert host.settings.problems == []
+        settings = wsgi_generation.settings_record(host.settings.apps["shop"])
+        record = {
+            "server": settings["server"],
+            "process_manager": settings["process_manager"],
+            "protocol": "http",
+            "user": "wsgi-shop",
+            "release": "abcdef0123",
+            "environment": "abcdef0123",
+            "settings": {key: value for key, value in settings.items() if key not in forgotten},
+        }
+        return wsgi_generation.Generation(host, "shop", "0123456789", record)
+
+    return generation_of
+
+
+def files_of(generation):
+    return {path: text for part in generation.parts for path, text in part.files().items()}
+
+
+def options_of(text):
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] not in "#;")
+
+
+class Manager:
+    """A process manager in which nothing runs; ``failing`` is the unit that fails."""
+
+    def __init__(self, failing=None, down=()):
+        self.failing = failing
+        self.down = down
+
+    def failed(self, unit):
+        return "it ended" if unit == self.failing else None
+
+    def pid(self, unit):
+        return None if unit in self.down else 1
+
+
+def test_an_apps_server_comes_first_then_each_process_as_often_as_it_counts(make_generation):
+    programs = make_generation(BESIDE).programs
+    assert [program.unit for program in programs] == [
+        "shop.0123456789",
+        "shop.0123456789.worker.1",
+        "shop.0123456789.worker.2",
+    ]
+    assert [program.log.rpartition("/")[2] for program in programs] == [
+        "0123456789.log",
+        "0123456789.worker.log",
+        "0123456789.worker.log",
+    ]
+    assert programs[1].command == ["celery", "worker", "--name", '100% "it"']
+
+
+def test_a_process_has_its_own_time_to_end_or_that_of_its_app(make_generation):
+    own = {"processes": {"one": {**WORKER, "count": 1}, "two": {"command": "two"}}}
+    server, one, two = make_generation(own).programs
+    assert (one.stop_timeout, two.stop_timeout) == (7, 20)
+    # It keeps to graceful_timeout by itself.
+    assert server.stop_timeout > 20
+
+
+def test_a_generation_from_before_there_were_any_has_its_server_alone(make_generation):
+    generation = make_generation(BESIDE, "processes", "schedule")
+    assert [part.unit for part in generation.parts] == ["shop.0123456789"]
+    assert wsgi_programs.status(generation) == {}
+
+
+@pytest.mark.parametrize(
+    ("own", "manager", "others"),
+    [
+        ({"server": "uwsgi"}, wsgi_managers.Emperor, wsgi_managers.Systemd),
+        ({"process_manager": "supervisor"}, wsgi_managers.Supervisor, wsgi_managers.Supervisor),
+        ({"process_manager": "circus"}, wsgi_managers.Circus, wsgi_managers.Circus),
+    ],
+)
+def test_the_process_manager_keeps_them_but_the_emperor_can_not(make_generation, own, manager, others):
+    server, *workers = make_generation({**BESIDE, **own}).programs
+    assert type(server.manager) is manager
+    assert {type(worker.manager) for worker in workers} == {others}
+
+
+def test_what_an_app_makes_use_of_is_known(load):
+    def managers(**own):
+        return wsgi_programs.managers(load({"apps": {"shop": {**SHOP, **own}}}).apps["shop"])
+
+    assert managers() == ["supervisor"]
+    assert managers(processes={"worker": WORKER}) == ["supervisor"]
+    assert managers(schedule={"cleanup": CLEANUP}) == ["supervisor", "systemd"]
+    assert managers(server="uwsgi", processes={"worker": WORKER}) == ["emperor", "systemd"]
+
+
+def test_a_process_under_supervisor_has_a_section_of_its_own(make_generation):
+    files = files_of(make_generation({**BESIDE, "process_manager": "supervisor"}))
+    text = files["/etc/supervisor/conf.d/wsgi-shop.0123456789.worker.2.conf"]
+    section = configparser.RawConfigParser(inline_comment_prefixes=(";",))
+    section.read_string(text)
+    options = section["program:shop.0123456789.worker.2"]
+    assert shlex.split(options["command"].replace("%%", "%"))[2:] == ["celery", "worker", "--name", '100% "it"']
+    assert options["stopwaitsecs"] == "7"
+    assert options["stdout_logfile"] == "/var/log/wsgi/shop/0123456789.worker.log"
+
+
+def test_a_process_under_systemd_has_a_pipe_of_its_own_to_the_common_log(make_generation):
+    files = files_of(make_generation({**BESIDE, "process_manager": "systemd"}))
+    unit = options_of(files[f"{ETC}.worker.2.service"])
+    assert unit["Type"] == "exec"
+    assert unit["TimeoutStopSec"] == "7"
+    assert unit["StandardOutput"] == "file:/run/wsgi/shop/0123456789.worker.2.log"
+    assert unit["ExecStart"].endswith(' "celery" "worker" "--name" "100%% \\"it\\""')
+    log = options_of(files[f"{ETC}.worker.2.log.service"])
+    assert log["ExecStart"].endswith(" /var/log/wsgi/shop/0123456789.worker.log")
+
+
+def test_a_gaffers_job_has_no_more_than_the_one_dot_that_it_can_read(make_generation):
+    generation = make_generation(BESIDE)
+    gaffer = wsgi_managers.Gaffer(generation.host)
+    (text,) = gaffer.files(generation.programs[2]).values()
+    assert "[job:0123456789-worker-2.shop]\n" in text
+    assert gaffer._job(generation.programs[2].unit) == "jobs/shop/0123456789-worker-2"
+
+
+def test_a_scheduled_command_is_a_timer_and_a_service(make_generation):
+    files = files_of(make_generation(BESIDE))
+    assert options_of(files[f"{ETC}.cleanup.timer"])["OnCalendar"] == "Mon..Fri 04:30"
+    unit = options_of(files[f"{ETC}.cleanup.service"])
+    assert (unit["Type"], unit["User"], unit["TimeoutStartSec"]) == ("oneshot", "wsgi-shop", "60")
+    assert unit["ExecStart"].endswith('/with-environment" "/etc/wsgi/shop/0123456789" "clean" "50%%" "$$HOME"')
+    assert unit["StandardOutput"] == "append:/var/log/wsgi/shop/0123456789.cleanup.log"
+
+
+@pytest.mark.parametrize("command", ["it's", "", " ", "one\ntwo", [], "''\0"])
+def test_a_command_whose_words_nobody_could_tell_is_refused(load, command):
+    problems = load({"apps": {"shop": {**SHOP, "processes": {"worker": {"command": command}}}}}).problems
+    assert len(problems) == 1
+    assert problems[0].startswith("wsgi:apps:shop:processes:worker:command: ")
+
+
+def test_a_calendar_that_systemd_does_not_take_is_named(monkeypatch, load, tmp_path):
+    analyze = tmp_path / "systemd-analyze"
+    analyze.write_text("#!/bin/sh\n[ \"$1 $2 $3\" = 'calendar -- daily' ] || { echo Failed to parse; exit 1; }\n")
+    analyze.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    jobs = {"one": {"command": "a", "calendar": "daily"}, "two": {"command": "b", "calendar": "dayly"}}
+    app = load({"apps": {"shop": {**SHOP, "schedule": jobs}}}).apps["shop"]
+    with pytest.raises(wsgi_host.Problem) as problem:
+        wsgi_programs.check("shop", app)
+    assert str(problem.value).startswith("wsgi:apps:shop:schedule:two:calendar: 'dayly' is no time")
+    assert "schedule:one" not in str(problem.value)
+
+
+def test_a_process_that_fails_is_told_of_with_its_own_log(make_generation):
+    generation = make_generation(BESIDE)
+    for program in generation.programs:
+        program.manager = Manager(failing="shop.0123456789.worker.2")
+    with pytest.raises(wsgi_programs.Failed, match="wsgi:apps:shop:processes:worker: number 2 ") as failed:
+        wsgi_programs.watch(generation)
+    assert failed.value.log == "/var/log/wsgi/shop/0123456789.worker.log"
+
+
+def test_a_process_that_never_had_a_pid_is_not_up(make_generation, monkeypatch):
+    monkeypatch.setattr(wsgi_programs, "SETTLED", 0)
+    monkeypatch.setattr(wsgi_managers, "BOOT_TIME", 0)
+    generation = make_generation(BESIDE)
+    for program in generation.programs:
+        program.manager = Manager(down=["shop.0123456789.worker.1"])
+    with pytest.raises(wsgi_programs.Failed, match="number 1 .* has no process"):
+        wsgi_programs.settle(generation, since=0)
+    generation.programs[1].manager.down = generation.programs[2].manager.down = ()
+    wsgi_programs.settle(generation, since=0)
+
+
+def test_all_of_a_generation_is_stopped_side_by_side(make_generation, monkeypatch):
+    generation = make_generation(BESIDE)
+    # Breaks where one waits for another one to end.
+    together = threading.Barrier(len(generation.parts), timeout=20)
+    for kind in (wsgi_programs.Program, wsgi_programs.Job):
+        monkeypatch.setattr(kind, "stop", lambda part: together.wait())
+    wsgi_programs.stop(generation)
+
+
+def test_scheduled_commands_rest_before_those_of_the_next_generation_start(make_generation, monkeypatch):
+    seen = []
+    monkeypatch.setattr(wsgi_programs.Job, "rest", lambda job: seen.append(("rests", job.generation.id)))
+    monkeypatch.setattr(wsgi_programs.Job, "start", lambda job: seen.append(("starts", job.generation.id)))
+    old, new = make_generation(BESIDE), make_generation(BESIDE)
+    old.id = "9876543210"
+    wsgi_programs.hand_over(None, new)
+    wsgi_programs.hand_over(old, new)
+    assert seen == [("starts", new.id), ("rests", old.id), ("starts", new.id)]
+
+
+def test_times_are_as_people_write_them():
+    assert wsgi_programs._time("Mon 2026-11-23 06:10:00 UTC") == "2026-11-23 06:10:00"
+    assert wsgi_programs._time("n/a") is None
+    assert wsgi_programs._time("") is None
