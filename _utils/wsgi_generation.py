@@ -591,11 +591,10 @@ def check_of(app):
 
 
 def _ready(generation, app):
-    """Wait until the health check passes, or can't any more, or its deadline has come; all programs must be up."""
+    """Wait until the health check passes, or can't any more, or its deadline has come; then for the rest."""
     health = app["health"]
     host = wsgi_settings.health_host(app)
-    begun = time.monotonic()
-    deadline = begun + health["deadline"]
+    deadline = time.monotonic() + health["deadline"]
     last = "nothing listened on its socket"
     waiting = list(generation.sockets)
     while True:
@@ -605,7 +604,7 @@ def _ready(generation, app):
                 f"generation {generation.id} under {generation.server} was not healthy within "
                 f"{health['deadline']} s (wsgi:apps:{generation.name}:health): {last}."
             )
-        wsgi_programs.watch(generation)
+        wsgi_programs.watch(generation.programs[:1])
         # One after the other, so that each has passed once.
         while waiting and os.path.exists(waiting[0]):
             try:
@@ -618,7 +617,7 @@ def _ready(generation, app):
                 break
             waiting.pop(0)
         if not waiting:
-            return wsgi_programs.settle(generation, begun)
+            return wsgi_programs.settle(generation)
         time.sleep(0.1)
 
 

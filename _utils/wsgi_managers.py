@@ -625,7 +625,7 @@ def wait_until(condition, patience, pause=0.05):
 
 
 def _stat(pid):
-    """The fields of /proc/<pid>/stat from the state on, past the name in parentheses."""
+    """The fields of /proc/<pid>/stat from the state on, past the name in parentheses; None where it is gone."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()

@@ -299,32 +299,27 @@ def start(generation):
         program.start()
 
 
-def watch(generation):
-    """Raise ``Failed`` for the first of a generation's programs that will not come up."""
-    for program in generation.programs:
+def watch(programs):
+    """Raise ``Failed`` for the first of some programs that will not come up."""
+    for program in programs:
         failed = program.manager.failed(program.unit)
         if failed:
             raise Failed(f"{program.key} did not start: {failed}.", program.log)
 
 
-def settle(generation, since):
+def settle(generation):
     """
-    Wait until the processes beside a server have been up for a moment.
-
-    since : float
-        When they were started, on the monotonic clock.
-
-    Raises ``Failed`` for one that is not up.
+    Wait until the processes beside a server have been up for a moment; raise ``Failed`` for one that
+    has not. Comes after the server's own health check: a uWSGI that is told to stop while it starts
+    may do so 30 s later.
     """
-    beside = generation.programs[1:]
-    while beside:
-        watch(generation)
-        down = [program for program in beside if not program.pid]
-        passed = time.monotonic() - since
-        if passed >= SETTLED and not down:
-            return
-        if passed >= SETTLED + wsgi_managers.BOOT_TIME:
-            raise Failed(f"{down[0].key} has no process.", down[0].log)
+    waiting = generation.programs[1:]
+    deadline = time.monotonic() + SETTLED + wsgi_managers.BOOT_TIME
+    while waiting:
+        watch(generation.programs)
+        waiting = [program for program in waiting if wsgi_managers.uptime(program.pid) < SETTLED]
+        if waiting and time.monotonic() >= deadline:
+            raise Failed(f"{waiting[0].key} has no process that stays.", waiting[0].log)
         time.sleep(0.1)
 
 

@@ -181,20 +181,20 @@ def test_a_process_that_fails_is_told_of_with_its_own_log(make_generation):
     for program in generation.programs:
         program.manager = Manager(failing="shop.0123456789.worker.2")
     with pytest.raises(wsgi_programs.Failed, match="wsgi:apps:shop:processes:worker: number 2 ") as failed:
-        wsgi_programs.watch(generation)
+        wsgi_programs.watch(generation.programs)
     assert failed.value.log == "/var/log/wsgi/shop/0123456789.worker.log"
 
 
 def test_a_process_that_never_had_a_pid_is_not_up(make_generation, monkeypatch):
-    monkeypatch.setattr(wsgi_programs, "SETTLED", 0)
+    monkeypatch.setattr(wsgi_programs, "SETTLED", 0.01)
     monkeypatch.setattr(wsgi_managers, "BOOT_TIME", 0)
     generation = make_generation(BESIDE)
     for program in generation.programs:
         program.manager = Manager(down=["shop.0123456789.worker.1"])
     with pytest.raises(wsgi_programs.Failed, match="number 1 .* has no process"):
-        wsgi_programs.settle(generation, since=0)
+        wsgi_programs.settle(generation)
     generation.programs[1].manager.down = generation.programs[2].manager.down = ()
-    wsgi_programs.settle(generation, since=0)
+    wsgi_programs.settle(generation)
 
 
 def test_all_of_a_generation_is_stopped_side_by_side(make_generation, monkeypatch):

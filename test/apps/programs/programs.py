@@ -7,7 +7,8 @@ import time
 
 
 def application(environ, start_response):
-    body = os.environ.get("VERSION", "").encode()
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    body = environ["wsgi.input"].read(length)
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
 
