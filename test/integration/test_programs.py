@@ -218,26 +218,41 @@ def test_calendar_that_is_none_is_refused_before_anything_is_switched(served, co
     assert traces(served, name) == before
 
 
-def test_scheduled_command_runs_at_its_times_for_the_live_generation_alone(served, converge, apps, name):
+def test_scheduled_command_runs_at_its_times_and_says_how_it_went(served, converge, apps, name):
     jobs = {"job": {**apps[name]["schedule"]["job"], "calendar": OFTEN}}
     converge(name, env={"VERSION": "3"}, schedule=jobs)
     assert wait_for(lambda: len(events(served, name, "job", "ends", version="3")) >= 2)
+    assert wait_for(lambda: status(served, name)["schedule"]["job"]["result"] == "success")
     found = status(served, name)["schedule"]["job"]
-    assert (found["calendar"], found["result"]) == (OFTEN, "success")
+    assert found["calendar"] == OFTEN
     assert found["next"] > found["last"] > "2000"
-    assert "starts\nends" in served.call("wsgi.logs", name, "process=job").replace("  ", "")
-    old = status(served, name)["generation"]
-    assert f"{name}.{old}.job.timer" in traces(served, name)
-    # A run that takes long is not the change's to break off.
-    converge(name, env={"VERSION": "4", "TASK": "4"})
-    running = wait_for(lambda: events(served, name, "job", "starts", version="4"))[-1]
-    converge(name, env={"VERSION": "5", "TASK": "0"})
-    assert events(served, name, "job", "ends", version="4", pid=running["pid"])
+    assert "  starts\n  ends" in served.call("wsgi.logs", name, "process=job")
+    assert served.exec(f"stat -c %U /var/log/wsgi/{name}/{status(served, name)['generation']}.job.log").stdout == (
+        f"wsgi-{name}\n"
+    )
+
+
+def test_scheduled_command_that_runs_survives_a_change_and_runs_for_the_new_generation_alone(served, converge, name):
+    old, home = status(served, name)["generation"], f"/var/lib/wsgi/home/{name}"
+    assert f"wsgi-{name}.{old}.job.timer" in traces(served, name)
+    served.exec(f"touch {home}/hold")
+    held = wait_for(lambda: events(served, name, "job", "holds", version="3"))
+    assert status(served, name)["schedule"]["job"]["result"] == "running"
+    # It may go on once the old generation is on its way out.
+    served.put(
+        "/root/release",
+        f"for i in $(seq 600); do grep -q ' 3 .* stops' {home}/told && break; sleep 0.1; done; rm {home}/hold",
+    )
+    served.exec("systemd-run --quiet --collect sh /root/release")
+    assert converge(name, env={"VERSION": "4"}).changed == {f"{name}-live"}
+    (stopped, *_) = events(served, name, "worker", "stops", version="3")
+    (ended,) = events(served, name, "job", "ends", pid=held[-1]["pid"])
+    assert float(ended["time"]) > float(stopped["time"])
     assert old not in traces(served, name)
-    fourth = len(events(served, name, "job", "starts", version="4"))
-    assert wait_for(lambda: len(events(served, name, "job", "ends", version="5")) >= 3)
-    assert len(events(served, name, "job", "starts", version="4")) == fourth
-    assert not events(served, name, "job", "starts", version="3")[-1]["time"] > running["time"]
+    last = events(served, name, "job", "starts", version="3")[-1]
+    assert last["pid"] == held[-1]["pid"]
+    assert wait_for(lambda: len(events(served, name, "job", "ends", version="4")) >= 2)
+    assert events(served, name, "job", "starts", version="3")[-1] == last
     assert served.apply().changed == set()
 
 

@@ -41,9 +41,12 @@ def stubborn():
 
 
 def job():
-    """Takes its time."""
+    """Waits while there is something to wait for."""
     tell("starts")
-    time.sleep(float(os.environ.get("TASK", "0")))
+    if os.path.exists(os.path.expanduser("~/hold")):
+        tell("holds")
+    while os.path.exists(os.path.expanduser("~/hold")):
+        time.sleep(0.05)
     tell("ends")
 
 
