@@ -553,8 +553,10 @@ def written(log, patience=5):
     log : str
     patience : float
         Seconds.
+
+    Returns whether it does.
     """
-    wait_until(lambda: not any(_reads(pid) for pid in _running(APPEND, log)), patience)
+    return wait_until(lambda: not any(_reads(pid) for pid in _running(APPEND, log)), patience)
 
 
 def _running(*words):
@@ -568,7 +570,7 @@ def _running(*words):
 
 
 def _reads(pid):
-    """Whether a process has something left to read from its standard input, a pipe, or is at it."""
+    """Whether a process has something left to read from its standard input, a pipe, or is busy with it."""
     fields = _stat(pid)
     try:
         pipe = os.open(f"/proc/{pid}/fd/0", os.O_RDONLY | os.O_NONBLOCK)
@@ -577,7 +579,7 @@ def _reads(pid):
     try:
         left = array.array("i", [0])
         fcntl.ioctl(pipe, termios.FIONREAD, left)
-        return left[0] > 0 or (fields and fields[0] == "R")
+        return left[0] > 0 or bool(fields and fields[0] == "R")
     finally:
         os.close(pipe)
 

@@ -1,9 +1,13 @@
 """Programs beside a server, without a machine: what there are, how they start, fail and stop."""
 
 import configparser
+import os
 import pwd
 import shlex
+import signal
+import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 import wsgi_generation
@@ -11,6 +15,7 @@ import wsgi_host
 import wsgi_managers
 import wsgi_programs
 
+ROOT = Path(__file__).resolve().parents[2]
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
 WORKER = {"command": "celery worker --name '100% \"it\"'", "count": 2, "graceful_timeout": 7}
 CLEANUP = {"command": ["clean", "50%", "$HOME"], "calendar": "Mon..Fri 04:30", "timeout": 60}
@@ -221,3 +226,19 @@ def test_times_are_as_people_write_them():
     assert wsgi_programs._time("Mon 2026-11-23 06:10:00 UTC") == "2026-11-23 06:10:00"
     assert wsgi_programs._time("n/a") is None
     assert wsgi_programs._time("") is None
+
+
+def test_a_log_is_whole_once_what_writes_it_has_caught_up(monkeypatch, tmp_path):
+    append, log = str(ROOT / "wsgi/common/append"), tmp_path / "log"
+    monkeypatch.setattr(wsgi_managers, "APPEND", append)
+    with subprocess.Popen(["/bin/sh", append, str(log)], stdin=subprocess.PIPE, text=True) as process:
+        try:
+            os.kill(process.pid, signal.SIGSTOP)
+            process.stdin.write("one\ntwo\n")
+            process.stdin.flush()
+            assert not wsgi_managers.written(str(log), patience=0)
+            os.kill(process.pid, signal.SIGCONT)
+            assert wsgi_managers.written(str(log), patience=60)
+            assert log.read_text() == "one\ntwo\n"
+        finally:
+            process.kill()
