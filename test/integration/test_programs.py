@@ -211,6 +211,19 @@ def test_process_that_does_not_start_stops_the_change_and_says_why(served, conve
     assert status(served, name)["processes"] == pids
 
 
+def test_what_a_killed_run_left_of_them_is_taken_away_by_the_next(served, apps, name):
+    before = traces(served, name)
+    never = {"health": {"status": 404, "deadline": 300}, "env": {**apps[name]["env"], "VERSION": "killed"}}
+    served.pillar({"apps": {**apps, name: {**apps[name], **never}}})
+    served.exec("systemd-run --quiet --collect --unit=killed salt-call state.apply wsgi")
+    assert wait_for(lambda: len(events(served, name, "worker", "starts", version="killed")) == 2)
+    served.exec("systemctl kill --signal=KILL killed")
+    assert traces(served, name) != before
+    served.pillar({"apps": apps})
+    assert served.apply().changed == {f"{name}-live"}
+    assert traces(served, name) == before
+
+
 def test_calendar_that_is_none_is_refused_before_anything_is_switched(served, converge, apps, name):
     before = traces(served, name)
     jobs = {"job": {**apps[name]["schedule"]["job"], "calendar": "dayly"}}
