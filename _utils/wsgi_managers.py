@@ -350,10 +350,16 @@ class Circus(_Daemon):
     def stop(self, unit, patience):
         """Have circus forget a watcher, and stop its program: circus would do nothing else meanwhile."""
         wsgi_host.remove(self._path(unit))
-        pid = self.pid(unit)
-        # One that is about to be started again has no PID.
-        self._ask("rm", name=unit, nostop=bool(pid), waiting=True)
-        if pid:
+        pid = None
+
+        def runs():
+            nonlocal pid
+            pid = self.pid(unit)
+            return bool(pid) and alive(pid)
+
+        # What has ended circus starts again meanwhile, and would leave running: it must stop that itself.
+        self._ask("rm", patience, name=unit, nostop=runs, waiting=True)
+        if pid and alive(pid):
             os.kill(pid, signal.SIGTERM)
             wait_until(lambda: not alive(pid), patience)
 
@@ -365,10 +371,14 @@ class Circus(_Daemon):
             return None
 
     def _ask(self, command, patience=10, **properties):
-        """circus's answer; it refuses all but questions while it is busy. OSError when it says no."""
+        """
+        circus's answer; it refuses all but questions while it is busy. OSError when it says no. A property
+        that can be called is, for each try.
+        """
         deadline = time.monotonic() + patience
         while True:
-            answer = self._answer({"command": command, "properties": properties}, deadline - time.monotonic())
+            said = {name: value() if callable(value) else value for name, value in properties.items()}
+            answer = self._answer({"command": command, "properties": said}, deadline - time.monotonic())
             if answer["status"] == "ok":
                 return answer
             if "already running" not in answer["reason"] or time.monotonic() > deadline:
