@@ -242,3 +242,25 @@ def test_a_log_is_whole_once_what_writes_it_has_caught_up(monkeypatch, tmp_path)
             assert log.read_text() == "one\ntwo\n"
         finally:
             process.kill()
+
+
+def test_circus_itself_stops_what_it_may_have_started_again(monkeypatch):
+    asked = []
+    circus = wsgi_managers.Circus(None)
+    with subprocess.Popen(["sleep", "600"]) as process:
+
+        def answer(question, patience):
+            if question["command"] == "list":
+                return {"status": "ok", "pids": [process.pid]}
+            asked.append(question["properties"]["nostop"])
+            process.kill()
+            process.wait()
+            reason = "arbiter is already running arbiter_manage_watchers command"
+            return {"status": "ok"} if len(asked) > 1 else {"status": "error", "reason": reason}
+
+        monkeypatch.setattr(circus, "_answer", answer)
+        try:
+            circus.stop("shop.0123456789", patience=10)
+        finally:
+            process.kill()
+    assert asked == [True, False]
