@@ -116,7 +116,8 @@ def traces(machine, name):
         f"find /etc /run/wsgi /var/lib/wsgi/live -not -path '/etc/salt*' -name '*{name}.*' -not -name '*.lock' | sort;"
         f" ls /etc/wsgi/{name}/ /run/wsgi/{name}/;"
         f" systemctl list-units --all --plain --no-legend 'wsgi-{name}.*' | awk '{{print $1, $3}}' | sort;"
-        f" ps -eo user:30=,args= | grep '^wsgi-{name} ' | sort;"
+        # Without what has ended and circus looks at within a second.
+        f" ps -eo user:30=,args= | grep '^wsgi-{name} ' | grep -v '<defunct>$' | sort;"
         f" supervisorctl status | grep -o '^{name}[^ ]*';"
         " /usr/local/lib/wsgi/circus/bin/circusctl --endpoint=ipc:///run/wsgi/circus/endpoint list"
         f" | tr , '\\n' | grep -o '{name}[.].*'",
