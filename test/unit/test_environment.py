@@ -1,0 +1,368 @@
+"""What an environment is made from: which changes of a file make another one, and which do not."""
+
+import pytest
+import wsgi_environment
+import wsgi_host
+import wsgi_step
+from wsgi_environment import Environment, Recipe, Requirements, Uv
+from wsgi_host import Problem
+
+APP = {"server": "gunicorn", "source": "salt://shop", "application": "shop:application"}
+PROJECT = "[project]\nname = 'shop'\nversion = '1'\ndependencies = ['tiny<2', 'other']\n"
+
+
+@pytest.fixture
+def required(tmp_path):
+    """required("requirements.txt", {"requirements.txt": …}) are the Requirements of an app with these files."""
+
+    def of(requirements, files=None, source="salt://shop", needed=()):
+        for name, text in (files or {}).items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        return Requirements("shop", {"requirements": requirements, "source": source}, str(tmp_path), needed)
+
+    return of
+
+
+@pytest.fixture
+def recipe(make_host, tmp_path):
+    """recipe(installer="uv") is the Recipe of an app with these settings."""
+
+    def of(**settings):
+        host = make_host({"apps": {"shop": {**APP, **settings}}})
+        assert host.settings.problems == []
+        return Recipe(host, "shop", host.settings.apps["shop"], str(tmp_path), [])
+
+    return of
+
+
+FILES = {
+    "requirements.txt": "tiny<2\n-r more/base.txt\n--constraint=pins.txt\n",
+    "more/base.txt": "other\n-r deeper.txt\n",
+    "more/deeper.txt": "deep",
+    "pins.txt": "tiny!=1.5",
+    "shop.py": "",
+}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"shop.py": "changed"},
+        {"requirements.txt": f"# what it needs\n\n{FILES['requirements.txt']}"},
+        {"requirements.txt": FILES["requirements.txt"].replace("tiny<2", "tiny<2   # not yet")},
+        {"more/base.txt": "other \\\n\n-r  deeper.txt"},
+    ],
+    ids=str,
+)
+def test_code_comments_and_blanks_make_no_other_environment(required, changed):
+    before = required("requirements.txt", FILES)
+    assert required("requirements.txt", changed).identity == before.identity
+    assert not before.local
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"requirements.txt": "tiny<3"}, {"more/base.txt": "others"}, {"more/deeper.txt": "deeper"}, {"pins.txt": "tiny"}],
+    ids=str,
+)
+def test_any_file_that_is_pointed_at_makes_another(required, changed):
+    before = required("requirements.txt", FILES).identity
+    assert required("requirements.txt", changed).identity != before
+
+
+def test_files_that_point_at_each_other_come_to_an_end(required):
+    assert required("a.txt", {"a.txt": "-r x/../b.txt\ntiny", "b.txt": "-r x/../a.txt"}).identity == [
+        "-r x/../b.txt",
+        "-r x/../a.txt",
+        "tiny",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line", ["-f /", "-r ../../../../etc/passwd", "-c /etc/passwd", "-f ..", "/etc/passwd", "../../../../etc/passwd"]
+)
+def test_nothing_out_of_the_code_is_read(required, monkeypatch, tmp_path, line):
+    """Root does it."""
+    read = []
+    code = tmp_path / "code"
+    code.mkdir()
+    monkeypatch.setattr(wsgi_host, "read", lambda path: read.append(path) or line)
+    monkeypatch.setattr(wsgi_host, "sha256", lambda path: read.append(path))
+    (code / "requirements.txt").write_text(line)
+    Requirements("shop", {"requirements": "requirements.txt", "source": "salt://shop"}, str(code), [])
+    assert [path for path in read if not path.startswith(f"{code}/")] == []
+    assert read
+
+
+def test_a_link_that_leads_out_of_the_code_is_not_followed(required, tmp_path):
+    (tmp_path / "requirements.txt").symlink_to("/etc/passwd")
+    with pytest.raises(Problem, match="'requirements.txt' is not in salt://shop"):
+        required("requirements.txt")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ".",
+        "./lib",
+        ".[extra]",
+        "-e .",
+        "--editable=lib",
+        "-elib",
+        "shop @ file:./lib",
+        "lib/sub ; python_version > '3'",
+    ],
+)
+def test_all_code_counts_where_a_project_in_it_is_meant(required, line):
+    files = {"requirements.txt": line, "lib/lib.py": "", "shop.py": ""}
+    before = required("requirements.txt", files)
+    assert before.local
+    assert required("requirements.txt", {"shop.py": "changed"}).identity != before.identity
+
+
+@pytest.mark.parametrize(
+    "line", ["./x.whl", "wheels/x.whl", "x.whl", "-f wheels", "x @ file:wheels/x.whl", "wheels/x.whl[a]"]
+)
+def test_a_wheel_counts_where_it_is_meant_and_the_code_beside_it_does_not(required, line):
+    before = required(
+        "requirements.txt", {"requirements.txt": line, "wheels/x.whl": "", "x.whl": "", "shop.py": ""}
+    ).identity
+    assert required("requirements.txt", {"shop.py": "changed"}).identity == before
+    assert required("requirements.txt", {"wheels/x.whl": "changed", "x.whl": "changed"}).identity != before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tiny",
+        "tiny[a,b]>=1",
+        "tiny @ https://example.com/a/tiny.whl",
+        "git+https://example.com/a/b.git@v1",
+        "-e git+https://example.com/a/b.git#egg=b",
+        "--extra-index-url https://example.com/simple",
+        "--index-url file:///opt/simple",
+        "--no-binary :all:",
+        "-r https://example.com/base.txt",
+    ],
+)
+def test_code_does_not_count_where_none_of_it_is_meant(required, line):
+    before = required("requirements.txt", {"requirements.txt": line, "shop.py": ""}).identity
+    assert required("requirements.txt", {"shop.py": "changed"}).identity == before
+
+
+def test_a_project_s_dependencies_count_and_nothing_else_of_it(required):
+    before = required("pyproject.toml", {"pyproject.toml": PROJECT})
+    assert before.lines == ["tiny<2", "other"]
+    # The same as a list: one environment for both.
+    assert before.identity == required(["tiny<2", "other"]).identity
+    assert required("pyproject.toml", {"pyproject.toml": PROJECT.replace("'1'", "'2'")}).identity == before.identity
+    assert required("pyproject.toml", {"pyproject.toml": PROJECT.replace("other", "more")}).identity != before.identity
+
+
+@pytest.mark.parametrize("known", [("tomllib",), ("pip._vendor.tomli",), ()])
+def test_toml_is_read_by_what_salt_s_python_has_for_it(required, monkeypatch, known):
+    class Toml:
+        TOMLDecodeError = ValueError
+
+        @staticmethod
+        def loads(text):
+            return {"project": {"name": "shop", "dependencies": ["tiny"]}}
+
+    def import_module(name):
+        if name in known:
+            return Toml
+        raise ImportError(name)
+
+    monkeypatch.setattr(wsgi_environment.importlib, "import_module", import_module)
+    if known:
+        assert required("pyproject.toml", {"pyproject.toml": ""}).lines == ["tiny"]
+    else:
+        with pytest.raises(Problem, match=r"^wsgi:apps:shop:requirements: Salt's Python can't read 'pyproject.toml'"):
+            required("pyproject.toml", {"pyproject.toml": ""})
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("pyproject.toml", "[project\n", "'pyproject.toml' is not TOML"),
+        ("pyproject.toml", "[tool.poetry]\n", "has no [project]"),
+        ("pyproject.toml", "[project]\nname = 'a'\ndynamic = ['dependencies']\n", "['.'] installs it with them"),
+        ("poetry.lock", "", "name the file that `poetry export --output requirements.txt` makes"),
+        ("web/Pipfile.lock", "", "`pipenv requirements > requirements.txt`"),
+        ("pdm.lock", "", "`pdm export --output requirements.txt`"),
+    ],
+)
+def test_what_cannot_be_installed_from_is_refused_with_what_can(required, file, text, said):
+    with pytest.raises(Problem) as problem:
+        required(file, {file: text})
+    assert str(problem.value).startswith("wsgi:apps:shop:requirements: ")
+    assert said in str(problem.value)
+
+
+def test_a_file_that_is_not_there_is_named_without_the_source_s_password(required):
+    with pytest.raises(Problem, match=r"'r.txt' is not in git\+https://me:\*\*\*@example.com/shop@v1"):
+        required("r.txt", source="git+https://me:hunter22@example.com/shop@v1")
+
+
+@pytest.mark.parametrize(
+    ("file", "lock", "local"),
+    [
+        ("uv.lock", '[[package]]\nsource = { virtual = "." }\n', False),
+        ("uv.lock", '[[package]]\nsource = { editable = "." }\n', False),
+        ("uv.lock", '[[package]]\nsource = { editable = "lib" }\n', True),
+        ("pylock.toml", '[[packages]]\nname = "path"\n', False),
+        ("pylock.web.toml", '[[packages]]\ndirectory = { path = "." }\n', True),
+    ],
+)
+def test_a_lock_counts_as_it_is_and_the_code_where_it_is_locked(required, file, lock, local):
+    before = required(file, {file: lock, "shop.py": ""})
+    assert before.lock in ("uv.lock", "pylock.toml")
+    assert before.local == local
+    assert (required(file, {"shop.py": "changed"}).identity == before.identity) == (not local)
+    assert required(file, {file: f"{lock}#"}).identity != before.identity
+
+
+@pytest.mark.parametrize("form", ["requirements.txt", ["tiny"]], ids=str)
+def test_what_the_source_needs_is_required_too(required, form):
+    files = {"requirements.txt": "tiny"}
+    found = required(form, files, needed=["shop==1.4"])
+    assert "shop==1.4" in found.lines
+    assert found.identity != required(form, files).identity
+
+
+def test_new_credentials_make_no_other_environment(recipe):
+    before = recipe(
+        index="https://me:old-token@example.com/simple", requirements=["a @ https://old-token@example.com/a.whl"]
+    )
+    after = recipe(
+        index="https://me:new-token@example.com/simple", requirements=["a @ https://new-token@example.com/a.whl"]
+    )
+    assert before.environment.id == after.environment.id
+    assert recipe(index="https://example.org/simple").environment.id != recipe().environment.id
+
+
+def test_wheels_in_the_source_count(recipe, tmp_path):
+    (tmp_path / "wheels").mkdir()
+    before = recipe(wheels="wheels").environment.id
+    (tmp_path / "wheels/x.whl").write_text("")
+    assert recipe(wheels="wheels").environment.id != before
+
+
+def test_machines_with_and_without_uv_agree_on_the_id(recipe):
+    assert len({recipe(installer=installer).environment.id for installer in (None, "pip", "uv")}) == 1
+
+
+def test_uv_is_taken_where_it_is_unless_pip_is_asked_for(recipe, monkeypatch, tmp_path):
+    monkeypatch.setattr(wsgi_environment, "UV", str(tmp_path / "uv"))
+    monkeypatch.setattr(wsgi_environment, "PATH", f"{tmp_path}/bin:/usr/bin")
+    assert isinstance(recipe()._installer(), wsgi_environment.Pip)
+    with pytest.raises(Problem, match="wsgi:apps:shop:installer: 'uv' is not on this machine"):
+        recipe(installer="uv")._installer()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/uv").touch(mode=0o755)
+    assert recipe()._installer().program == str(tmp_path / "bin/uv")
+    (tmp_path / "uv").touch(mode=0o755)
+    assert recipe(installer="uv")._installer().program == str(tmp_path / "uv")
+    assert isinstance(recipe(installer="pip")._installer(), wsgi_environment.Pip)
+
+
+def test_a_lock_for_uv_is_not_given_to_pip(recipe, monkeypatch, tmp_path):
+    monkeypatch.setattr(wsgi_environment, "UV", str(tmp_path / "uv"))
+    (tmp_path / "uv.lock").write_text("")
+    with pytest.raises(Problem, match="wsgi:apps:shop:requirements: 'uv.lock' is for uv to install: say installer: uv"):
+        recipe(requirements="uv.lock", installer="pip")._installer()
+
+
+def test_an_interpreter_that_is_not_there_is_named_with_those_that_are(recipe, monkeypatch, tmp_path):
+    for name in ("python3", "python3.11", "pypy3.9", "python3-config", "python3.11-config", "python2.7"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setattr(wsgi_environment, "PATH", str(tmp_path))
+    with pytest.raises(Problem) as problem:
+        recipe(python="python3.99")._installer()
+    assert str(problem.value) == (
+        "wsgi:apps:shop:python: 'python3.99' is not on this machine (pypy3.9, python3, python3.11); install it first"
+    )
+
+
+@pytest.fixture
+def configured(monkeypatch, tmp_path):
+    """configured(pip_conf, **environment) is what uv is told on a machine with these."""
+
+    def of(text, index=None, extra_index=(), **environment):
+        (tmp_path / "pip.conf").write_text(text)
+        monkeypatch.setattr(wsgi_environment, "PIP_CONFIGURATION", (str(tmp_path / "pip.conf"),))
+        monkeypatch.setattr(wsgi_environment, "UV_CONFIGURATION", str(tmp_path / "uv.toml"))
+        for module in (wsgi_environment, wsgi_step):
+            monkeypatch.setattr(module.os, "environ", environment)
+        return Uv("/usr/bin/uv", index, list(extra_index))
+
+    return of
+
+
+def test_uv_is_told_what_pip_is_configured_with(configured):
+    text = "[global]\ncert = /etc/ours.pem\nindex-url = https://a/simple\n[install]\nextra-index-url =\n  https://b\n  https://c\n"
+    found = configured(text, PIP_FIND_LINKS="/opt/a /opt/b", PIP_INDEX_URL="https://d/simple").variables
+    assert found["SSL_CERT_FILE"] == "/etc/ours.pem"
+    assert found["UV_DEFAULT_INDEX"] == "https://d/simple"
+    assert found["UV_INDEX"] == "https://b https://c"
+    assert found["UV_FIND_LINKS"] == "/opt/a,/opt/b"
+
+
+def test_pillar_wins_over_the_machine_s_configuration(configured):
+    found = configured("[global]\nindex-url = https://a/simple\n", "https://p/simple", ["https://q", "https://r"])
+    assert found.variables["UV_DEFAULT_INDEX"] == "https://p/simple"
+    assert found.variables["UV_INDEX"] == "https://q https://r"
+
+
+def test_uv_s_own_configuration_wins_over_pip_s(configured, tmp_path):
+    assert (
+        configured("", UV_DEFAULT_INDEX="https://u", PIP_INDEX_URL="https://p").variables["UV_DEFAULT_INDEX"]
+        == "https://u"
+    )
+    (tmp_path / "uv.toml").touch()
+    found = configured("[global]\nindex-url = https://a/simple\n").variables
+    assert "UV_DEFAULT_INDEX" not in found
+    assert found["UV_CONFIG_FILE"] == str(tmp_path / "uv.toml")
+
+
+@pytest.mark.parametrize(("index", "words"), [(None, ["--no-index"]), ("https://a/simple", [])])
+def test_a_machine_without_an_index_has_none_under_uv_either(configured, index, words):
+    assert [
+        word for word in configured("[global]\nno-index = true\n", index).install("/env") if word == "--no-index"
+    ] == words
+
+
+def test_a_broken_configuration_of_pip_is_told_without_its_lines(configured):
+    with pytest.raises(Problem) as problem:
+        configured("index-url = https://me:hunter22@example.com\n")
+    assert "hunter22" not in str(problem.value)
+    assert problem.value.__suppress_context__
+
+
+def test_the_stamp_of_a_whole_environment_is_root_s(monkeypatch, tmp_path):
+    """While it is made, its user may write there."""
+    monkeypatch.setattr(wsgi_environment, "SRV", str(tmp_path))
+    environment = Environment("shop", "abc")
+    (tmp_path / "shop/environments/abc").mkdir(parents=True)
+    assert not environment.whole()
+    stamp = tmp_path / "shop/environments/abc/.complete"
+    stamp.touch()
+    found = wsgi_host.os.lstat(stamp)
+    monkeypatch.setattr(wsgi_environment.os, "lstat", lambda path: Stat(found, uid=1000))
+    assert not environment.built(found.st_gid)
+    monkeypatch.setattr(wsgi_environment.os, "lstat", lambda path: Stat(found, uid=0))
+    assert environment.built(found.st_gid)
+    assert not environment.built(found.st_gid + 1)
+
+
+class Stat:
+    """What os.lstat tells of a file, with another owner."""
+
+    def __init__(self, found, uid):
+        self.st_uid, self.st_gid = uid, found.st_gid
+
+
+def test_passwords_are_known_as_they_stand_and_as_they_are_meant():
+    found = wsgi_environment._passwords(["a @ https://me:p%40ss-word@h/x", "https://tok%2Fen@h/", "tiny"])
+    assert found == {"p%40ss-word", "p@ss-word", "tok%2Fen", "tok/en"}
