@@ -374,7 +374,8 @@ def _shown(app):
 
 def _tools(app):
     """Which sls an app's release needs besides Python: of what fetches and installs it."""
-    return {"git"} if wsgi_schema.parse_source(app["source"]).kind == "git" else set()
+    git = wsgi_schema.parse_source(app["source"]).kind == "git"
+    return {tool for tool, needed in (("git", git), ("uv", app["installer"] == "uv")) if needed}
 
 
 def _stale():
