@@ -47,6 +47,19 @@ def test_every_server_serves_beside_the_others(suite_machine, name):
     assert status["health"]["ok"]
 
 
+def test_a_release_comes_with_what_belongs_to_it(suite_machine):
+    machine = suite_machine("release")
+    status = machine.call("wsgi.status")["hello"]
+    assert (
+        machine.host.file(f"/srv/wsgi/hello/releases/{status['release']}/code/assets.txt").content_string == "assets\n"
+    )
+    assert machine.host.file("/var/lib/wsgi/home/hello/migrated.txt").content_string == "migrated\n"
+    assert all(status["processes"]["worker"])
+    assert len(status["processes"]["worker"]) == 2
+    assert status["schedule"]["cleanup"]["next"]
+    assert machine.call("wsgi.history", "hello")[-1]["event"] == "live"
+
+
 def test_one_word_switches_the_server_and_back(suite_machine):
     machine = suite_machine("switch")
     apps = harness.suites()["switch"]["apps"]
