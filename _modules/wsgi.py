@@ -181,7 +181,7 @@ def restart(app):
     """
     host = _host()
     with _told():
-        _named(app, host.settings.apps)
+        _asked(host, app)
         with wsgi_lock.locked(app, "wsgi.restart", patience=0):
             wanted, release = wsgi_wanted.app(host, app), wsgi_wanted.release(host, app)
             id = wsgi_generation.wanted_id(host, wanted, release)
@@ -216,7 +216,7 @@ def deploy(app, rev=None, source=None, wait=0):
     """
     host = _host()
     with _told():
-        return _done(wsgi_deploy.deploy(host, _named(app, host.settings.apps), rev, source, wait), host)
+        return _done(wsgi_deploy.deploy(host, _asked(host, app), rev, source, wait), host)
 
 
 def rollback(app, to=None, pin=False):
@@ -240,7 +240,7 @@ def rollback(app, to=None, pin=False):
     """
     host = _host()
     with _told():
-        found = _done(wsgi_deploy.rollback(host, _named(app, host.settings.apps), to and str(to), pin), host)
+        found = _done(wsgi_deploy.rollback(host, _asked(host, app), to and str(to), pin), host)
     if not pin:
         found["note"] = (
             "The next highstate goes forward again, to what pillar says: change pillar, or roll back with pin=True."
@@ -264,7 +264,7 @@ def unpin(app):
     """
     host = _host()
     with _told():
-        if wsgi_deploy.unpin(host, _named(app, host.settings.apps)):
+        if wsgi_deploy.unpin(host, _asked(host, app)):
             return f"{app} is not pinned any more; the next highstate brings it to what pillar says."
         return f"{app} was not pinned."
 
@@ -470,6 +470,14 @@ def _done(done, host=None):
     if done.failures:
         raise Problem("\n".join([f"Generation {done.generation.id} is live, but:", *done.failures]))
     return found
+
+
+def _asked(host, app):
+    """An app's name, if pillar has it without a problem."""
+    found = [problem for problem in host.settings.problems if problem.startswith(f"wsgi:apps:{app}:")]
+    if app in host.settings.broken and found:
+        raise CommandExecutionError("\n".join(found))
+    return _named(app, host.settings.apps)
 
 
 def _named(app, names):

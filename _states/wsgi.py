@@ -19,6 +19,7 @@ import wsgi_host
 import wsgi_lock
 import wsgi_maintenance
 import wsgi_nginx
+import wsgi_programs
 import wsgi_release
 import wsgi_wanted
 from wsgi_host import ETC, LIB, LOG, SRV, Problem
@@ -133,6 +134,7 @@ def live(name):
 def _replaced(host, name, app, release, current, id, reason):
     changes = _difference(current, id, app, release)
     if __opts__["test"]:
+        wsgi_programs.check(name, app)
         return _result(name, None, f"Generation {id} of {name} would go live: {reason}.", changes)
     done = wsgi_generation.change(host, name, app, release, id)
     changes["generation"]["new"] = done.generation.id

@@ -112,6 +112,8 @@ class Wanted(Release):
             with contextlib.suppress(Problem):
                 wsgi_step.run(compile_all, self.name, cwd=self.code, uid=uid, gid=gid)
             wsgi_host.own(self.code, 0, gid)
+            # After a power cut, no record may be on the disk of what is not.
+            os.sync()
             facts = {"source": self.source.text, "revision": self.source.revision, "environment": environment.id}
             self.remember(gid, **facts, built=round(time.time()))
         except BaseException:

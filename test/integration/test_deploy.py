@@ -149,6 +149,15 @@ def test_another_source_can_be_deployed(shop):
     assert "/srv/elsewhere was deployed" in override(shop)
 
 
+def test_an_app_with_a_problem_in_pillar_is_not_deployed(shop):
+    pillar(shop, workers="many")
+    problem = "wsgi:apps:shop:workers: 'many' must be an integer from 1 to 1024"
+    for function in ("deploy", "rollback", "restart", "unpin"):
+        with pytest.raises(CommandFailed, match=problem):
+            shop.call(f"wsgi.{function}", "shop")
+    assert version(shop) == "v1"
+
+
 def test_an_app_that_is_not_live_is_not_deployed(shop):
     shop.pillar({"apps": {"new": app(domains=["new.example.com"])}})
     with pytest.raises(CommandFailed, match="new is not live yet: state.apply wsgi"):

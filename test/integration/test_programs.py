@@ -231,6 +231,7 @@ def test_calendar_that_is_none_is_refused_before_anything_is_switched(served, co
     run = converge(name, ok=False, schedule=jobs)
     assert f"wsgi:apps:{name}:schedule:job:calendar: 'dayly'" in run.states[f"{name}-live"]["comment"]
     assert traces(served, name) == before
+    assert "'dayly'" in served.apply(test=True, ok=False).states[f"{name}-live"]["comment"]
 
 
 def test_scheduled_command_runs_at_its_times_and_says_how_it_went(served, converge, apps, name):
