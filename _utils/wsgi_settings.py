@@ -516,12 +516,12 @@ class _Loader:
         for number, said in enumerate(commands, 1):
             if not isinstance(said, Mapping):
                 said = {"command": said}
+            hook = self._check(f"{key}:{number}", said, wsgi_schema.HOOK)
             if said.get("command") is None:
                 self._problem(f"{key}:{number}:command", f"missing; it must be {wsgi_schema.COMMAND.allowed}")
-            elif said.get("every") == "change" and moment == "build":
+            if hook.get("every") == "change" and moment == "build":
                 self._problem(f"{key}:{number}:every", "'change' can't be of build, which belongs to the release")
-            else:
-                sound.append(self._check(f"{key}:{number}", said, wsgi_schema.HOOK))
+            sound.append(hook)
         return [hook for hook in sound if "command" in hook]
 
     def _check_programs(self, key, programs, rules):

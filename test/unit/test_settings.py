@@ -171,6 +171,8 @@ APP_KEYS = f"({', '.join(wsgi_schema.APP)})"
 DOMAINS = "must be a list of host names, of which the first label may be *"
 REQUIREMENTS = "must be a file in the source, or a list of requirements"
 SOURCE = f"must be {wsgi_schema.SOURCE_FORMS}"
+INDEX = "must be an index's URL, or false for none"
+WORDS = wsgi_schema.PROCESS["command"].allowed
 OPTION = "must be a one-line string, a number, true, false or a list of them"
 VARIABLE = "it must be a string or a number (quote it if the app is to see the word)"
 
@@ -256,6 +258,58 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"env": {"9A": "b"}}, "env: '9A' can't be a variable's name: letters, digits and _, no digit first"),
         ({"env": {9: "b"}}, "env: '9' can't be a variable's name: letters, digits and _, no digit first"),
         ({"env": {"A; rm": "b"}}, "env: 'A; rm' can't be a variable's name: letters, digits and _, no digit first"),
+        ({"index": True}, f"index: True {INDEX}"),
+        ({"index": "https://me:hunter2@ x"}, f"index: 'https://me:***@ x' {INDEX}"),
+        ({"extra_index": "https://x"}, "extra_index: 'https://x' must be a list of indexes' URLs"),
+        ({"installer": "poetry"}, "installer: 'poetry' must be pip or uv"),
+        ({"wheels": "../x"}, "wheels: '../x' must be a folder's absolute path, or a folder in the source"),
+        ({"deploy_key": "hunter2"}, "deploy_key: is a string; it must be a private key that OpenSSH reads"),
+        ({"known_hosts": "x"}, "known_hosts: 'x' must be lines as ssh-keyscan prints them"),
+        ({"env_files": ["x.env"]}, "env_files: ['x.env'] must be a list of files' absolute paths"),
+        (
+            {"maintenance": {"retry": 5}},
+            "maintenance:retry: not a key; did you mean 'retry_after'? (page, retry_after)",
+        ),
+        ({"maintenance": {"page": "x"}}, "maintenance:page: 'x' must be an HTML file that Salt serves, salt://…"),
+        (
+            {"hooks": {"biuld": ["x"]}},
+            f"hooks:biuld: not a key; did you mean 'build'? ({', '.join(wsgi_schema.HOOKS)})",
+        ),
+        ({"hooks": {"build": "make"}}, "hooks:build: is a string; it must be a list of commands"),
+        ({"hooks": {"build": [7]}}, f"hooks:build:1:command: 7 must be {wsgi_schema.COMMAND.allowed}"),
+        (
+            {"hooks": {"build": ["x", {"timeout": 5}]}},
+            f"hooks:build:2:command: missing; it must be {wsgi_schema.COMMAND.allowed}",
+        ),
+        (
+            {"hooks": {"build": [{"command": "x", "every": "change"}]}},
+            "hooks:build:1:every: 'change' can't be of build, which belongs to the release",
+        ),
+        (
+            {"hooks": {"before_live": [{"command": "x", "timeout": 0}]}},
+            "hooks:before_live:1:timeout: 0 must be an integer from 1 to 86400",
+        ),
+        (
+            {"hooks": {"before_live": [{"command": "x", "evry": "change"}]}},
+            "hooks:before_live:1:evry: not a key; did you mean 'every'? (command, timeout, every)",
+        ),
+        ({"processes": {"worker": "celery"}}, "processes:worker: is a string; it must be a mapping"),
+        ({"processes": {"worker": {"count": 2}}}, f"processes:worker:command: missing; it must be {WORDS}"),
+        ({"processes": {"worker": {"command": "x 'y"}}}, f'processes:worker:command: "x \'y" must be {WORDS}'),
+        (
+            {"processes": {"Worker": {"command": "x"}}},
+            "processes:Worker: 'Worker' can't be a name: a lower-case letter, then at most 31 of a-z, 0-9, - and _",
+        ),
+        (
+            {"schedule": {"clean": {"command": "x"}}},
+            "schedule:clean:calendar: missing; it must be a time as `systemd-analyze calendar` takes it",
+        ),
+        ({"schedule": {"log": {"command": "x", "calendar": "daily"}}}, "schedule:log: 'log' is the formula's own name"),
+        (
+            {"processes": {"a": {"command": "x"}}, "schedule": {"a": {"command": "x", "calendar": "daily"}}},
+            "schedule:a: is the name of one of processes, too; both would write one log",
+        ),
+        ({"rollback_on_failure": "yes"}, "rollback_on_failure: 'yes' must be true or false"),
         ({"server_options": ["x"]}, "server_options: is a list; it must be a mapping"),
         ({"server_options": {"gunicorn": "x"}}, "server_options:gunicorn: is a string; it must be a mapping"),
         (
@@ -670,6 +724,10 @@ def test_no_pillar_whatever_makes_it_raise(load):
         (wsgi_schema.APP, lambda own: {"defaults": own, "apps": {"shop": SHOP}}),
         (wsgi_schema.APP, lambda own: {"apps": {"shop": {**SHOP, **own}}}),
         (wsgi_schema.HEALTH, lambda own: {"apps": {"shop": {**SHOP, "health": own}}}),
+        (wsgi_schema.MAINTENANCE, lambda own: {"apps": {"shop": {**SHOP, "maintenance": own}}}),
+        (wsgi_schema.HOOKS, lambda own: {"apps": {"shop": {**SHOP, "hooks": own}}}),
+        (wsgi_schema.HOOK, lambda own: {"apps": {"shop": {**SHOP, "hooks": {"build": [{"command": "x", **own}]}}}}),
+        (wsgi_schema.PROCESS, lambda own: {"apps": {"shop": {**SHOP, "processes": {"a": {"command": "x", **own}}}}}),
         (wsgi_schema.NGINX, lambda own: {"nginx": own, "apps": {"shop": SHOP}}),
     ):
         for key, junk in itertools.product(rules, JUNK):
@@ -685,6 +743,8 @@ def test_every_key_of_junk_is_told_by_name(load):
             (f"wsgi:apps:{name}", {"apps": {name: {}}}),
             (f"wsgi:apps:shop:{name}", {"apps": {"shop": {**SHOP, name: 1}}}),
             (f"wsgi:apps:shop:health:{name}", {"apps": {"shop": {**SHOP, "health": {name: 1}}}}),
+            (f"wsgi:apps:shop:hooks:{name}", {"apps": {"shop": {**SHOP, "hooks": {name: ["x"]}}}}),
+            (f"wsgi:apps:shop:processes:{name}", {"apps": {"shop": {**SHOP, "processes": {name: {"command": "x"}}}}}),
             (f"wsgi:apps:shop:process_manager:{name}", {"apps": {"shop": {**SHOP, "process_manager": {name: 1}}}}),
             (f"wsgi:apps:shop:server_options:{name}", {"apps": {"shop": {**SHOP, "server_options": {name: 1}}}}),
         ):
