@@ -8,18 +8,11 @@ both meet the same weather. Exits with 1 when a goal is missed: a ratio of 1.2 f
 1.5 for 100. The first run with 100 apps builds as many environments, which takes some minutes.
 """
 
-import argparse
-import datetime
 import json
-import platform
 import statistics
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import container
-import harness
+from machine import arguments, booted, where
 
 GOALS = {1: 1.2, 100: 1.5}
 HEAD = "| apps | test.nop | wsgi | ratio | goal | |\n| --- | --- | --- | --- | --- | --- |"
@@ -73,25 +66,11 @@ def row(count, seconds):
     return f"| {' | '.join(map(str, cells))} |", met
 
 
-def where(machine):
-    """The machine and the versions, in one line."""
-    cpu = machine.exec("sed -n 's/^model name.*: //p' /proc/cpuinfo | sort | uniq -c | sed 's/^ *//; s/ / × /'")
-    versions = [machine.exec(command).stdout.strip() for command in ("salt-call --version", "python3 --version")]
-    os_name = machine.exec(". /etc/os-release && echo $PRETTY_NAME").stdout.strip()
-    kernel = f"Linux {platform.release()}"
-    return ", ".join([f"{datetime.date.today()}", cpu.stdout.strip(), os_name, kernel, *versions])
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = arguments(__doc__, runs=15)
     parser.add_argument("--apps", type=int, nargs="+", default=[1, 10, 100])
-    parser.add_argument("--runs", type=int, default=15, help="of each kind; the median counts (default: %(default)s)")
-    parser.add_argument("--platform", default="debian-12")
-    parser.add_argument("--keep", action="store_true", help="leave the machine for a look")
     options = parser.parse_args()
-    container.ensure_docker()
-    machine = harness.Machine.boot(options.platform)
-    try:
+    with booted(options) as machine:
         machine.put("/srv/salt-top/nothing.sls", "nothing:\n  test.nop\n")
         print(where(machine), "", HEAD, sep="\n")
         missed = False
@@ -100,11 +79,6 @@ def main():
             print(line, flush=True)
             missed = missed or not met
         return missed
-    finally:
-        if options.keep:
-            print(f"Left running: {machine.name}")
-        else:
-            machine.destroy()
 
 
 if __name__ == "__main__":
