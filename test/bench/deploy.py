@@ -1,5 +1,5 @@
-"""What a deploy costs: a change of one line of a Django app with 36 dependencies, and the way back, next
-to the plain way on the same machine: git pull, pip install, supervisorctl restart. Prints a table in Markdown.
+"""What a deploy costs: a change of one line of a Django app with more than 30 dependencies, and the way
+back, next to the plain way on the same machine: git pull, pip install, supervisorctl restart. Prints a table in Markdown.
 
 ~/.cache/wsgi-formula/venv/bin/python test/bench/deploy.py [--runs 7] [--keep]
 
@@ -183,11 +183,9 @@ def under_load(command, host, version):
     with load(host) as report, tempfile.TemporaryFile("w+") as output:
         begun = time.monotonic()
         process = subprocess.Popen(command, stdout=output, stderr=output)
-        connection = lambda: http.client.HTTPConnection("127.0.0.1", timeout=10)
-        ended = None
-        live = None
+        live = ended = None
         while live is None or ended is None:
-            if live is None and answer(connection(), host) == (200, version):
+            if live is None and answer(http.client.HTTPConnection("127.0.0.1", timeout=10), host) == (200, version):
                 live = time.monotonic() - begun
             if ended is None and process.poll() is not None:
                 ended = time.monotonic() - begun
@@ -200,8 +198,7 @@ def under_load(command, host, version):
 
 def commit(version):
     pathlib.Path("/srv/work/version.py").write_text(f"VERSION = {version!r}\\n")
-    git = "git -c user.name=bench -c user.email=bench@example.com"
-    subprocess.run(f"cd /srv/work && {git} commit -qam {version} && git push -q", shell=True, check=True)
+    subprocess.run(f"cd /srv/work && git commit -qam {version} && git push -q", shell=True, check=True)
 
 
 turns = []
@@ -228,12 +225,12 @@ HEAD = "| what | seconds | to plain | goal | | lost |\n| --- | --- | --- | --- |
 def prepare(machine):
     """The app, served by the formula and by plain means, at its version v0."""
     requirements = Path(__file__).with_name("django-requirements.txt").read_text()
-    machine.exec("git init -q --bare -b main /srv/shop.git && git clone -q /srv/shop.git /srv/work")
+    machine.exec("git init -q --bare -b main /srv/shop.git && git init -q -b main /srv/work")
     for name, text in {"shop.py": APP, "version.py": "VERSION = 'v0'\n", "requirements.txt": requirements}.items():
         machine.put(f"/srv/work/{name}", text)
-    identity = "-c user.name=bench -c user.email=bench@example.com"
     machine.exec(
-        f"cd /srv/work && git checkout -q -B main && git add . && git {identity} commit -qm v0 && git push -q origin main"
+        "cd /srv/work && git config user.name bench && git config user.email bench@example.com && git add . && "
+        "git commit -qm v0 && git remote add origin /srv/shop.git && git push -qu origin main"
     )
     machine.pillar(PILLAR)
     machine.apply()
