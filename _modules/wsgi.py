@@ -239,8 +239,10 @@ def rollback(app, to=None, pin=False):
         salt-call wsgi.rollback shop pin=True
     """
     host = _host()
+    if isinstance(to, int):  # Salt reads an id that has no letter in it as a number.
+        to = str(to).zfill(10)
     with _told():
-        found = _done(wsgi_deploy.rollback(host, _asked(host, app), to and str(to), pin), host)
+        found = _done(wsgi_deploy.rollback(host, _asked(host, app), to, pin), host)
     if not pin:
         found["note"] = (
             "The next highstate goes forward again, to what pillar says: change pillar, or roll back with pin=True."

@@ -49,16 +49,19 @@ def deploy(host, name, rev=None, source=None, wait=0):
 
 def _asked(host, name, rev, source):
     said = host.settings.apps[name]["source"]
-    if rev and source:
+    if rev is not None and source:
         raise Problem("rev and source can't both be given: a source holds its revision")
-    if not rev and not source:
+    if rev is None and not source:
         return {}
+    if rev is not None and not isinstance(rev, str):
+        # Salt reads 1.10 of a command line as 1.1.
+        raise Problem(f"rev was read as {rev!r}; quote it twice, as in rev=\"'1.10'\"")
     try:
-        wanted = wsgi_source.with_revision(said, str(rev)) if rev else source
+        wanted = wsgi_source.with_revision(said, rev) if rev is not None else source
         wsgi_schema.parse_source(wanted)
     except ValueError as error:
-        raise Problem(f"{wsgi_schema.without_credentials(str(rev or source))!r} {error}") from error
-    return {} if wanted == said else wsgi_wanted.deployed(host, name, wanted, rev and str(rev))
+        raise Problem(f"{wsgi_schema.without_credentials(source or rev)!r} {error}") from error
+    return {} if wanted == said else wsgi_wanted.deployed(host, name, wanted, rev)
 
 
 def _converge(host, name):

@@ -129,6 +129,8 @@ def test_a_way_back_from_what_was_deployed_is_to_what_pillar_says(shop):
         (["rev=v22"], "v22"),
         (["rev=bad"], "rotten"),
         (["rev=-x"], "'-x' can't be a branch, a tag or a commit"),
+        (["rev=1.10"], "rev was read as 1.1; quote it twice"),
+        (["rev=''"], "can't be a branch, a tag or a commit|must"),
         (["source=nonsense"], "'nonsense' must be salt://folder"),
         (["rev=v2", "source=salt://shop"], "rev and source can't both be given"),
     ],
