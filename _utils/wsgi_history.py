@@ -19,7 +19,7 @@ HISTORY = f"{LIB}/history"
 KEEP_ENTRIES = 200
 # Generations whose settings stay, as long as their release does.
 KEEP_SETTINGS = 10
-REASON = 4000  # characters of why something failed
+REASON = 4000  # characters of what failed, and of why
 # What of an app's settings is a generation's own: it comes back with it.
 OWN = ("server_options", "hooks", "health")
 
@@ -41,7 +41,10 @@ def add(host, name, event, **facts):
     """
     found = entries(name)
     entry = {"event": event, **{fact: value for fact, value in facts.items() if value}}
-    entry = {**entry, "error": str(entry["error"])[:REASON]} if "error" in entry else entry
+    if "error" in entry:
+        what, _, why = str(entry["error"]).partition("\n")
+        # The end of a log tells why.
+        entry["error"] = "\n".join(filter(None, [what[:REASON], why[-REASON:]]))
     if event == "failed" and found and _what(found[-1]) == _what(entry):
         entry["times"] = found.pop().get("times", 1) + 1
     entry["at"] = round(time.time())

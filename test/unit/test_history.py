@@ -73,10 +73,11 @@ def test_a_failure_that_comes_again_is_counted(host):
 def test_no_more_is_kept_than_so_many_entries_and_characters(host, monkeypatch):
     monkeypatch.setattr(wsgi_history, "KEEP_ENTRIES", 3)
     for number in range(5):
-        wsgi_history.add(host, "shop", "failed", error=f"{number} " + "x" * 10_000)
+        wsgi_history.add(host, "shop", "failed", error=f"{number}\n" + "x" * 10_000 + "why")
     found = wsgi_history.entries("shop")
-    assert [entry["error"][0] for entry in found] == ["2", "3", "4"]
-    assert max(len(entry["error"]) for entry in found) == wsgi_history.REASON
+    assert [entry["error"].split("\n")[0] for entry in found] == ["2", "3", "4"]
+    assert all(entry["error"].endswith("xxwhy") for entry in found)
+    assert max(len(entry["error"]) for entry in found) == len("2\n") + wsgi_history.REASON
 
 
 def test_the_settings_of_a_release_that_is_gone_are_forgotten(host):
