@@ -233,6 +233,8 @@ def test_a_log_is_whole_once_what_writes_it_has_caught_up(monkeypatch, tmp_path)
     monkeypatch.setattr(wsgi_managers, "APPEND", append)
     with subprocess.Popen(["/bin/sh", append, str(log)], stdin=subprocess.PIPE, text=True) as process:
         try:
+            # Its command line is there a moment after its start.
+            assert wsgi_managers.wait_until(lambda: list(wsgi_managers._running(append, str(log))), 10)
             os.kill(process.pid, signal.SIGSTOP)
             process.stdin.write("one\ntwo\n")
             process.stdin.flush()
