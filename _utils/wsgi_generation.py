@@ -74,7 +74,7 @@ class Generation:
         # They tell nginx, which can't see sockets, where to go.
         self.markers = [f"{self.run}/{marker}" for marker in record.get("markers", [self.protocol])]
         self.reopen = f"{self.run}/reopen"  # touched when logs were rotated
-        self.code = f"{wsgi_host.SRV}/{name}/releases/{self.release}/code"
+        self.code = wsgi_release.Release(name, self.release).code
         self.environment = wsgi_environment.Environment(name, record["environment"])
         self.config = f"{self.folder}/{host.servers[self.server]['config']}"
         self.programs = wsgi_programs.programs(self)

@@ -187,6 +187,11 @@ def unix_sockets():
                 yield fields[7].rstrip("\n"), bool(int(fields[3], 16) & 0x10000)
 
 
+def pids():
+    """The PIDs of all processes that there are, a list of int."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
 def write(path, text, mode, uid=0, gid=0):
     """
     Put a file in place whole, never readable by more than in the end.

@@ -520,11 +520,10 @@ def processes(pid):
     if not pid or not alive(pid):
         return []
     children = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            fields = _stat(int(name))
-            if fields:
-                children.setdefault(int(fields[1]), []).append(int(name))
+    for each in wsgi_host.pids():
+        fields = _stat(each)
+        if fields:
+            children.setdefault(int(fields[1]), []).append(each)
     found, todo = [], [pid]
     while todo:
         found.append(todo.pop())
@@ -572,11 +571,10 @@ def written(log, patience=5):
 def _running(*words):
     """The PIDs of scripts whose command line ends in these words."""
     ending = "\0".join(["", *words, ""]).encode()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
-                if file.read().endswith(ending):
-                    yield int(name)
+    for pid in wsgi_host.pids():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+            if file.read().endswith(ending):
+                yield pid
 
 
 def _reads(pid):

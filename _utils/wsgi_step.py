@@ -103,12 +103,11 @@ def end(name, patience=5):
 
 
 def _marked(mark):
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            # One that is a zombie has no environment any more.
-            with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as variables:
-                if mark in variables.read().split(b"\0"):
-                    yield int(entry)
+    for pid in wsgi_host.pids():
+        # One that is a zombie has no environment any more.
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as variables:
+            if mark in variables.read().split(b"\0"):
+                yield pid
 
 
 def environment():
