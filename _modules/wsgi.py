@@ -330,7 +330,7 @@ def maintenance(app, state=None):
         wanted = {"on": True, "true": True, "off": False, "false": False}.get(str(state).lower())
         if wanted is None:
             raise CommandExecutionError(f"{state!r} is not a state of maintenance (on, off)")
-        if wanted and wsgi_maintenance.marker(app) not in (wsgi_host.read(wsgi_nginx.site_path(host, app)) or ""):
+        if wanted and wsgi_maintenance.marker(app) not in (wsgi_host.read(wsgi_nginx.paths(host, app)[1]) or ""):
             raise CommandExecutionError(f"the site of {app} is not in place: state.apply wsgi")
         wsgi_maintenance.switch(app, wanted)
     if wsgi_maintenance.on(app):
