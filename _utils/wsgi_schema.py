@@ -294,7 +294,7 @@ APP = {
     "graceful_timeout": integer(1, 86400),
     "max_requests": integer(0, 2**31 - 1),
     "memory_limit": integer(16, 2**20),
-    "env": MAPPING,
+    "env": Rule(MAPPING.allowed, MAPPING.test, secret=True),
     "env_files": Rule("a list of files' absolute paths", lambda value: list_of(value, absolute_path)),
     "health": mapping(HEALTH),
     "hooks": MAPPING,
@@ -329,5 +329,33 @@ SCHEDULED_DEFAULTS = {"timeout": 3600}
 
 NGINX = wsgi_schema_edge.NGINX
 STATUS_PAGE = wsgi_schema_edge.STATUS_PAGE
+
+
+def shown(settings, rules):
+    """
+    Settings without their secrets.
+
+    settings : dict
+        Merged ones.
+    rules : dict
+        The rule of each key, such as ``APP``.
+
+    .. code-block:: python
+
+        >>> shown({"env": {"PASSWORD": "hunter2"}, "workers": 4}, APP)
+        {'env': {'PASSWORD': '***'}, 'workers': 4}
+    """
+    return {key: _shown(value, rules[key]) for key, value in settings.items()}
+
+
+def _shown(value, rule):
+    if value and rule.secret:
+        return dict.fromkeys(value, "***") if isinstance(value, Mapping) else "***"
+    if isinstance(value, Mapping) and rule.keys:
+        return shown(value, rule.keys)
+    if isinstance(value, Mapping) and rule.each:
+        return {name: _shown(each, rule.each) for name, each in value.items()}
+    return value
+
 
 TOP = ("apps", "defaults", "nginx", "status_page")

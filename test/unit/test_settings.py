@@ -767,3 +767,17 @@ def test_a_health_check_asks_for_the_first_domain_that_is_a_name(load):
     }
     hosts = {name: wsgi_settings.health_host(app) for name, app in load({"apps": apps}).apps.items()}
     assert hosts == {"one": "shop.example.com", "two": "localhost", "three": "other.example.com", "four": "localhost"}
+
+
+def test_settings_are_shown_without_secrets_however_deep(load):
+    own = {
+        "env": {"PASSWORD": "hunter2"},
+        "tls": {"certificate": "/etc/ssl/a.pem", "key": "-----BEGIN hunter2"},
+        "basic_auth": {"realm": "Staff", "users": {"ann": "$6$a$hunter2"}},
+    }
+    settings = load({"apps": {"shop": {**SHOP, **own}}})
+    assert settings.problems == []
+    shown = wsgi_schema.shown(settings.apps["shop"], wsgi_schema.APP)
+    assert "hunter2" not in str(shown)
+    assert shown["tls"]["certificate"] == "/etc/ssl/a.pem"
+    assert shown["basic_auth"] == {"realm": "Staff", "users": {"ann": "***"}}
