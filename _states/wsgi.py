@@ -21,6 +21,7 @@ import wsgi_maintenance
 import wsgi_nginx
 import wsgi_programs
 import wsgi_release
+import wsgi_tls
 import wsgi_wanted
 from wsgi_host import ETC, LIB, LOG, SRV, Problem
 
@@ -179,10 +180,17 @@ def site(name):
     try:
         host = _host()
         page = wsgi_maintenance.pending(host, name)
+        nginxs_site = wsgi_nginx.site_of(host, name)
+        warnings = wsgi_tls.check(host, nginxs_site, wsgi_nginx.built(host))
+        made = wsgi_tls.due(host, nginxs_site)
         files = wsgi_nginx.pending(host, name) if wsgi_nginx.differs(host, name) else {}
-        if files and not __opts__["test"]:
+        if (files or made) and not __opts__["test"]:
             wsgi_nginx.check(host, name)
-        result = _result(name, True, f"The site of {name} is in place.")
+        result = {**_result(name, True, f"The site of {name} is in place."), "warnings": warnings}
+        if made:
+            result["changes"][wsgi_tls.self_signed_paths(host, nginxs_site.id)[0]] = "made"
+            if __opts__["test"]:
+                result["result"] = None
         sources = {path: wsgi_nginx.source(text) for path, text in files.items()}
         sources.update((path, source and {"source": source}) for path, source in page.items())
         for path, source in sources.items():
@@ -221,6 +229,44 @@ def nginx(name):
     except (Problem, OSError) as error:
         return _failure(name, "nginx serves on with the sites that it has", error)
     return _result(name, True, "nginx was reloaded.", changes)
+
+
+def certificates(name):
+    """
+    Sites that have a certificate authority's certificate have one that is for their hosts. Comes after
+    nginx serves them, since the authority asks them; until then they have a self-signed one.
+
+    name : str
+        Nothing but the state's name.
+
+    Fails for those that get none, with the client's own words; they serve on with what they have.
+
+    .. code-block:: yaml
+
+        wsgi-certificates:
+          wsgi.certificates:
+            - require:
+              - wsgi: wsgi-nginx
+    """
+    try:
+        host = _host()
+        sites = wsgi_tls.wanting(host)
+        changes = {site.id: "certificate" for site in sites}
+        if not sites:
+            return _result(name, True, "Every site has the certificate that it asks for.")
+        if __opts__["test"]:
+            return _result(name, None, f"A certificate would be asked for: {', '.join(changes)}.", changes)
+        failures = []
+        for site in sites:
+            try:
+                wsgi_tls.obtain(host, site)
+            except (Problem, OSError) as error:
+                failures.append(str(error))
+                del changes[site.id]
+        wsgi_nginx.put(host, *(name for site in sites if site.id in changes for name in site.apps))
+    except (Problem, OSError) as error:
+        return _failure(name, "nginx serves on with the certificates that it has", error)
+    return _result(name, not failures, "\n".join([f"New: {', '.join(changes) or 'none'}.", *failures]), changes)
 
 
 def daemon(name):

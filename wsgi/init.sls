@@ -14,6 +14,9 @@ wsgi-pillar:
 include:
   - wsgi.common
   - wsgi.nginx
+{%- for part in plan.edge %}
+  - wsgi.{{ part }}
+{%- endfor %}
 {%- for server in plan.servers %}
   - wsgi.{{ server }}
 {%- endfor %}
@@ -59,4 +62,11 @@ include:
 
 wsgi-nginx:
   wsgi.nginx: []
+{%- if 'acme' in plan.edge %}
+
+wsgi-certificates:
+  wsgi.certificates:
+    - require:
+      - wsgi: wsgi-nginx
+{%- endif %}
 {%- endif %}
