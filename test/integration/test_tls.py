@@ -105,7 +105,7 @@ def test_sites_serve_from_the_first_run_on_though_no_authority_answers(tls, firs
 def test_the_client_says_why_there_is_no_certificate(first_run):
     comment = first_run.states["wsgi-certificates"]["comment"]
     assert f"wsgi:apps:authority:tls:certificate: certbot got none for {AUTHORITY}, {ALIAS}" in comment
-    assert "14000" in comment
+    assert "Connection refused" in comment
 
 
 def test_a_certificate_of_ones_own_is_shown_and_a_self_signed_one_is_for_its_host(tls, first_run):
@@ -183,8 +183,6 @@ def test_intermediate_is_what_mozilla_says(tls, first_run):
         f"ECDHE-ECDSA-{cipher}" for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")
     }
     assert "not vulnerable to heartbleed" in found
-    assert "Compression disabled" in found
-    assert "Secure session renegotiation supported" not in found
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +246,8 @@ def test_a_certificate_that_another_hand_replaces_is_taken_up(tls, certified):
 
 
 def test_a_key_of_another_certificate_is_refused_before_anything_is_touched(tls, certified):
-    before = tls.exec("find /etc/nginx /etc/letsencrypt -type f -exec sha256sum {} + | sort").stdout
+    sums = "find /etc/nginx -type f -name '*_80*' -exec sha256sum {} + | sort"
+    before = tls.exec(sums).stdout
     mismatch = {"key": pem(tls, "localhost.key"), "hsts": 0}
     tls.pillar(pillar(tls, mismatch, {"certificate": "/root/tls/none.crt", "key": "/root/tls/own.example.com.key"}))
     run = tls.apply("test=True", ok=False)
@@ -258,8 +257,24 @@ def test_a_key_of_another_certificate_is_refused_before_anything_is_touched(tls,
     run = tls.apply(ok=False)
     assert run.failed == {"own-site", "self-site"}
     assert "PRIVATE KEY" not in changes_of(run)
-    assert tls.exec("find /etc/nginx -type f -name '*_80*' -exec sha256sum {} + | sort").stdout in before
+    assert tls.exec(sums).stdout == before
     assert curl(tls, f"https://{OWN}/").startswith("HTTP/2 200")
+
+
+def test_http3_is_served_where_the_installed_nginx_has_it_and_refused_elsewhere(tls, certified):
+    http3 = {"http3": True, "redirect": True}
+    tls.pillar(pillar(tls, http3, http3))
+    if "http_v3_module" not in tls.exec("nginx -V 2>&1").stdout:
+        run = tls.apply(test=True, ok=False)
+        assert run.failed == {"own-site", "self-site"}
+        assert "wsgi:apps:own:tls:http3: true can't be had: nginx 1." in run.states["own-site"]["comment"]
+        return
+    tls.apply()
+    for name in (OWN, SELF):
+        assert "\nalt-svc: h3=\":443\"; ma=86400\n" in curl(tls, f"https://{name}/")
+        assert curl(tls, f"https://{name}/", "--http3-only").startswith("HTTP/3 200")
+    with pytest.raises(ConnectionError):
+        curl(tls, "https://unknown.example.com/", "--http3-only")
 
 
 def test_a_site_that_goes_takes_its_certificates_along(tls, certified):
