@@ -258,6 +258,10 @@ def certificates(name):
             return _result(name, None, f"A certificate would be asked for: {', '.join(changes)}.", changes)
         failures = []
         for site in sites:
+            if wsgi_nginx.site_path(host, site.id) not in wsgi_nginx.on_disk(host):
+                failures.append(f"{site.id} is not served yet, so that no authority could ask it.")
+                del changes[site.id]
+                continue
             try:
                 wsgi_tls.obtain(host, site)
             except (Problem, OSError) as error:

@@ -46,7 +46,7 @@ def pillar(machine, own=None, self_signed=None, nginx=None):
     return {
         "apps": {
             "own": app(
-                "uwsgi",
+                "gunicorn",
                 domains=[OWN],
                 workers=1,
                 tls={
@@ -58,12 +58,12 @@ def pillar(machine, own=None, self_signed=None, nginx=None):
                 },
             ),
             "self": app(
-                "uwsgi",
+                "gunicorn",
                 domains=[SELF],
                 workers=1,
                 tls={"certificate": "self_signed", "redirect": False, "hsts": 300, **(self_signed or {})},
             ),
-            "authority": app("uwsgi", domains=[AUTHORITY], redirect_domains=[ALIAS], workers=1, tls="acme"),
+            "authority": app("gunicorn", domains=[AUTHORITY], redirect_domains=[ALIAS], workers=1, tls="acme"),
         },
         "nginx": {"acme": {"server": DIRECTORY, "ca_bundle": "/root/tls/localhost.crt"}, **(nginx or {})},
     }
