@@ -182,6 +182,8 @@ def _tls_problems(apps):
             for domain in wild:
                 sentence = f"acme can't prove a wildcard, {domain!r}, over HTTP; bring a certificate of your own"
                 found.append((name, "tls:certificate", sentence))
+        elif certificate and "PRIVATE KEY" in certificate:
+            found.append((name, "tls:certificate", "holds a private key, which goes into key"))
         elif certificate and certificate != "self_signed" and not app["tls"]["key"]:
             found.append((name, "tls:key", "missing; it must be the certificate's: a path, a private key, or sdb://…"))
     return found

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from pillars import app
+from pillars import app, inspected
 
 OWN, SELF, AUTHORITY = "own.example.com", "self.example.com", "acme.example.com"
 ALIAS = f"www.{AUTHORITY}"
@@ -269,10 +269,17 @@ def test_http3_is_served_where_the_installed_nginx_has_it_and_refused_elsewhere(
         assert run.failed == {"own-site", "self-site"}
         assert "wsgi:apps:own:tls:http3: true can't be had: nginx 1." in run.states["own-site"]["comment"]
         return
+    asked = pillar(tls, http3, http3)
+    asked["apps"]["own"].update(inspected(domains=[OWN], workers=1))
+    tls.pillar(asked)
     tls.apply()
     for name in (OWN, SELF):
-        assert "\nalt-svc: h3=\":443\"; ma=86400\n" in curl(tls, f"https://{name}/")
+        assert '\nalt-svc: h3=":443"; ma=86400\n' in curl(tls, f"https://{name}/")
         assert curl(tls, f"https://{name}/", "--http3-only").startswith("HTTP/3 200")
+    assert (
+        f'"HTTP_HOST": "{OWN}"'
+        in tls.exec(f"curl -sk --http3-only --resolve {OWN}:443:127.0.0.1 https://{OWN}/").stdout
+    )
     with pytest.raises(ConnectionError):
         curl(tls, "https://unknown.example.com/", "--http3-only")
 
