@@ -148,9 +148,10 @@ def test_hsts_is_told_over_tls_whatever_the_answer(tls, first_run):
     assert "\nstrict-transport-security: max-age=300\n" in maintained
 
 
-def test_an_unknown_host_gets_no_handshake(tls, first_run):
+def test_an_unknown_host_gets_no_answer(tls, first_run):
+    # No handshake; before nginx 1.19.4, nothing after it.
     for url in ("https://unknown.example.com/", "https://127.0.0.1/"):
-        with pytest.raises(ConnectionError, match="code 35"):
+        with pytest.raises(ConnectionError, match="code (35|52|92)"):
             curl(tls, url)
 
 
