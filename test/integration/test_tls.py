@@ -118,7 +118,7 @@ def test_a_certificate_of_ones_own_is_shown_and_a_self_signed_one_is_for_its_hos
 
 
 def test_a_key_is_for_root_alone_and_in_no_report(tls, first_run):
-    listed = tls.exec("stat -c '%a %U %n' /etc/nginx/wsgi/private/*").stdout.splitlines()
+    listed = tls.exec("stat -c '%a %U %n' /etc/nginx/wsgi/private/*_80.*").stdout.splitlines()
     assert len(listed) == 6
     assert all(line.startswith("600 root ") for line in listed)
     secret = pem(tls, f"{OWN}.key").splitlines()[1]
@@ -229,7 +229,7 @@ def test_certificates_are_switched_under_load_and_the_profile_with_them(tls, cer
     assert "other.example.com" in shown(tls, SELF, "-subject")
     warnings = [state.get("warnings") for state in run.raw.values() if state["__id__"] == "self-site"]
     assert warnings == [[f"wsgi:apps:self:tls:certificate: it is not for {SELF}"]]
-    left = tls.exec("ls /etc/nginx/wsgi/private").stdout.split()
+    left = tls.exec("cd /etc/nginx/wsgi/private && ls *_80.*").stdout.split()
     assert left == [f"{OWN}_80.self-signed.crt", f"{OWN}_80.self-signed.key"]
 
 
