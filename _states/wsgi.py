@@ -199,7 +199,8 @@ def site(name):
             result["comment"] = f"The site of {name}: {written['comment']}."
             if written["result"] is not True:
                 result["result"] = written["result"]
-        wsgi_nginx.forget(host)
+        if result["changes"]:
+            wsgi_nginx.forget(host)
         return result
     except (Problem, OSError) as error:
         return _failure(name, f"The site of {name} was left as it was", error)
