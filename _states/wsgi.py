@@ -312,6 +312,7 @@ def absent(name, purge=False):
             wsgi_maintenance.marker(name),
             wsgi_maintenance.page(name),
             *wsgi_nginx.paths(host, name),
+            *wsgi_nginx.cache_folders(host, name).values(),
         ]
         logs = wsgi_nginx.logs(host, name)
         found = [path for path in gone + (kept + logs) * purge if os.path.lexists(path)]

@@ -3,6 +3,7 @@ The shared proxy: one site per app, and a reload only when what nginx would read
 """
 
 import contextlib
+import dataclasses
 import functools
 import grp
 import hashlib
@@ -16,6 +17,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 
+import wsgi_edge
 import wsgi_host
 import wsgi_maintenance
 import wsgi_managers
@@ -33,6 +35,9 @@ FOLDERS = ("apps", "locations", "sites", "private")
 LISTEN = re.compile(r"^\s*listen (\d+)([^;]*);", re.MULTILINE)
 # A server block bears with a location that isn't there (yet).
 MEMBER = re.compile(r"/locations/([a-z0-9_-]+)\.con\[f\];")
+# Where it says that something is wrong; and the line above words that are pillar's own.
+REFUSED = re.compile(r"^nginx: \[emerg\] .* in (/\S+):(\d+)$", re.MULTILINE)
+RAW = re.compile(r"\s*# (wsgi:(?:apps:[a-z0-9_-]+:)?nginx:(?:http|server|location))$")
 # While it is there, the sites ask clients to open a new connection for their next request.
 CLOSING = f"{RUN}/nginx.closing"
 # For how long, before a reload. Any client that sends more often than that is told in time; 40
@@ -61,7 +66,8 @@ class Built:
 
     version : tuple of int
     modules : tuple of str
-        Those that it was built with, as ``nginx -V`` has them, such as ``http_v2_module``.
+        Those that it was built with, as ``nginx -V`` has them, such as ``http_v2_module``, and those that
+        the distribution's packages have it load.
     """
 
     version: tuple
@@ -76,7 +82,8 @@ class Built:
 def built(host):
     """The installed nginx; the newest where none is installed yet. Asked once, and again when it has been replaced."""
     if host.nginx_built is None:
-        host.nginx_built = _built(host)
+        found = _built(host)
+        host.nginx_built = dataclasses.replace(found, modules=(*found.modules, *_dynamic_modules(host)))
     return host.nginx_built
 
 
@@ -97,10 +104,22 @@ def _built(host):
     return Built(tuple(int(number) for number in known["version"].split(".")), tuple(known["modules"]))
 
 
+def _dynamic_modules(host):
+    folder = host.family["nginx"]["modules_dir"]
+    texts = [wsgi_host.read(f"{folder}/{file}") or "" for file in sorted(wsgi_host.listdir(folder))]
+    return re.findall(r"^\s*load_module\s.*\bngx_(\w+)\.so", "\n".join(texts), re.MULTILINE)
+
+
 def paths(host, name):
-    """The paths of an app's own files: what stands outside of any server, and its locations."""
+    """The paths of an app's own files: what stands outside of any server, its locations, and who may come in."""
     own = host.family["nginx"]["own_dir"]
-    return [f"{own}/apps/{name}.conf", f"{own}/locations/{name}.conf"]
+    return [f"{own}/apps/{name}.conf", f"{own}/locations/{name}.conf", f"{own}/private/{name}.htpasswd"]
+
+
+def cache_folders(host, name):
+    """Where nginx keeps the answers of an app that has them kept, by its own word for the protocol."""
+    # Nothing has to make the folder above.
+    return {protocol: f"{host.family['nginx']['cache_dir']}/wsgi-{name}.{protocol}" for protocol in ("proxy", "uwsgi")}
 
 
 def entry_path(host):
@@ -122,12 +141,12 @@ def texts(host, name):
     """
     An app's files and its site's server block, as they should be.
 
-    Returns a dict of paths to str, or to ``Private``.
+    Returns a dict of paths to str, to ``Private``, or to None for a file that is not to be there.
     """
     site, app = site_of(host, name), wsgi_wanted.settings(host, name)
     site_file, values = site_path(host, site.id), _values(host, name, app, site)
     files = [host.render(f"nginx/{kind}.conf.jinja", **values) for kind in ("app", "locations")]
-    found = dict(zip(paths(host, name), files))
+    found = dict(zip(paths(host, name), [*files, _htpasswd(host, name, app)]))
     before = on_disk(host).get(site_file)
     if before and set(_members(before)) & host.settings.broken:
         # What the app with a problem says of its site can't be known: it stays as it is.
@@ -196,7 +215,7 @@ def check(host, name):
     if changes:
         _check_ports(host, name)
         with _staged(changes):
-            _test()
+            _test(host, changes)
 
 
 def put(host, name):
@@ -210,7 +229,11 @@ def put(host, name):
 
 def withdraw(host, name):
     """Take an app's site away, and nginx off it."""
-    _put_for_good(host, pending(host, without=name))
+    changes = pending(host, without=name)
+    if changes and _master(host):
+        with _staged(changes):
+            _test(host, changes)
+    _put_for_good(host, changes)
     if _master(host) and not loaded(host):
         reload(host)
 
@@ -222,11 +245,16 @@ def refresh(host):
     Returns whether it had to be reloaded. Raises ``Problem`` as ``reload`` does.
     """
     wsgi_host.remove(CLOSING)  # of a run that was killed
-    _put_for_good(host, pending(host))
-    if loaded(host):
-        return False
-    reload(host)
-    return True
+    changes = pending(host)
+    if changes:
+        with _staged(changes):
+            _test(host, changes)
+        _put_for_good(host, changes)
+    reloaded = not loaded(host)
+    if reloaded:
+        reload(host)
+    _leave_caches(host)
+    return reloaded
 
 
 def logs(host, name):
@@ -256,7 +284,7 @@ def reload(host):
 
     Raises ``Problem`` when the configuration is refused; nginx goes on with the one it has.
     """
-    _test()
+    _test(host)
     master = _master(host)
     if master is None:
         raise Problem("nginx is not running: `systemctl status nginx` says why")
@@ -295,6 +323,9 @@ def _values(host, name, app, site):
         "mounted": functools.partial(wsgi_sites.mounted, app),
         "live": f"{LIB}/live/{name}",
         "closing": CLOSING,
+        "htpasswd": paths(host, name)[2],
+        "cache_folders": cache_folders(host, name),
+        **wsgi_edge.values(name, app),
         "maintenance": {
             "marker": wsgi_maintenance.marker(name),
             "pages": [wsgi_maintenance.page(name), wsgi_maintenance.PLAIN_PAGE],
@@ -320,7 +351,7 @@ def _shared(host, sites):
         for port, options in LISTEN.findall(text):
             default, ssl = ports.get(int(port), (False, False))
             ports[int(port)] = default or "default_server" in options, ssl or "ssl" in options.split()
-    if not host.settings.nginx["default_site"]:
+    if not (host.settings.nginx["manage"] and host.settings.nginx["default_site"]):
         ports = {}
     ports = {port: ssl for port, (default, ssl) in sorted(ports.items()) if not default}
     values = _shared_values(host)
@@ -328,6 +359,15 @@ def _shared(host, sites):
         f"{host.family['nginx']['own_dir']}/proxy.conf": host.render("nginx/proxy.conf.jinja", **values),
         entry_path(host): host.render("nginx/wsgi.conf.jinja", ports=ports, **values),
     }
+
+
+def _htpasswd(host, name, app):
+    users = app["basic_auth"].get("users")
+    if not users:
+        return None
+    text = wsgi_wanted.htpasswd(host, f"wsgi:apps:{name}:basic_auth:users", users)
+    # The workers read it, for each request.
+    return Private(text, host.family["nginx"]["user"])
 
 
 def _members(text):
@@ -396,15 +436,56 @@ def _text(wanted):
     return wanted.text if isinstance(wanted, Private) else wanted
 
 
-def _test():
-    nginx = shutil.which("nginx", path=PATH)
+def _leave_caches(host):
+    """What nginx kept for apps that have nothing kept any more."""
+    for name in host.settings.apps:
+        text = on_disk(host).get(paths(host, name)[0]) or ""
+        for folder in cache_folders(host, name).values():
+            if folder not in text:
+                wsgi_host.remove(folder)
+
+
+def _test(host, changes=()):
+    """See whether nginx takes its configuration, in which some files are changed."""
+    nginx, manages = shutil.which("nginx", path=PATH), host.settings.nginx["manage"]
     if nginx is None:
-        raise Problem("nginx is not installed")
-    done = subprocess.run(
-        [nginx, "-t"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
-    )
+        raise Problem("nginx is not installed" + ("" if manages else "; wsgi:nginx:manage: false leaves that to you"))
+    command = [nginx, "-t" if manages else "-T"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        raise Problem(f"nginx -t refuses the configuration:\n{tail(done.stdout)}")
+        raise Problem(f"{_blamed(host, done.stderr, changes)}:\n{tail(done.stderr)}")
+    if not manages and f"# configuration file {entry_path(host)}:" not in done.stdout:
+        raise Problem(
+            f"wsgi:nginx:manage: false, and nginx does not read {entry_path(host)}: "
+            f"it needs `include {host.family['nginx']['conf_dir']}/*.conf;` in its http block"
+        )
+
+
+def _blamed(host, said, changes):
+    """What nginx refuses: words of pillar's own, if it names their line; else whose they may be."""
+    place = REFUSED.search(said)
+    if place:
+        line = int(place[2])
+        above = (wsgi_host.read(place[1]) or "").split("\n")[:line]
+        for number, key in _raw_keys(above)[-1:]:
+            if line - number <= _raw_lines(host, key):
+                return f"{key}: nginx -t refuses it"
+    changed = "\n".join(filter(None, map(_text, dict(changes).values()))).split("\n")
+    keys = dict.fromkeys(key for _, key in _raw_keys(changed))
+    return "nginx -t refuses the configuration" + (f", which has {' and '.join(keys)}" if keys else "")
+
+
+def _raw_keys(lines):
+    """The pillar keys above words that are pillar's own, each with its line's number."""
+    found = [(number, RAW.match(line)) for number, line in enumerate(lines, 1)]
+    return [(number, match[1]) for number, match in found if match]
+
+
+def _raw_lines(host, key):
+    """How many lines the words under such a key take."""
+    words = key.split(":")
+    settings = host.settings.nginx if words[1] == "nginx" else host.settings.apps.get(words[2], {}).get("nginx", {})
+    return len(settings.get(words[-1], "").strip().split("\n"))
 
 
 def _check_ports(host, name):
