@@ -179,9 +179,9 @@ def site(name):
     try:
         host = _host()
         page = wsgi_maintenance.pending(host, name)
-        files = wsgi_nginx.pending(host, name) if wsgi_nginx.differs(host, name) else {}
-        if files and not __opts__["test"]:
-            wsgi_nginx.check(host, name)
+        files = {}
+        if wsgi_nginx.differs(host, name):
+            files = wsgi_nginx.pending(host, name) if __opts__["test"] else wsgi_nginx.check(host, name)
         result = _result(name, True, f"The site of {name} is in place.")
         sources = {path: wsgi_nginx.source(text) for path, text in files.items()}
         sources.update((path, source and {"source": source}) for path, source in page.items())

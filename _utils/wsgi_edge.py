@@ -142,7 +142,7 @@ def waits(limits):
 
     Returns a dict of paths to seconds, the deepest first.
     """
-    paths = sorted({limit["path"] for limit in limits.values()}, key=len, reverse=True)
+    paths = sorted({limit["path"] for limit in limits.values()}, key=lambda path: (-len(path), path))
     return {path: max(_wait(limit) for limit in limits.values() if _covers(limit["path"], path)) for path in paths}
 
 

@@ -36,7 +36,7 @@ LISTEN = re.compile(r"^\s*listen (\d+)([^;]*);", re.MULTILINE)
 # A server block bears with a location that isn't there (yet).
 MEMBER = re.compile(r"/locations/([a-z0-9_-]+)\.con\[f\];")
 # Where it says that something is wrong; and the line above words that are pillar's own.
-REFUSED = re.compile(r"^nginx: \[emerg\] .* in (/\S+):(\d+)$", re.MULTILINE)
+REFUSED = re.compile(r"\[emerg\] .* in (/\S+):(\d+)$", re.MULTILINE)
 RAW = re.compile(r"\s*# (wsgi:(?:apps:[a-z0-9_-]+:)?nginx:(?:http|server|location))$")
 # While it is there, the sites ask clients to open a new connection for their next request.
 CLOSING = f"{RUN}/nginx.closing"
@@ -209,31 +209,24 @@ def check(host, name):
     """
     Try an app's site before anything depends on it.
 
-    Raises ``Problem`` when nginx refuses the tree with it, or its port is another program's.
+    Returns what has to change for it, as ``pending`` does: of other apps too, if nginx takes it only together
+    with theirs. Raises ``Problem`` when nginx refuses the tree with it, or its port is another program's.
     """
-    changes = pending(host, name)
-    if changes:
-        _check_ports(host, name)
-        with _staged(changes):
-            _test(host, changes)
+    return _sound(host, name)
 
 
 def put(host, name):
     """Put an app's site in place, and nginx to serving it, where that differs. Raises ``Problem`` as ``check`` does."""
-    check(host, name)
+    changes = check(host, name)
     if differs(host, name):
-        _put_for_good(host, pending(host, name))
+        _put_for_good(host, changes)
     if not loaded(host):
         reload(host)
 
 
 def withdraw(host, name):
     """Take an app's site away, and nginx off it."""
-    changes = pending(host, without=name)
-    if changes and _master(host):
-        with _staged(changes):
-            _test(host, changes)
-    _put_for_good(host, changes)
+    _put_for_good(host, _sound(host, without=name) if _master(host) else pending(host, without=name))
     if _master(host) and not loaded(host):
         reload(host)
 
@@ -245,11 +238,7 @@ def refresh(host):
     Returns whether it had to be reloaded. Raises ``Problem`` as ``reload`` does.
     """
     wsgi_host.remove(CLOSING)  # of a run that was killed
-    changes = pending(host)
-    if changes:
-        with _staged(changes):
-            _test(host, changes)
-        _put_for_good(host, changes)
+    _put_for_good(host, _tried(host))
     reloaded = not loaded(host)
     if reloaded:
         reload(host)
@@ -392,6 +381,28 @@ def _without(host, text, names):
     """A server block that has some apps no more."""
     lines = text.splitlines(keepends=True)
     return "".join(line for line in lines if not {*_members(line)} & names)
+
+
+def _sound(host, *names, without=None):
+    """What has to change for these apps, and nginx takes; with what has to for all whose sites there are, if need be."""
+    try:
+        return _tried(host, *names, without=without)
+    except Problem:
+        # The host's own words may have changed together with what several apps make of them.
+        there = [name for name in host.settings.apps if paths(host, name)[1] in on_disk(host)]
+        with contextlib.suppress(Problem):
+            return _tried(host, *sorted({*there, *names}), without=without)
+        raise
+
+
+def _tried(host, *names, without=None):
+    changes = pending(host, *names, without=without)
+    if changes:
+        for name in names:
+            _check_ports(host, name)
+        with _staged(changes):
+            _test(host, changes)
+    return changes
 
 
 @contextlib.contextmanager
