@@ -20,8 +20,10 @@ import wsgi_host
 import wsgi_maintenance
 import wsgi_managers
 import wsgi_sites
+import wsgi_status_page
 import wsgi_wanted
 from wsgi_host import LIB, PATH, RUN, Problem
+from wsgi_schema_edge import METRICS_PORT, METRICS_SOCKET
 from wsgi_step import tail
 
 # What nginx was last told to load, and which nginx that was.
@@ -305,7 +307,9 @@ def _values(host, name, app, site):
 def _shared_values(host):
     return {
         "nginx": host.settings.nginx,
-        "status_page": host.settings.status_page,
+        "status_page": wsgi_status_page.values(host),
+        "metrics_port": METRICS_PORT,
+        "metrics_socket": METRICS_SOCKET,
         "built": built(host),
         "log_dir": host.family["nginx"]["log_dir"],
         "own_dir": host.family["nginx"]["own_dir"],
@@ -320,13 +324,18 @@ def _shared(host, sites):
         for port, options in LISTEN.findall(text):
             default, ssl = ports.get(int(port), (False, False))
             ports[int(port)] = default or "default_server" in options, ssl or "ssl" in options.split()
+    page = host.settings.status_page
+    if page and page["domain"]:
+        ports.setdefault(page["listen"], (False, False))
     if not host.settings.nginx["default_site"]:
         ports = {}
     ports = {port: ssl for port, (default, ssl) in sorted(ports.items()) if not default}
     values = _shared_values(host)
+    passwords = wsgi_status_page.passwords(host)
     return {
         f"{host.family['nginx']['own_dir']}/proxy.conf": host.render("nginx/proxy.conf.jinja", **values),
         entry_path(host): host.render("nginx/wsgi.conf.jinja", ports=ports, **values),
+        wsgi_status_page.passwords_path(host): passwords and Private(passwords, host.family["nginx"]["user"]),
     }
 
 

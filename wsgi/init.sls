@@ -23,6 +23,9 @@ include:
 {%- for tool in plan.tools %}
   - wsgi.{{ tool }}
 {%- endfor %}
+{%- if plan.metrics %}
+  - wsgi.{{ plan.metrics }}
+{%- endif %}
 
 {%- for name, purge in plan.absent.items() %}
 
@@ -59,4 +62,11 @@ include:
 
 wsgi-nginx:
   wsgi.nginx: []
+{%- endif %}
+{%- if plan.status_page %}
+
+# It tells of what failed, too.
+wsgi-status-page:
+  wsgi.status_page:
+    - order: last
 {%- endif %}
