@@ -20,8 +20,11 @@ nginx-exporter-package:
 nginx-exporter-service:
   wsgi.daemon:
     - name: prometheus-nginx-exporter
+    # It ends where nginx doesn't answer.
+    - order: last
     - require:
       - pkg: nginx-exporter-package
+      - wsgi: wsgi-nginx
 
 /usr/local/lib/wsgi/metrics:
   file.managed:
