@@ -355,6 +355,7 @@ def maintenance(app, state=None):
         if wanted and wsgi_maintenance.marker(app) not in (wsgi_host.read(wsgi_nginx.paths(host, app)[1]) or ""):
             raise CommandExecutionError(f"the site of {app} is not in place: state.apply wsgi")
         wsgi_maintenance.switch(app, wanted)
+        _tell(host)
     if wsgi_maintenance.on(app):
         return f"{app} is in maintenance: nginx answers 503 until `wsgi.maintenance {app} off`."
     return f"{app} is not in maintenance."
@@ -474,6 +475,15 @@ def _told():
         yield
     except (Problem, OSError) as error:
         raise CommandExecutionError(str(error)) from error
+    finally:
+        _tell(_host())
+
+
+def _tell(host):
+    """Write the status page anew, where there is one; what was done does not depend on that."""
+    if host.settings.status_page:
+        with contextlib.suppress(Problem, OSError):
+            wsgi_status_page.write(host, wsgi_status_page.facts(host))
 
 
 def _done(done, host=None):
