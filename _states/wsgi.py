@@ -262,8 +262,8 @@ def _this_run():
     failures = [
         (state["__id__"], state["comment"])
         for state in states
-        # The pillar's problems are told by themselves.
-        if state["result"] is False and state["__id__"] != "wsgi-pillar"
+        # The pillar's problems are told by themselves; what was not tried has failed elsewhere.
+        if state["result"] is False and state.get("__state_ran__", True) and state["__id__"] != "wsgi-pillar"
     ]
     return failures, any(state["result"] is None for state in states)
 

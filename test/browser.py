@@ -34,15 +34,9 @@ class Browser:
         read, commands = os.pipe()
         answers, write = os.pipe()
 
-        def as_three_and_four():
-            # Above both first, so that neither takes the other's place.
-            first, second = os.dup2(read, 100), os.dup2(write, 101)
-            os.dup2(first, 3)
-            os.dup2(second, 4)
-
-        self.process = subprocess.Popen(
-            CHROMIUM, stderr=subprocess.DEVNULL, close_fds=False, preexec_fn=as_three_and_four
-        )
+        # It wants them as 3 and 4.
+        shell = ["sh", "-c", f'exec "$@" 3<&{read} 4>&{write}', "sh", *CHROMIUM]
+        self.process = subprocess.Popen(shell, stderr=subprocess.DEVNULL, pass_fds=(read, write))
         os.close(read)
         os.close(write)
         self.commands, self.answers = os.fdopen(commands, "wb"), os.fdopen(answers, "rb")
