@@ -168,6 +168,7 @@ def test_what_gunicorn_tells_is_told_on(program, counted, datagrams, sample):
 )
 def test_what_is_nobodys_is_passed_over(program, counted, datagram):
     counted.take(datagram)
+    assert counted.apps == {}
     assert [line for line in program.metrics(counted).splitlines() if "wsgi_live" not in line] == []
 
 
