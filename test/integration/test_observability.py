@@ -219,3 +219,12 @@ def test_metrics_go_as_they_came(observed):
         observed.get("/metrics", port=8078)
     assert observed.exec("ss -Hltnu 'sport = :8078 or sport = :9113'").stdout == ""
     assert observed.apply().changed == set()
+
+
+def test_a_clean_machine_has_none_of_it(observed):
+    observed.pillar({"apps": {}, "nginx": {"metrics": True}})
+    observed.apply()
+    assert metrics(observed)["nginx_up"] == 1
+    observed.apply(sls="wsgi.clean")
+    assert observed.exec("ss -Hltnu 'sport = :9113'; ls /run/wsgi-metrics.sock", check=False).stdout == ""
+    assert observed.exec("find /etc/systemd -name '*wsgi*'").stdout == ""
