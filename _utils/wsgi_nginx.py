@@ -177,7 +177,7 @@ def differs(host, name):
     return any(on_disk(host).get(path) != _text(wanted) for path, wanted in texts(host, name).items())
 
 
-def pending(host, *names, without=None):
+def pending(host, *names, without=None, shared=True):
     """
     The files that would have to change for these apps' sites to be as they should.
 
@@ -185,6 +185,8 @@ def pending(host, *names, without=None):
         Apps of ``host.settings.apps``.
     without : str
         An app that is to have no site.
+    shared : bool
+        Whether those files count that are no app's alone.
 
     Returns a dict of paths to str, to ``Private``, or to None for a file to be removed.
     """
@@ -201,7 +203,8 @@ def pending(host, *names, without=None):
             wanted[path] = sites[path] = None
         elif path not in wanted and left != _members(text):
             wanted[path] = sites[path] = _without(host, text, set(_members(text)) - set(left))
-    wanted.update(_shared(host, [text for text in sites.values() if text]))
+    if shared:
+        wanted.update(_shared(host, [text for text in sites.values() if text]))
     return {path: text for path, text in wanted.items() if on_disk(host).get(path) != _text(text)}
 
 
@@ -209,8 +212,8 @@ def check(host, name):
     """
     Try an app's site before anything depends on it.
 
-    Returns what has to change for it, as ``pending`` does: of other apps too, if nginx takes it only together
-    with theirs. Raises ``Problem`` when nginx refuses the tree with it, or its port is another program's.
+    Returns what has to change for it, as ``pending`` does, and of other apps what nginx takes it only together
+    with. Raises ``Problem`` when nginx refuses the tree with it, or its port is another program's.
     """
     return _sound(host, name)
 
@@ -238,11 +241,17 @@ def refresh(host):
     Returns whether it had to be reloaded. Raises ``Problem`` as ``reload`` does.
     """
     wsgi_host.remove(CLOSING)  # of a run that was killed
-    _put_for_good(host, _tried(host))
+    refused = None
+    try:
+        _put_for_good(host, _tried(host))
+    except Problem as problem:
+        refused = problem
     reloaded = not loaded(host)
     if reloaded:
         reload(host)
     _leave_caches(host)
+    if refused:
+        raise refused
     return reloaded
 
 
@@ -384,19 +393,28 @@ def _without(host, text, names):
 
 
 def _sound(host, *names, without=None):
-    """What has to change for these apps, and nginx takes; with what has to for all whose sites there are, if need be."""
-    try:
-        return _tried(host, *names, without=without)
-    except Problem:
-        # The host's own words may have changed together with what several apps make of them.
-        there = [name for name in host.settings.apps if paths(host, name)[1] in on_disk(host)]
-        with contextlib.suppress(Problem):
-            return _tried(host, *sorted({*there, *names}), without=without)
-        raise
+    """
+    What has to change for some apps, as far as nginx takes it: with what all share; else without, which is
+    then left to ``refresh``; else together with all other apps, since what they make of the host's own
+    words may have changed with these.
+    """
+    files = on_disk(host)
+    attempts = [(names, True)]
+    if entry_path(host) in files:  # else nginx reads nothing of ours
+        everybody = {*names, *(name for name in host.settings.apps if paths(host, name)[1] in files)}
+        attempts += [(names, False), (sorted(everybody), True)]
+    problems = []
+    for several, shared in attempts:
+        try:
+            return _tried(host, *several, without=without, shared=shared)
+        except Problem as problem:
+            problems.append(problem)
+    raise problems[0]
 
 
-def _tried(host, *names, without=None):
-    changes = pending(host, *names, without=without)
+def _tried(host, *names, **how):
+    """What ``pending`` says, if nginx takes it."""
+    changes = pending(host, *names, **how)
     if changes:
         for name in names:
             _check_ports(host, name)
