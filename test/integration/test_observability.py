@@ -35,10 +35,10 @@ def observed(machine):
     machine.pillar(
         {
             "apps": {
-                "shop": inspected("gunicorn", domains=["shop.example.com"], metrics=True),
+                "shop": inspected("uwsgi", domains=["shop.example.com"], metrics=True),
                 "blog": app("gunicorn", domains=["blog.example.com"], metrics=True),
                 "quiet": app("waitress", domains=["quiet.example.com"], metrics=True, access_log="none"),
-                "plain": app("gunicorn", domains=["plain.example.com"], access_log="combined"),
+                "plain": app("uwsgi", domains=["plain.example.com"], access_log="combined"),
             }
         }
     )
@@ -212,7 +212,7 @@ def test_nothing_is_left_to_do(observed):
 
 
 def test_metrics_go_as_they_came(observed):
-    pillar = {"apps": {"plain": app("gunicorn", domains=["plain.example.com"], access_log="combined")}}
+    pillar = {"apps": {"plain": app("uwsgi", domains=["plain.example.com"], access_log="combined")}}
     observed.pillar(pillar)
     observed.apply()
     with pytest.raises(ConnectionError):
