@@ -34,7 +34,8 @@ def plan():
     with ``name``, ``process_manager`` and ``tools``; those with domains first, so that a default
     site is given up before it is taken), ``absent`` (names to whether to purge), ``servers``,
     ``process_managers`` and ``tools`` (sorted lists of those in use; a tool is what a release is
-    built with), ``edge`` (what else nginx needs), ``family`` (what ``wsgi/os_family/<family>.yaml`` says). Raises CommandExecutionError where the formula was
+    built with), ``acme`` (whether a site asks an authority for
+    its certificate), ``family`` (what ``wsgi/os_family/<family>.yaml`` says). Raises CommandExecutionError where the formula was
     updated and its modules on the minion were not.
 
     CLI Example:
@@ -70,7 +71,7 @@ def plan():
         "servers": sorted({app["server"] for app in settings.apps.values()}),
         "process_managers": sorted({name for app in settings.apps.values() for name in wsgi_programs.managers(app)}),
         "tools": sorted({tool for app in settings.apps.values() for tool in _tools(app)}),
-        "edge": [part for part, used in _edge(settings.sites.values()).items() if used],
+        "acme": any(site.tls and site.tls["certificate"] == "acme" for site in settings.sites.values()),
         "family": host.family,
     }
 
@@ -378,12 +379,6 @@ def _tools(app):
     """Which sls an app's release needs besides Python: of what fetches and installs it."""
     git = wsgi_schema.parse_source(app["source"]).kind == "git"
     return {tool for tool, needed in (("git", git), ("uv", app["installer"] == "uv")) if needed}
-
-
-def _edge(sites):
-    """Which sls nginx needs besides its own, to whether these sites do."""
-    certificates = {site.tls["certificate"] for site in sites if site.tls}
-    return {"tls": certificates, "acme": "acme" in certificates}
 
 
 def _stale():

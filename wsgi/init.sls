@@ -14,9 +14,9 @@ wsgi-pillar:
 include:
   - wsgi.common
   - wsgi.nginx
-{%- for part in plan.edge %}
-  - wsgi.{{ part }}
-{%- endfor %}
+{%- if plan.acme %}
+  - wsgi.acme
+{%- endif %}
 {%- for server in plan.servers %}
   - wsgi.{{ server }}
 {%- endfor %}
@@ -62,7 +62,7 @@ include:
 
 wsgi-nginx:
   wsgi.nginx: []
-{%- if 'acme' in plan.edge %}
+{%- if plan.acme %}
 
 wsgi-certificates:
   wsgi.certificates:
