@@ -109,8 +109,12 @@ def settings(app=None):
         salt-call wsgi.settings hello
     """
     found = _host().settings
-    apps = {name: _shown(each) for name, each in found.apps.items()}
-    shown = {"apps": apps, "nginx": found.nginx} if app is None else apps[_named(app, apps)]
+    apps = {name: wsgi_schema.shown(each, wsgi_schema.APP) for name, each in found.apps.items()}
+    if app is None:
+        page = wsgi_schema.shown(found.status_page or {}, wsgi_schema.STATUS_PAGE)
+        shown = {"apps": apps, "nginx": found.nginx, **({"status_page": page} if page else {})}
+    else:
+        shown = apps[_named(app, apps)]
     return wsgi_schema.without_credentials(salt.utils.yaml.safe_dump(shown, default_flow_style=False))
 
 
@@ -330,7 +334,7 @@ def maintenance(app, state=None):
         wanted = {"on": True, "true": True, "off": False, "false": False}.get(str(state).lower())
         if wanted is None:
             raise CommandExecutionError(f"{state!r} is not a state of maintenance (on, off)")
-        if wanted and wsgi_maintenance.marker(app) not in (wsgi_host.read(wsgi_nginx.site_path(host, app)) or ""):
+        if wanted and wsgi_maintenance.marker(app) not in (wsgi_host.read(wsgi_nginx.paths(host, app)[1]) or ""):
             raise CommandExecutionError(f"the site of {app} is not in place: state.apply wsgi")
         wsgi_maintenance.switch(app, wanted)
     if wsgi_maintenance.on(app):
@@ -367,11 +371,6 @@ def logs(app, lines=50, process=None):
     if process not in names:
         raise CommandExecutionError(f"{process!r} is not a process of {app} ({', '.join(names) or 'there is none'})")
     return current.log_tail(lines, wsgi_programs.log(current, process))
-
-
-def _shown(app):
-    secret = {key: "***" for key, rule in wsgi_schema.APP.items() if rule.secret and app[key]}
-    return {**app, **secret, "env": dict.fromkeys(app["env"], "***")}
 
 
 def _tools(app):

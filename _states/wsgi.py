@@ -183,7 +183,7 @@ def site(name):
         if files and not __opts__["test"]:
             wsgi_nginx.check(host, name)
         result = _result(name, True, f"The site of {name} is in place.")
-        sources = {path: {"contents": text} for path, text in files.items()}
+        sources = {path: wsgi_nginx.source(text) for path, text in files.items()}
         sources.update((path, source and {"source": source}) for path, source in page.items())
         for path, source in sources.items():
             written = _file(path, source)
@@ -191,6 +191,7 @@ def site(name):
             result["comment"] = f"The site of {name}: {written['comment']}."
             if written["result"] is not True:
                 result["result"] = written["result"]
+        wsgi_nginx.forget(host)
         return result
     except (Problem, OSError) as error:
         return _failure(name, f"The site of {name} was left as it was", error)
@@ -310,7 +311,7 @@ def absent(name, purge=False):
             f"{wsgi_history.HISTORY}/{name}",
             wsgi_maintenance.marker(name),
             wsgi_maintenance.page(name),
-            wsgi_nginx.site_path(host, name),
+            *wsgi_nginx.paths(host, name),
         ]
         logs = wsgi_nginx.logs(host, name)
         found = [path for path in gone + (kept + logs) * purge if os.path.lexists(path)]
@@ -356,8 +357,8 @@ def _file(path, source):
     """What ``file.managed`` makes of a file that everybody may read; without a source it goes."""
     if source is None:
         return __states__["file.absent"](path)
-    owner = {"user": "root", "group": "root", "mode": "0644"}
-    return __states__["file.managed"](path, **source, **owner, makedirs=True, dir_mode="0755")
+    how = {"user": "root", "group": "root", "mode": "0644", "makedirs": True, "dir_mode": "0755"}
+    return __states__["file.managed"](path, **{**how, **source})
 
 
 def _still_serving(name):

@@ -66,6 +66,8 @@ class Host:
         self.wanted = {}
         self.overrides = {}
         self.overrides_read = {}  # as they were on the disk
+        self.nginx_files = None  # wsgi_nginx.on_disk
+        self.nginx_built = None  # wsgi_nginx.built
 
     @classmethod
     def of_run(cls, context, salt, pillar, grains, opts, saltenv):

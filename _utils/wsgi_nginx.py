@@ -3,6 +3,8 @@ The shared proxy: one site per app, and a reload only when what nginx would read
 """
 
 import contextlib
+import functools
+import grp
 import hashlib
 import json
 import os
@@ -12,17 +14,25 @@ import signal
 import socket
 import subprocess
 import time
+from dataclasses import dataclass
 
 import wsgi_host
 import wsgi_maintenance
 import wsgi_managers
+import wsgi_sites
 import wsgi_wanted
 from wsgi_host import LIB, PATH, RUN, Problem
 from wsgi_step import tail
 
 # What nginx was last told to load, and which nginx that was.
 LOADED = f"{RUN}/nginx.loaded"
-LISTEN = re.compile(r"^\s*listen (\d+)( default_server)?;", re.MULTILINE)
+# What `nginx -V` said, and which nginx that was.
+BUILT = f"{RUN}/nginx.built"
+# Below the folder that is ours.
+FOLDERS = ("apps", "locations", "sites", "private")
+LISTEN = re.compile(r"^\s*listen (\d+)([^;]*);", re.MULTILINE)
+# A server block bears with a location that isn't there (yet).
+MEMBER = re.compile(r"/locations/([a-z0-9_-]+)\.con\[f\];")
 # While it is there, the sites ask clients to open a new connection for their next request.
 CLOSING = f"{RUN}/nginx.closing"
 # For how long, before a reload. Any client that sends more often than that is told in time; 40
@@ -31,44 +41,121 @@ CLOSING_TIME = 2  # seconds
 RELOAD_PATIENCE = 10  # seconds
 
 
-def site_path(host, name):
-    """Where an app's site lies."""
-    return f"{host.family['nginx']['conf_dir']}/wsgi-{name}.conf"
+@dataclass(frozen=True)
+class Private:
+    """What a file holds that is not for everybody, and that no diff may show: root's, and perhaps a group's."""
+
+    text: str
+    group: str = "root"
+
+    @property
+    def mode(self):
+        """Its permission bits."""
+        return 0o600 if self.group == "root" else 0o640
 
 
-def default_path(host):
-    """Where the site for unknown hosts lies."""
+@dataclass(frozen=True)
+class Built:
+    """
+    What the installed nginx can do.
+
+    version : tuple of int
+    modules : tuple of str
+        Those that it was built with, as ``nginx -V`` has them, such as ``http_v2_module``.
+    """
+
+    version: tuple
+    modules: tuple
+
+    @property
+    def http2_directive(self):
+        """Whether HTTP/2 is switched on by ``http2 on``, and no longer on the port: https://nginx.org/en/CHANGES."""
+        return self.version >= (1, 25, 1)
+
+
+def built(host):
+    """The installed nginx; the newest where none is installed yet. Asked once, and again when it has been replaced."""
+    if host.nginx_built is None:
+        host.nginx_built = _built(host)
+    return host.nginx_built
+
+
+def _built(host):
+    nginx = shutil.which("nginx", path=PATH)
+    if nginx is None:
+        return Built((99,), ())
+    identity = [nginx, os.stat(nginx).st_mtime, os.stat(nginx).st_size]
+    known = wsgi_host.read_json(BUILT) or {}
+    if known.get("of") != identity:
+        shown = subprocess.run([nginx, "-V"], stderr=subprocess.PIPE, text=True, check=False).stderr
+        version = re.search(r"nginx/([0-9.]+)", shown)
+        known = {"of": identity, "version": version[1] if version else "0"}
+        known["modules"] = re.findall(r"--with-(\w+_module)", shown)
+        if not host.opts.get("test"):
+            wsgi_host.folder(RUN, 0o755)
+            wsgi_host.write(BUILT, json.dumps(known) + "\n", 0o644)
+    return Built(tuple(int(number) for number in known["version"].split(".")), tuple(known["modules"]))
+
+
+def paths(host, name):
+    """The paths of an app's own files: what stands outside of any server, and its locations."""
+    own = host.family["nginx"]["own_dir"]
+    return [f"{own}/apps/{name}.conf", f"{own}/locations/{name}.conf"]
+
+
+def entry_path(host):
+    """The path of the one file among nginx's own, which leads to all others."""
     return f"{host.family['nginx']['conf_dir']}/wsgi.conf"
 
 
-def site_text(host, name, app):
-    """
-    An app's site.
+def site_path(host, id):
+    """The path of a site's server block."""
+    return f"{host.family['nginx']['own_dir']}/sites/{id}.conf"
 
-    app : dict
-        As ``wsgi_settings.Settings.apps`` holds it.
 
-    Returns a str.
+def site_of(host, name):
+    """The ``wsgi_sites.Site`` that an app belongs to."""
+    return next(site for site in host.settings.sites.values() if name in site.apps)
+
+
+def texts(host, name):
     """
-    return host.render(
-        "nginx/site.conf.jinja",
-        name=name,
-        app=app,
-        nginx=host.settings.nginx,
-        live=f"{LIB}/live/{name}",
-        closing=CLOSING,
-        maintenance={
-            "marker": wsgi_maintenance.marker(name),
-            "pages": [wsgi_maintenance.page(name), wsgi_maintenance.PLAIN_PAGE],
-        },
-        log_dir=host.family["nginx"]["log_dir"],
-        ipv6=_ipv6(),
-    )
+    An app's files and its site's server block, as they should be.
+
+    Returns a dict of paths to str, or to ``Private``.
+    """
+    site, app = site_of(host, name), wsgi_wanted.settings(host, name)
+    site_file, values = site_path(host, site.id), _values(host, name, app, site)
+    files = [host.render(f"nginx/{kind}.conf.jinja", **values) for kind in ("app", "locations")]
+    found = dict(zip(paths(host, name), files))
+    before = on_disk(host).get(site_file)
+    if before and set(_members(before)) & host.settings.broken:
+        # What the app with a problem says of its site can't be known: it stays as it is.
+        found[site_file] = _joined(host, before, name)
+    else:
+        found[site_file] = host.render("nginx/site.conf.jinja", apps=host.settings.apps, **values)
+    return found
+
+
+def on_disk(host):
+    """What there is of all files of this module, as the run first saw them; ``forget`` when another hand writes one."""
+    if host.nginx_files is None:
+        own = host.family["nginx"]["own_dir"]
+        found = [entry_path(host), *(f"{own}/{file}" for file in wsgi_host.listdir(own))]
+        for folder in FOLDERS:
+            found += [f"{own}/{folder}/{file}" for file in wsgi_host.listdir(f"{own}/{folder}")]
+        host.nginx_files = {path: wsgi_host.read(path) for path in sorted(found) if os.path.isfile(path)}
+    return host.nginx_files
+
+
+def forget(host):
+    """Another hand has written some of these files."""
+    host.nginx_files = None
 
 
 def differs(host, name):
     """Whether an app's own site is not as it should be. Cheap: no other site is looked at."""
-    return wsgi_host.read(site_path(host, name)) != site_text(host, name, wsgi_wanted.settings(host, name))
+    return any(on_disk(host).get(path) != _text(wanted) for path, wanted in texts(host, name).items())
 
 
 def pending(host, *names, without=None):
@@ -80,15 +167,23 @@ def pending(host, *names, without=None):
     without : str
         An app that is to have no site.
 
-    Returns a dict of paths to texts, or to None for a file to be removed.
+    Returns a dict of paths to str, to ``Private``, or to None for a file to be removed.
     """
-    sites = _sites(host)
+    wanted = {}
     for name in names:
-        sites[site_path(host, name)] = site_text(host, name, wsgi_wanted.settings(host, name))
+        wanted.update(texts(host, name))
     if without:
-        sites[site_path(host, without)] = None
-    wanted = {**sites, default_path(host): _default_text(host, filter(None, sites.values()))}
-    return {path: text for path, text in wanted.items() if wsgi_host.read(path) != text}
+        wanted.update(dict.fromkeys(paths(host, without)))
+    there = {path for path, text in {**on_disk(host), **wanted}.items() if text is not None}
+    sites = {path: wanted.get(path) or on_disk(host)[path] for path in there if "/sites/" in path}
+    for path, text in sites.items():
+        left = [name for name in _members(text) if name != without and not _moved(host, name, names, path)]
+        if not any(paths(host, name)[1] in there for name in left):
+            wanted[path] = sites[path] = None
+        elif path not in wanted and left != _members(text):
+            wanted[path] = sites[path] = _without(host, text, set(_members(text)) - set(left))
+    wanted.update(_shared(host, [text for text in sites.values() if text]))
+    return {path: text for path, text in wanted.items() if on_disk(host).get(path) != _text(text)}
 
 
 def check(host, name):
@@ -99,7 +194,7 @@ def check(host, name):
     """
     changes = pending(host, name)
     if changes:
-        _check_port(host, name)
+        _check_ports(host, name)
         with _staged(changes):
             _test()
 
@@ -108,14 +203,14 @@ def put(host, name):
     """Put an app's site in place, and nginx to serving it, where that differs. Raises ``Problem`` as ``check`` does."""
     check(host, name)
     if differs(host, name):
-        _put(pending(host, name))
+        _put_for_good(host, pending(host, name))
     if not loaded(host):
         reload(host)
 
 
 def withdraw(host, name):
     """Take an app's site away, and nginx off it."""
-    _put(pending(host, without=name))
+    _put_for_good(host, pending(host, without=name))
     if _master(host) and not loaded(host):
         reload(host)
 
@@ -127,7 +222,7 @@ def refresh(host):
     Returns whether it had to be reloaded. Raises ``Problem`` as ``reload`` does.
     """
     wsgi_host.remove(CLOSING)  # of a run that was killed
-    _put(pending(host))
+    _put_for_good(host, pending(host))
     if loaded(host):
         return False
     reload(host)
@@ -150,9 +245,9 @@ def loaded(host):
         return found["sites"] == _sum(host)
     # It was started anew since: it read whatever was there by then.
     start = time.time() - wsgi_managers.uptime(master)
-    paths = [*_sites(host), default_path(host), host.family["nginx"]["conf_dir"]]
-    paths.append(os.path.dirname(host.family["nginx"]["distribution_site"]))
-    return all(os.path.getmtime(path) < start for path in paths if os.path.exists(path))
+    folders = [f"{host.family['nginx']['own_dir']}/{folder}" for folder in FOLDERS]
+    folders += [host.family["nginx"]["conf_dir"], os.path.dirname(host.family["nginx"]["distribution_site"])]
+    return all(os.path.getmtime(path) < start for path in (*on_disk(host), *folders) if os.path.exists(path))
 
 
 def reload(host):
@@ -190,35 +285,82 @@ def _closing():
         wsgi_host.remove(CLOSING)
 
 
-def _sites(host):
-    """The sites of apps on this machine, path to text."""
-    folder = host.family["nginx"]["conf_dir"]
+def _values(host, name, app, site):
+    """What the templates of an app know."""
     return {
-        f"{folder}/{name}": wsgi_host.read(f"{folder}/{name}")
-        for name in sorted(wsgi_host.listdir(folder))
-        if name.startswith("wsgi-") and name.endswith(".conf")
+        **_shared_values(host),
+        "name": name,
+        "app": app,
+        "site": site,
+        "mounted": functools.partial(wsgi_sites.mounted, app),
+        "live": f"{LIB}/live/{name}",
+        "closing": CLOSING,
+        "maintenance": {
+            "marker": wsgi_maintenance.marker(name),
+            "pages": [wsgi_maintenance.page(name), wsgi_maintenance.PLAIN_PAGE],
+        },
     }
 
 
-def _default_text(host, sites):
-    """The site for unknown hosts, on each port where no app is the default."""
+def _shared_values(host):
+    return {
+        "nginx": host.settings.nginx,
+        "status_page": host.settings.status_page,
+        "built": built(host),
+        "log_dir": host.family["nginx"]["log_dir"],
+        "own_dir": host.family["nginx"]["own_dir"],
+        "ipv6": os.path.exists("/proc/net/if_inet6"),
+    }
+
+
+def _shared(host, sites):
+    """The files that are no app's alone, path to text: how an app is asked, and what leads to all others."""
     ports = {}
     for text in sites:
-        for port, default in LISTEN.findall(text):
-            ports[int(port)] = ports.get(int(port), False) or bool(default)
+        for port, options in LISTEN.findall(text):
+            default, ssl = ports.get(int(port), (False, False))
+            ports[int(port)] = default or "default_server" in options, ssl or "ssl" in options.split()
     if not host.settings.nginx["default_site"]:
         ports = {}
-    return host.render(
-        "nginx/wsgi.conf.jinja",
-        ports=sorted(port for port, default in ports.items() if not default),
-        ipv6=_ipv6(),
-    )
+    ports = {port: ssl for port, (default, ssl) in sorted(ports.items()) if not default}
+    values = _shared_values(host)
+    return {
+        f"{host.family['nginx']['own_dir']}/proxy.conf": host.render("nginx/proxy.conf.jinja", **values),
+        entry_path(host): host.render("nginx/wsgi.conf.jinja", ports=ports, **values),
+    }
+
+
+def _members(text):
+    """The apps that a site's server block has."""
+    return MEMBER.findall(text)
+
+
+def _moved(host, name, names, path):
+    """Whether an app is about to belong to another site than the one whose file this is."""
+    return name in names and site_path(host, site_of(host, name).id) != path
+
+
+def _joined(host, text, name):
+    """A server block that has one more app."""
+    if name in _members(text):
+        return text
+    last = [line for line in text.splitlines(keepends=True) if MEMBER.search(line)][-1]
+    return text.replace(last, last + MEMBER.sub(f"/locations/{name}.con[f];", last))
+
+
+def _without(host, text, names):
+    """A server block that has some apps no more."""
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not {*_members(line)} & names)
 
 
 @contextlib.contextmanager
 def _staged(changes):
     """Put files where nginx looks for them, for as long as it takes to test them."""
     before = {path: wsgi_host.read(path) for path in changes}
+    for path, text in before.items():
+        if text is not None and isinstance(changes[path], Private):
+            before[path] = Private(text, changes[path].group)
     try:
         _put(changes)
         yield
@@ -226,12 +368,32 @@ def _staged(changes):
         _put(before)
 
 
+def source(wanted):
+    """What ``file.managed`` is told of a file of ``pending``; None where it goes."""
+    if isinstance(wanted, Private):
+        return {"contents": wanted.text, "mode": f"{wanted.mode:04o}", "group": wanted.group, "show_changes": False}
+    return wanted and {"contents": wanted}
+
+
+def _put_for_good(host, files):
+    _put(files)
+    forget(host)
+
+
 def _put(files):
-    for path, text in files.items():
-        if text is None:
+    for path, wanted in files.items():
+        if wanted is None:
             wsgi_host.remove(path)
+            continue
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        if isinstance(wanted, Private):
+            wsgi_host.write(path, wanted.text, wanted.mode, gid=grp.getgrnam(wanted.group).gr_gid)
         else:
-            wsgi_host.write(path, text, 0o644)
+            wsgi_host.write(path, wanted, 0o644)
+
+
+def _text(wanted):
+    return wanted.text if isinstance(wanted, Private) else wanted
 
 
 def _test():
@@ -245,9 +407,15 @@ def _test():
         raise Problem(f"nginx -t refuses the configuration:\n{tail(done.stdout)}")
 
 
-def _check_port(host, name):
+def _check_ports(host, name):
     """nginx -t passes over a port that is taken; nginx itself would then keep its old sites."""
-    port = wsgi_wanted.settings(host, name)["listen"]
+    site = site_of(host, name)
+    _check_free(host, f"wsgi:apps:{name}:listen", site.listen)
+    if site.tls:
+        _check_free(host, f"wsgi:apps:{name}:tls:listen", site.tls["listen"])
+
+
+def _check_free(host, key, port):
     with contextlib.closing(socket.socket()) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -260,7 +428,7 @@ def _check_port(host, name):
     for inode in _listeners(port):
         if f"socket:[{inode}]" in held:
             return
-    raise Problem(f"wsgi:apps:{name}:listen: port {port} is another program's; `ss -ltnp 'sport = :{port}'` says whose")
+    raise Problem(f"{key}: port {port} is another program's; `ss -ltnp 'sport = :{port}'` says whose")
 
 
 def _listeners(port):
@@ -284,8 +452,7 @@ def _identity(master):
 
 
 def _sum(host):
-    known = {**_sites(host), default_path(host): wsgi_host.read(default_path(host))}
-    known[""] = os.path.lexists(host.family["nginx"]["distribution_site"])
+    known = {**on_disk(host), "": os.path.lexists(host.family["nginx"]["distribution_site"])}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
@@ -307,7 +474,3 @@ def _link(path):
         return os.readlink(path)
     except OSError:
         return None
-
-
-def _ipv6():
-    return os.path.exists("/proc/net/if_inet6")

@@ -6,8 +6,21 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Callable
 from urllib.parse import parse_qsl, urlsplit
+
+import wsgi_schema_edge
+from wsgi_schema_rules import (
+    BOOLEAN,
+    MAPPING,
+    Rule,
+    absolute_path,
+    integer,
+    is_domain,
+    list_of,
+    mapping,
+    matching,
+    one_line,
+)
 
 # Linux user names have at most 32 characters, five of which are `wsgi-`.
 APP_NAME = re.compile(r"[a-z][a-z0-9_-]{0,26}")
@@ -15,12 +28,7 @@ APP_NAME = re.compile(r"[a-z][a-z0-9_-]{0,26}")
 RESERVED_NAMES = ("circus", "gaffer", "vassals")
 USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-DOMAIN = re.compile(
-    r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
-    re.IGNORECASE | re.ASCII,
-)
 APPLICATION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-NGINX_SIZE = re.compile(r"[0-9]+[kKmMgG]?")
 VERSION = re.compile(r"[0-9]+(\.[0-9]+)*([a-z.+-]+[0-9]+)*")
 # What a `command` may name in braces besides the neutral settings.
 COMMAND_PLACEHOLDERS = ("socket", "application", "environment", "code", "folder")
@@ -41,45 +49,9 @@ CREDENTIALS = re.compile(r"(?P<scheme>[a-z+]+)://(?P<user>[^/\s:]*)(?P<password>
 HOOKS = ("build", "before_live", "after_live", "before_retire")
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What one key may hold: a test of its value, and the words that say what passes."""
-
-    allowed: str
-    test: Callable[[Any], bool]
-    secret: bool = False
-
-
-def _integer(low, high):
-    return Rule(
-        f"an integer from {low} to {high}",
-        lambda value: type(value) is int and low <= value <= high,
-    )
-
-
-def _matching(pattern, allowed):
-    return Rule(allowed, lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None)
-
-
-def _one_line(value):
-    return isinstance(value, str) and value != "" and value.isprintable()
-
-
-def _domain(value):
-    return isinstance(value, str) and DOMAIN.fullmatch(value) is not None
-
-
 def is_version(value):
     """Whether a value is a version that pip could install."""
     return isinstance(value, str) and VERSION.fullmatch(value) is not None
-
-
-def _list_of(value, test):
-    return isinstance(value, list) and all(test(item) for item in value)
-
-
-BOOLEAN = Rule("true or false", lambda value: isinstance(value, bool))
-MAPPING = Rule("a mapping", lambda value: isinstance(value, Mapping))
 
 
 @dataclass(frozen=True)
@@ -126,7 +98,7 @@ def parse_source(text):
         >>> parse_source("git+ssh://git@example.com/shop.git@v1.5#subdirectory=web")
         Source(kind='git', location='ssh://git@example.com/shop.git', revision='v1.5', subdirectory='web', hash=())
     """
-    if not _one_line(text):
+    if not one_line(text):
         raise ValueError(f"must be {SOURCE_FORMS}")
     if PINNED.fullmatch(text):
         return Source("requirement", text)
@@ -211,28 +183,24 @@ def _source(value):
 
 
 def _url(value):
-    return _one_line(value) and re.match(r"(https?|file)://[^\s]+$", value) is not None
+    return one_line(value) and re.match(r"(https?|file)://[^\s]+$", value) is not None
 
 
 def _inner_path(value):
-    return _one_line(value) and not value.startswith(("/", "-")) and ".." not in value.split("/")
-
-
-def _absolute_path(value):
-    return _one_line(value) and value.startswith("/") and ".." not in value.split("/")
+    return one_line(value) and not value.startswith(("/", "-")) and ".." not in value.split("/")
 
 
 def _command(value):
     if isinstance(value, str):
         return value.strip() != "" and "\0" not in value
-    return _list_of(value, lambda word: _one_line(str(word)) and type(word) in (str, int, float)) and value != []
+    return list_of(value, lambda word: one_line(str(word)) and type(word) in (str, int, float)) and value != []
 
 
 def _words(value):
     if not isinstance(value, str):
         return _command(value)
     try:
-        return _one_line(value) and shlex.split(value) != []
+        return one_line(value) and shlex.split(value) != []
     except ValueError:  # an odd quote
         return False
 
@@ -244,19 +212,27 @@ WORDS = Rule("a command of one line, whose words a shell could tell apart, or a 
 HEALTH = {
     "path": Rule(
         "a path that begins with /",
-        lambda value: _one_line(value) and value.isascii() and value.startswith("/") and " " not in value,
+        lambda value: one_line(value) and value.isascii() and value.startswith("/") and " " not in value,
     ),
-    "status": _integer(100, 599),
-    "deadline": _integer(1, 3600),
-    "host": Rule("a host name", lambda value: _domain(value) and not value.startswith("*")),
+    "status": integer(100, 599),
+    "deadline": integer(1, 3600),
+    "host": Rule("a host name", lambda value: is_domain(value) and not value.startswith("*")),
+}
+
+MAINTENANCE = {
+    "page": Rule(
+        "an HTML file that Salt serves, salt://…",
+        lambda value: one_line(value) and value.startswith("salt://") and len(value) > len("salt://"),
+    ),
+    "retry_after": integer(1, 86400),
 }
 
 APP = {
     "state": Rule("present or absent", lambda value: value in ("present", "absent")),
-    "server": Rule("a server's name", _one_line),
+    "server": Rule("a server's name", one_line),
     "process_manager": Rule(
         "a process manager's name, or a mapping of servers to them",
-        lambda value: _one_line(value) or isinstance(value, Mapping),
+        lambda value: one_line(value) or isinstance(value, Mapping),
     ),
     "install": Rule("distribution or environment", lambda value: value in ("distribution", "environment")),
     "version": Rule(
@@ -264,12 +240,12 @@ APP = {
         lambda value: isinstance(value, Mapping) or is_version(value),
     ),
     "allow_vulnerable": BOOLEAN,
-    "application": _matching(APPLICATION, "module:callable"),
+    "application": matching(APPLICATION, "module:callable"),
     "interface": Rule("wsgi or asgi", lambda value: value in ("wsgi", "asgi")),
     "command": Rule(
         "a list of words that holds {socket}",
         lambda value: (
-            _list_of(value, lambda word: _one_line(str(word)) and type(word) in (str, int, float))
+            list_of(value, lambda word: one_line(str(word)) and type(word) in (str, int, float))
             and any("{socket}" in str(word) for word in value)
         ),
     ),
@@ -293,15 +269,15 @@ APP = {
     ),
     "requirements": Rule(
         "a file in the source, or a list of requirements",
-        lambda value: _inner_path(value) or _list_of(value, lambda item: _one_line(item) and not item.startswith("-")),
+        lambda value: _inner_path(value) or list_of(value, lambda item: one_line(item) and not item.startswith("-")),
     ),
     "installer": Rule("pip or uv", lambda value: value in ("pip", "uv")),
     "wheels": Rule(
         "a folder's absolute path, or a folder in the source",
-        lambda value: _inner_path(value) or _absolute_path(value),
+        lambda value: _inner_path(value) or absolute_path(value),
     ),
     "index": Rule("an index's URL, or false for none", lambda value: value is False or _url(value)),
-    "extra_index": Rule("a list of indexes' URLs", lambda value: _list_of(value, _url)),
+    "extra_index": Rule("a list of indexes' URLs", lambda value: list_of(value, _url)),
     "python": Rule(
         "an interpreter's name or absolute path",
         lambda value: isinstance(value, str) and re.fullmatch(r"(/[\w./-]+/)?(python|pypy)[\w.-]*", value) is not None,
@@ -310,65 +286,76 @@ APP = {
         "a user's name, not root",
         lambda value: isinstance(value, str) and USER_NAME.fullmatch(value) is not None and value != "root",
     ),
-    "domains": Rule(
-        "a list of host names, of which the first label may be *",
-        lambda value: _list_of(value, _domain),
-    ),
-    "listen": _integer(1, 65535),
-    "workers": _integer(1, 1024),
-    "threads": _integer(1, 1024),
+    **wsgi_schema_edge.EDGE,
+    "workers": integer(1, 1024),
+    "threads": integer(1, 1024),
     "preload": BOOLEAN,
-    "request_timeout": _integer(1, 86400),
-    "graceful_timeout": _integer(1, 86400),
-    "max_requests": _integer(0, 2**31 - 1),
-    "memory_limit": _integer(16, 2**20),
-    "env": MAPPING,
-    "env_files": Rule("a list of files' absolute paths", lambda value: _list_of(value, _absolute_path)),
-    "health": MAPPING,
+    "request_timeout": integer(1, 86400),
+    "graceful_timeout": integer(1, 86400),
+    "max_requests": integer(0, 2**31 - 1),
+    "memory_limit": integer(16, 2**20),
+    "env": Rule(MAPPING.allowed, MAPPING.test, secret=True),
+    "env_files": Rule("a list of files' absolute paths", lambda value: list_of(value, absolute_path)),
+    "health": mapping(HEALTH),
     "hooks": MAPPING,
     "rollback_on_failure": BOOLEAN,
     "processes": MAPPING,
     "schedule": MAPPING,
     "server_options": MAPPING,
-    "maintenance": MAPPING,
-    "keep_releases": _integer(1, 1000),
+    "maintenance": mapping(MAINTENANCE),
+    "keep_releases": integer(1, 1000),
     "purge": BOOLEAN,
 }
 
 # A command of `hooks`, which may also be the command alone.
 HOOK = {
     "command": COMMAND,
-    "timeout": _integer(1, 86400),
+    "timeout": integer(1, 86400),
     "every": Rule("release or change", lambda value: value in ("release", "change")),
 }
 HOOK_DEFAULTS = {"timeout": 300, "every": "release"}
 
 # One of `processes`.
-PROCESS = {"command": WORDS, "count": _integer(1, 1024), "graceful_timeout": _integer(1, 86400)}
+PROCESS = {"command": WORDS, "count": integer(1, 1024), "graceful_timeout": integer(1, 86400)}
 PROCESS_DEFAULTS = {"count": 1}
 
 # One of `schedule`.
 SCHEDULED = {
     "command": WORDS,
-    "calendar": Rule("a time as `systemd-analyze calendar` takes it", _one_line),
-    "timeout": _integer(1, 86400),
+    "calendar": Rule("a time as `systemd-analyze calendar` takes it", one_line),
+    "timeout": integer(1, 86400),
 }
 SCHEDULED_DEFAULTS = {"timeout": 3600}
 
-MAINTENANCE = {
-    "page": Rule(
-        "an HTML file that Salt serves, salt://…",
-        lambda value: _one_line(value) and value.startswith("salt://") and len(value) > len("salt://"),
-    ),
-    "retry_after": _integer(1, 86400),
-}
+NGINX = wsgi_schema_edge.NGINX
+STATUS_PAGE = wsgi_schema_edge.STATUS_PAGE
 
-NGINX = {
-    "client_max_body_size": Rule(
-        "a size in nginx's words, e.g. 10m",
-        lambda value: type(value) in (int, str) and NGINX_SIZE.fullmatch(str(value)) is not None,
-    ),
-    "default_site": BOOLEAN,
-}
 
-TOP = ("apps", "defaults", "nginx")
+def shown(settings, rules):
+    """
+    Settings without their secrets.
+
+    settings : dict
+        Merged ones.
+    rules : dict
+        The rule of each key, such as ``APP``.
+
+    .. code-block:: python
+
+        >>> shown({"env": {"PASSWORD": "hunter2"}, "workers": 4}, APP)
+        {'env': {'PASSWORD': '***'}, 'workers': 4}
+    """
+    return {key: _shown(value, rules[key]) for key, value in settings.items()}
+
+
+def _shown(value, rule):
+    if value and rule.secret:
+        return dict.fromkeys(value, "***") if isinstance(value, Mapping) else "***"
+    if isinstance(value, Mapping) and rule.keys:
+        return shown(value, rule.keys)
+    if isinstance(value, Mapping) and rule.each:
+        return {name: _shown(each, rule.each) for name, each in value.items()}
+    return value
+
+
+TOP = ("apps", "defaults", "nginx", "status_page")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import wsgi_schema
+import wsgi_sites
 from wsgi_schema import APP, PLACEHOLDER, without_credentials
 
 # The settings that reach the process. A change of any other one makes no new generation.
@@ -35,6 +36,7 @@ PROCESS_SETTINGS = (
     "env",
     "processes",
     "schedule",
+    "metrics",
 )
 # The settings that mean the same under every server, or are refused.
 NEUTRAL_SETTINGS = (
@@ -79,8 +81,12 @@ class Settings:
         Every app without a problem, by name: a dict with a value for each key of ``APP``.
     absent
         The names of those marked ``state: absent``, to their merged settings.
+    sites
+        nginx's server blocks, ``wsgi_sites.Site`` by id.
     nginx
         The shared proxy's settings.
+    status_page
+        Where the status page is, or None.
     defaults
         What an app gets that says nothing.
     problems
@@ -93,7 +99,9 @@ class Settings:
 
     apps: dict = field(default_factory=dict)
     absent: dict = field(default_factory=dict)
+    sites: dict = field(default_factory=dict)
     nginx: dict = field(default_factory=dict)
+    status_page: Any = None
     defaults: dict = field(default_factory=dict)
     problems: list = field(default_factory=list)
     broken: set = field(default_factory=set)
@@ -328,6 +336,9 @@ class _Loader:
         self._known("wsgi", top, wsgi_schema.TOP)
         nginx = self._check("wsgi:nginx", top.get("nginx"), wsgi_schema.NGINX)
         settings.nginx = merge(self.defaults["nginx"], nginx)
+        if top.get("status_page") is not None:
+            page = self._check("wsgi:status_page", top["status_page"], wsgi_schema.STATUS_PAGE)
+            settings.status_page = merge(self.defaults["status_page"], page)
         own_defaults = self._mapping("wsgi:defaults", top.get("defaults"))
         apps = self._mapping("wsgi:apps", top.get("apps"))
         if top.get("apps") is None and not settings.problems:
@@ -343,7 +354,9 @@ class _Loader:
         sound = {name: app for name, app in found.items() if name not in settings.broken}
         settings.absent = {name: app for name, app in sound.items() if app["state"] == "absent"}
         settings.apps = {name: app for name, app in sound.items() if app["state"] == "present"}
-        for name in self._clashes():
+        settings.sites, clashes = wsgi_sites.group(settings.apps)
+        for name, key, sentence in clashes:
+            self._problem(f"wsgi:apps:{name}:{key}", sentence)
             settings.broken.add(name)
             settings.apps.pop(name, None)
         settings.broken = {str(name) for name in settings.broken}
@@ -382,6 +395,7 @@ class _Loader:
         app["hooks"] = {moment: [_hook(said) for said in app["hooks"].get(moment, [])] for moment in wsgi_schema.HOOKS}
         for kind, (_, defaults) in _PROGRAMS.items():
             app[kind] = {name: merge(defaults, program) for name, program in app[kind].items()}
+        app["tls"] = wsgi_sites.whole_tls(app["tls"])
         app["process_manager"] = manager_of(app, self.servers)
         app["install"] = install_of(app, self.servers)
         return app
@@ -392,12 +406,10 @@ class _Loader:
         if said.get("server") not in (None, *self.servers):
             server = said.pop("server")
             self._problem(f"{key}:server", f"{server!r} is not a server" + _nearest(server, self.servers))
-        if "health" in said:
-            said["health"] = self._check(f"{key}:health", said["health"], wsgi_schema.HEALTH)
+        if isinstance(said.get("tls"), str):
+            said["tls"] = {"certificate": said["tls"]}
         if "env" in said:
             self._check_env(f"{key}:env", said["env"])
-        if "maintenance" in said:
-            said["maintenance"] = self._check(f"{key}:maintenance", said["maintenance"], wsgi_schema.MAINTENANCE)
         if "hooks" in said:
             said["hooks"] = self._check_hooks(f"{key}:hooks", said["hooks"])
         for kind, (rules, _) in _PROGRAMS.items():
@@ -576,23 +588,6 @@ class _Loader:
             return True
         return False
 
-    def _clashes(self):
-        """The names of apps that nginx could not tell from another one."""
-        seen, clashing = {}, []
-        for name, app in self.settings.apps.items():
-            for domain in [domain.lower() for domain in app["domains"]] or [None]:
-                other = seen.setdefault((app["listen"], domain), name)
-                if other == name:
-                    continue
-                what = f"{domain!r}" if domain else "the default site (no domains)"
-                for one, two in ((name, other), (other, name)):
-                    self._problem(
-                        f"wsgi:apps:{one}:domains",
-                        f"{what} on port {app['listen']} is {two}'s already",
-                    )
-                    clashing.append(one)
-        return clashing
-
     def _check(self, key, mapping, rules):
         """The part of a mapping whose keys are known and whose values are as their rules want
         them. None means: not said."""
@@ -602,13 +597,30 @@ class _Loader:
         for name, value in mapping.items():
             if name not in rules or value is None:
                 continue
-            if rules[name].test(value):
-                said[name] = value
-            elif rules[name] is wsgi_schema.MAPPING:
-                self._mapping(f"{key}:{name}", value)
-            else:
-                self._problem(f"{key}:{name}", self._refused(name, value, rules[name]))
+            sound = self._checked(f"{key}:{name}", name, value, rules[name])
+            if sound is not None:
+                said[name] = sound
         return said
+
+    def _checked(self, key, name, value, rule):
+        """The part of a value that has no problem, or None."""
+        if not rule.test(value):
+            if rule.allowed == wsgi_schema.MAPPING.allowed:
+                self._mapping(key, value)
+            else:
+                self._problem(key, self._refused(name, value, rule))
+            return None
+        if rule.keys and isinstance(value, Mapping):
+            return self._check(key, value, rule.keys)
+        if not rule.each:
+            return value
+        sound = {}
+        for item, said in value.items():
+            if not rule.names.test(item):
+                self._problem(f"{key}:{item}", f"{item!r} must be {rule.names.allowed}")
+            elif said is not None:
+                sound[item] = self._checked(f"{key}:{item}", item, said, rule.each)
+        return {item: said for item, said in sound.items() if said is not None}
 
     @staticmethod
     def _refused(name, value, rule):

@@ -21,6 +21,7 @@ wsgi-files:
   file.absent:
     - names:
       - {{ salt['wsgi.plan']().family.nginx.conf_dir }}/wsgi.conf
+      - {{ salt['wsgi.plan']().family.nginx.own_dir }}
       - /etc/systemd/system/wsgi-circus.service
       - /etc/systemd/system/wsgi-emperor.service
       - /etc/systemd/system/wsgi-gaffer.service

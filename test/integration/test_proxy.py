@@ -1,6 +1,7 @@
 """nginx in front: whom it answers, what it tells the app, and what a client can't make it tell."""
 
 import json
+import re
 
 import pytest
 from pillars import SERVERS, app, inspected
@@ -53,12 +54,13 @@ def test_forwarded_headers_cannot_be_forged(proxied):
     forged = (
         "X-Forwarded-For: 6.6.6.6\nX-Real-IP: 6.6.6.6\nX-Forwarded-Proto: https\nX-Forwarded-Host: evil.example\n"
         "X-Forwarded-Port: 666\nX-Forwarded-Protocol: ssl\nX-Forwarded-Ssl: on\nX-Forwarded-Scheme: https\n"
-        "X-Forwarded-Server: evil\nX-Forwarded-Prefix: /evil\nForwarded: for=6.6.6.6\nProxy: http://evil.example\n"
+        "X-Forwarded-Server: evil\nX-Request-ID: evil\nX-Forwarded-Prefix: /evil\nForwarded: for=6.6.6.6\nProxy: http://evil.example\n"
         "X_Forwarded_For: 6.6.6.6\nHTTP_X_REAL_IP: 6.6.6.6\n"
     )
     answer = raw(proxied, f"GET / HTTP/1.1\nHost: one.example.com\n{forged}Connection: close\n\n")
     environ = json.loads(answer.partition("\r\n\r\n")[2] or answer.partition("\n\n")[2])["environ"]
     headers = {name: value for name, value in environ.items() if name.startswith("HTTP_") and value}
+    assert re.fullmatch("[0-9a-f]{32}", headers.pop("HTTP_X_REQUEST_ID"))
     assert headers == {
         "HTTP_HOST": "one.example.com",
         "HTTP_X_REAL_IP": "127.0.0.1",

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "_utils"))
 
 import wsgi_host
+import wsgi_nginx
 
 
 def list_master(saltenv, prefix=""):
@@ -30,9 +31,11 @@ def make_host():
 
     def host_of(wsgi, system="Debian-12"):
         salt = {"cp.list_master": list_master, "cp.cache_file": cache_file}
-        return wsgi_host.Host(
+        host = wsgi_host.Host(
             salt, pillar={"wsgi": wsgi}, grains={"os_family": "Debian", "osfinger": system}, saltenv="base"
         )
+        host.nginx_built = wsgi_nginx.Built((1, 22, 1), ("http_v2_module", "http_gzip_static_module"))
+        return host
 
     return host_of
 

@@ -307,3 +307,38 @@ def test_an_event_loop_that_stands_still_ends_its_worker():
     assert done.returncode == 1
     assert "the event loop has stood still for more than 1 s" in done.stderr
     assert "stands_still" in done.stderr
+
+
+def test_an_answer_says_which_generation_it_is_of(guard_module):
+    application = guard_module.WSGI(hello, guard_module.Guard(run="/run/wsgi/shop/0123456789"))
+    headers = [("Content-Type", "text/plain"), ("X-WSGI-Generation", "0123456789")]
+    assert call(application) == ("200 OK", headers, b"hello")
+
+
+MOUNTED = {"HTTP_X_REAL_IP": "192.0.2.1", "HTTP_X_FORWARDED_PREFIX": "/shop"}
+
+
+@pytest.mark.parametrize(
+    ("path", "inner"),
+    [("/shop/", "/"), ("/shop/cart/7", "/cart/7"), ("//shop//cart", "/cart"), ("/shop/shop/", "/shop/")],
+)
+def test_an_app_finds_its_mount_in_script_name(guard_module, path, inner):
+    seen = {}
+
+    def application(environ, start_response):
+        seen.update(environ)
+        return hello(environ, start_response)
+
+    call(guard_module.WSGI(application, guard_module.Guard()), PATH_INFO=path, **MOUNTED)
+    assert (seen["SCRIPT_NAME"], seen["PATH_INFO"]) == ("/shop", inner)
+
+
+@pytest.mark.parametrize("path", ["/shopping", "/", "/x/../shop/", "/SHOP/"])
+def test_an_app_is_not_asked_for_what_is_not_below_its_mount(guard_module, path):
+    status, _, _ = call(guard_module.WSGI(None, guard_module.Guard()), PATH_INFO=path, **MOUNTED)
+    assert status == "404 Not Found"
+
+
+def test_a_mount_is_believed_of_nginx_alone(guard_module):
+    status, _, _ = call(guard_module.WSGI(hello, guard_module.Guard()), HTTP_X_FORWARDED_PREFIX="/shop")
+    assert status == "200 OK"

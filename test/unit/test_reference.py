@@ -5,24 +5,29 @@ from pathlib import Path
 
 import pytest
 import wsgi_schema
+import wsgi_schema_edge
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "pillar.example").read_text()
 PILLAR = yaml.safe_load(TEXT)["wsgi"]
 DEFAULTS = yaml.safe_load((ROOT / "wsgi/defaults.yaml").read_text())
-MAPPINGS = ("HEALTH", "HOOKS", "HOOK", "PROCESS", "SCHEDULED", "MAINTENANCE", "NGINX")
-KEYS = sorted({*wsgi_schema.TOP, *wsgi_schema.APP, *(key for name in MAPPINGS for key in getattr(wsgi_schema, name))})
+MAPPINGS = [getattr(wsgi_schema, name) for name in ("HEALTH", "HOOKS", "HOOK", "PROCESS", "SCHEDULED", "MAINTENANCE")]
+EDGE = ("TLS", "LIMIT", "BASIC_AUTH", "CACHE", "CORS", "RAW", "ACME", "NGINX", "STATUS_PAGE")
+MAPPINGS += [getattr(wsgi_schema_edge, name) for name in EDGE]
+KEYS = sorted({*wsgi_schema.TOP, *wsgi_schema.APP, *(key for mapping in MAPPINGS for key in mapping)})
 # An app has to say these, or fills these mappings itself.
-NO_DEFAULT = ("application", "source", "env", "health", "server_options", "maintenance")
-SHIPPED = {**DEFAULTS["app"], **DEFAULTS["app"]["health"], **DEFAULTS["app"]["maintenance"], **DEFAULTS["nginx"]}
+NO_DEFAULT = ("application", "source", "env", "health", "server_options", "maintenance", "nginx")
+SHIPPED = {**DEFAULTS["app"], **DEFAULTS["app"]["health"], **DEFAULTS["app"]["maintenance"], **DEFAULTS["app"]["nginx"]}
+# What is said of apps, of the shared proxy, of the status page.
+OF_APPS, OF_NGINX, OF_STATUS_PAGE = re.split(r"^  nginx: |^  # status_page: ", TEXT, flags=re.MULTILINE)
 
 
-def stated(key):
-    """The default that the reference states: in `# key: default`, in `key: value  # default: default`,
+def stated(key, text=OF_APPS):
+    """The default that a part of the reference states: in `# key: default`, in `key: value  # default: default`,
     or below wsgi:defaults; None where it states none."""
-    in_comment = re.search(rf"^ *# *{key}: +([^#\n]+)", TEXT, re.MULTILINE)
-    beside = re.search(rf"^ *{key}: +[^#\n]+# default: ([^\n]+)", TEXT, re.MULTILINE)
+    in_comment = re.search(rf"^ *# *{key}: +([^#\n]+)", text, re.MULTILINE)
+    beside = re.search(rf"^ *{key}: +[^#\n]+# default: ([^\n]+)", text, re.MULTILINE)
     found = in_comment or beside
     return found[1].strip() if found else yaml.safe_dump(PILLAR["defaults"].get(key)).split("\n")[0]
 
@@ -43,9 +48,17 @@ def test_it_states_every_default_as_it_is_shipped(key):
     assert yaml.safe_load(stated(key)) == SHIPPED[key], stated(key)
 
 
+@pytest.mark.parametrize("part", ["nginx", "status_page"])
+def test_it_states_the_defaults_of_what_apps_share(part):
+    text = {"nginx": OF_NGINX, "status_page": OF_STATUS_PAGE}[part]
+    assert {key: yaml.safe_load(stated(key, text)) for key in DEFAULTS[part]} == DEFAULTS[part]
+
+
 def test_the_shipped_defaults_have_every_key_of_the_schema_and_no_other():
     assert {*DEFAULTS["app"]} == {*wsgi_schema.APP}
     assert {*DEFAULTS["nginx"]} == {*wsgi_schema.NGINX}
+    assert {*DEFAULTS["app"]["nginx"]} == {*wsgi_schema_edge.RAW}
+    assert {*DEFAULTS["status_page"]} == {*wsgi_schema.STATUS_PAGE}
     # The host is the first domain, which no default can know.
     assert {*DEFAULTS["app"]["maintenance"]} == {*wsgi_schema.MAINTENANCE}
     assert {*DEFAULTS["app"]["health"]} == {*wsgi_schema.HEALTH} - {"host"}

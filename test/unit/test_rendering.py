@@ -53,13 +53,18 @@ def make_files(make_app, tmp_path, monkeypatch):
 
     def files_of(own=None):
         host, app, release = make_app(own)
-        host.family["nginx"]["conf_dir"] = str(tmp_path)  # not this machine's
+        for folder in ("conf_dir", "own_dir"):
+            host.family["nginx"][folder] = str(tmp_path)  # not this machine's
         record = wsgi_generation.record_of(host, app, release, version="1.0")
         generation = wsgi_generation.Generation(host, "shop", "0123456789", record)
-        files = {**wsgi_generation.files_of(generation, app), **wsgi_nginx.pending(host, "shop")}
+        site = wsgi_nginx.pending(host, "shop")
         return {
-            os.path.join("tmpfiles.d" if "tmpfiles" in path else "", os.path.basename(path)): text
-            for path, text in files.items()
+            **{
+                os.path.join("tmpfiles.d" if "tmpfiles" in path else "", os.path.basename(path)): text
+                for path, text in wsgi_generation.files_of(generation, app).items()
+            },
+            "wsgi.conf": site.pop(wsgi_nginx.entry_path(host)),
+            "site": "\n".join(site.values()),
         }
 
     return files_of
@@ -181,7 +186,7 @@ def test_the_emperor_is_told_which_uwsgi_to_run(make_files):
         "program",
         "env",
         "tmpfiles.d/wsgi-shop.0123456789.conf",
-        "wsgi-shop.conf",
+        "site",
         "wsgi.conf",
     }
     assert files["program"] == "/usr/bin/uwsgi\n"
@@ -194,7 +199,7 @@ def test_each_time_out_leaves_time_for_the_one_within_it(make_files, server):
     program = dict(options_of(files["wsgi-shop.0123456789.conf"]))
     assert int(program["stopwaitsecs"]) > 90
     for protocol in ("proxy", "uwsgi"):
-        assert directive(files["wsgi-shop.conf"], f"{protocol}_read_timeout") == ["75s"]
+        assert directive(files["site"], f"{protocol}_read_timeout") == ["75s"] * 3
 
 
 @pytest.mark.parametrize(
@@ -237,7 +242,7 @@ def test_a_server_of_one_process_is_spawned_once_for_each_worker(make_files):
     ) in command
     assert command.endswith("/bin/python /etc/wsgi/shop/0123456789/waitress_worker.py {socket}")
     assert "f /run/wsgi/shop/0123456789/workers " in files["tmpfiles.d/wsgi-shop.0123456789.conf"]
-    assert directive(files["wsgi-shop.conf"], "server unix:/var/lib/wsgi/live/shop/http-3.sock") == ["max_fails=0"]
+    assert directive(files["site"], "server unix:/var/lib/wsgi/live/shop/http-3.sock") == ["max_fails=0"]
 
 
 def test_a_command_that_waits_changes_nothing_of_another_server(make_files):
@@ -324,7 +329,7 @@ def directive(site, name):
 
 
 def test_a_site_answers_to_the_apps_domains_on_its_port(make_files):
-    site = make_files({"domains": ["shop.example.com", "*.example.org"], "listen": 8080})["wsgi-shop.conf"]
+    site = make_files({"domains": ["shop.example.com", "*.example.org"], "listen": 8080})["site"]
     assert directive(site, "server_name") == ["shop.example.com *.example.org"]
     assert directive(site, "listen")[0] == "8080"
     assert "default_server" not in site
@@ -332,7 +337,7 @@ def test_a_site_answers_to_the_apps_domains_on_its_port(make_files):
 
 def test_an_app_without_domains_is_its_ports_default_site(make_files):
     files = make_files({"listen": 8080})
-    assert directive(files["wsgi-shop.conf"], "listen")[0] == "8080 default_server"
+    assert directive(files["site"], "listen")[0] == "8080 default_server"
     assert "listen" not in files["wsgi.conf"]
 
 
@@ -351,14 +356,14 @@ def test_the_site_for_unknown_hosts_can_be_left_to_others(make_host, tmp_path):
 @pytest.mark.parametrize("server", SERVERS)
 def test_a_site_is_the_same_under_every_server(make_files, server):
     """A change of server needs no reload."""
-    assert make_files({"server": server})["wsgi-shop.conf"] == make_files()["wsgi-shop.conf"]
+    assert make_files({"server": server})["site"] == make_files()["site"]
 
 
 @pytest.mark.parametrize(
     "header", ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Real-IP", "Forwarded", "Proxy"]
 )
 def test_what_clients_say_of_themselves_is_not_passed_on(make_files, header):
-    site = make_files()["wsgi-shop.conf"]
+    site = make_files()["site"]
     assert directive(site, f"proxy_set_header {header}")
     assert directive(site, f"uwsgi_param HTTP_{header.upper().replace('-', '_')}")
     assert "$http_x_" not in site
@@ -366,8 +371,8 @@ def test_what_clients_say_of_themselves_is_not_passed_on(make_files, header):
 
 
 def test_maintenance_is_looked_for_before_the_app_is_asked(make_files):
-    site = make_files({"maintenance": {"retry_after": 77}})["wsgi-shop.conf"]
-    locations = re.findall(r"(?ms)^    location .*?^    }", site)
+    site = make_files({"maintenance": {"retry_after": 77}})["site"]
+    locations = re.findall(r"(?ms)^location .*?^}", site)
     before = [location.partition("proxy_pass")[0] for location in locations]
     looks = "if (-f /var/lib/wsgi/maintenance/shop) {"
     assert [looks in location for location in before] == [True, True, False, False]
@@ -375,14 +380,14 @@ def test_maintenance_is_looked_for_before_the_app_is_asked(make_files):
 
 
 def test_an_apps_own_page_goes_before_the_plain_one_and_needs_no_other_site(make_files):
-    site = make_files()["wsgi-shop.conf"]
+    site = make_files()["site"]
     pages = "/var/lib/wsgi/maintenance/shop.html /usr/local/lib/wsgi/maintenance.html"
     assert directive(site, "try_files") == [f"{pages} =503"]
-    assert make_files({"maintenance": {"page": "salt://shop/down.html"}})["wsgi-shop.conf"] == site
+    assert make_files({"maintenance": {"page": "salt://shop/down.html"}})["site"] == site
 
 
 def test_a_503_that_is_not_of_maintenance_is_left_alone(make_files):
-    site = make_files()["wsgi-shop.conf"]
+    site = make_files()["site"]
     assert not [words for words in directive(site, "error_page") if words.startswith("503 ")]
 
 
@@ -449,6 +454,7 @@ PROCESS = {
     "graceful_timeout": 31,
     "max_requests": 999,
     "env": {"A": "1", "B": "3"},
+    "metrics": True,
     "server_options": {"uwsgi": {"cheaper": 3}},
     "requirements": ["flask==3.1.3"],
     "python": "python3.99",
@@ -474,7 +480,26 @@ BESIDE = {
 }
 NO_PROCESS = {
     "domains": ["other.example.com"],
+    "redirect_domains": ["www.example.com"],
     "listen": 8080,
+    "mount": "/shop",
+    "tls": "self_signed",
+    "static": {"/static/": "static/"},
+    "internal": {"/internal/": "/srv/internal"},
+    "error_pages": {404: "404.html"},
+    "client_max_body_size": "1m",
+    "buffering": False,
+    "request_buffering": False,
+    "allow": ["127.0.0.1"],
+    "limits": {"all": {"rate": "9r/s"}},
+    "basic_auth": {"users": {"ann": "$6$a$b"}},
+    "cache": {"valid": "1m"},
+    "compression": True,
+    "security_headers": True,
+    "response_headers": {"X-Shop": "1"},
+    "cors": {"origins": ["*"]},
+    "access_log": "none",
+    "nginx": {"location": "gzip on;"},
     "health": {"path": "/up", "deadline": 1},
     "keep_releases": 9,
     "purge": True,

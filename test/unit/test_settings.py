@@ -117,7 +117,7 @@ def test_null_says_nothing_within_a_mapping_either(load):
         }
     )
     assert settings.problems == []
-    assert settings.nginx == {"default_site": True, "client_max_body_size": "10m"}
+    assert (settings.nginx["default_site"], settings.nginx["client_max_body_size"]) == (True, "10m")
     assert settings.apps["shop"]["health"]["path"] == "/"
 
 
@@ -340,14 +340,15 @@ def test_a_problem_names_the_app_the_key_the_value_and_what_is_allowed(problems,
         ("apps", "wsgi: is a string; it must be a mapping"),
         ([], "wsgi: is a list; it must be a mapping"),
         (0, "wsgi: is an integer; it must be a mapping"),
-        ({"app": {}}, "wsgi:app: not a key; did you mean 'apps'? (apps, defaults, nginx)"),
+        ({"app": {}}, "wsgi:app: not a key; did you mean 'apps'? (apps, defaults, nginx, status_page)"),
         ({"apps": []}, "wsgi:apps: is a list; it must be a mapping"),
         ({"apps": ""}, "wsgi:apps: is a string; it must be a mapping"),
         ({"apps": {}, "defaults": 1.5}, "wsgi:defaults: is a number; it must be a mapping"),
         ({"nginx": False}, "wsgi:nginx: is true or false; it must be a mapping"),
         (
             {"nginx": {"default_sites": True}},
-            "wsgi:nginx:default_sites: not a key; did you mean 'default_site'? (client_max_body_size, default_site)",
+            "wsgi:nginx:default_sites: not a key; did you mean 'default_site'? (manage, client_max_body_size, default_site,"
+            + " tls_profile, acme, trusted_proxies, proxy_protocol, metrics, http, server, location)",
         ),
         (
             {"nginx": {"client_max_body_size": "10 MB"}},
@@ -438,7 +439,9 @@ def test_an_app_that_is_to_go_stays_while_it_has_a_problem(load):
     assert (settings.absent, settings.broken) == ({}, {"shop"})
 
 
-PLAIN = [key for key, rule in wsgi_schema.APP.items() if rule is not wsgi_schema.MAPPING and not rule.secret]
+PLAIN = [
+    key for key, rule in wsgi_schema.APP.items() if rule.allowed != wsgi_schema.MAPPING.allowed and not rule.secret
+]
 
 
 @pytest.mark.parametrize("key", PLAIN)
@@ -764,3 +767,17 @@ def test_a_health_check_asks_for_the_first_domain_that_is_a_name(load):
     }
     hosts = {name: wsgi_settings.health_host(app) for name, app in load({"apps": apps}).apps.items()}
     assert hosts == {"one": "shop.example.com", "two": "localhost", "three": "other.example.com", "four": "localhost"}
+
+
+def test_settings_are_shown_without_secrets_however_deep(load):
+    own = {
+        "env": {"PASSWORD": "hunter2"},
+        "tls": {"certificate": "/etc/ssl/a.pem", "key": "-----BEGIN hunter2"},
+        "basic_auth": {"realm": "Staff", "users": {"ann": "$6$a$hunter2"}},
+    }
+    settings = load({"apps": {"shop": {**SHOP, **own}}})
+    assert settings.problems == []
+    shown = wsgi_schema.shown(settings.apps["shop"], wsgi_schema.APP)
+    assert "hunter2" not in str(shown)
+    assert shown["tls"]["certificate"] == "/etc/ssl/a.pem"
+    assert shown["basic_auth"] == {"realm": "Staff", "users": {"ann": "***"}}

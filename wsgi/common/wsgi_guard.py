@@ -13,6 +13,7 @@ import importlib
 import io
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ STUBBORN = 5  # seconds after which a request that was cancelled and goes on is 
 # frameworks have a few only.
 CANCELLED = 4
 SERVICE_RESTART = 1012  # https://www.iana.org/assignments/websocket: the client may come back at once
+GENERATION_HEADER = "X-WSGI-Generation"
 STDERR = 2
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -76,6 +78,7 @@ class Guard:
         self.memory_limit = memory_limit
         self.live = live
         self.run = run
+        self.generation = os.path.basename(run)
         self._watched = None  # the PID that is: a fork leaves threads behind
         self._lock = threading.Lock()
         self._fork()
@@ -220,7 +223,9 @@ class WSGI:
         self.guard = guard
 
     def __call__(self, environ, start_response):
-        _tell_the_client(environ)
+        start_response = _signed(start_response, self.guard)
+        if not _tell_the_client(environ):
+            return _not_found(start_response)
         request = self.guard.begin(f"{environ['REQUEST_METHOD']} {environ.get('PATH_INFO', '')}")
         try:
             body = self.application(environ, start_response)
@@ -295,6 +300,9 @@ class ASGI:
 
         async def sending(message):
             request[1:] = ["answered"]
+            if message["type"] == "http.response.start" and self.guard.generation:
+                signature = (GENERATION_HEADER.lower().encode(), self.guard.generation.encode())
+                message = {**message, "headers": [*message.get("headers", ()), signature]}
             await send(message)
 
         def expire():
@@ -447,12 +455,39 @@ def _read_the_rest(environ):
                 pass
 
 
+def _not_found(start_response):
+    start_response("404 Not Found", [("Content-Type", "text/plain"), ("Content-Length", "10")])
+    return [b"Not Found\n"]
+
+
+def _signed(start_response, guard):
+    """A start_response that tells nginx's log which generation answers."""
+    if not guard.generation:
+        return start_response
+
+    def signed(status, headers, *exc_info):
+        return start_response(status, [*headers, (GENERATION_HEADER, guard.generation)], *exc_info)
+
+    return signed
+
+
 def _tell_the_client(environ):
-    """Over a unix socket a server knows of nginx alone; who asks, and how, stands in nginx's headers."""
-    if "HTTP_X_REAL_IP" in environ:
-        environ["REMOTE_ADDR"] = environ["HTTP_X_REAL_IP"]
-        environ["wsgi.url_scheme"] = environ.get("HTTP_X_FORWARDED_PROTO") or environ["wsgi.url_scheme"]
-        environ["SERVER_PORT"] = environ.get("HTTP_X_FORWARDED_PORT") or environ["SERVER_PORT"]
+    """
+    Over a unix socket a server knows of nginx alone; who asks, and how, and for which of the site's
+    apps, stands in nginx's headers. Returns whether the path is the app's.
+    """
+    if "HTTP_X_REAL_IP" not in environ:
+        return True
+    environ["REMOTE_ADDR"] = environ["HTTP_X_REAL_IP"]
+    environ["wsgi.url_scheme"] = environ.get("HTTP_X_FORWARDED_PROTO") or environ["wsgi.url_scheme"]
+    environ["SERVER_PORT"] = environ.get("HTTP_X_FORWARDED_PORT") or environ["SERVER_PORT"]
+    mount = environ.get("HTTP_X_FORWARDED_PREFIX")
+    if not mount:
+        return True
+    # nginx has found the mount in a path whose slashes it had merged.
+    path = re.sub("//+", "/", environ["PATH_INFO"])
+    environ["SCRIPT_NAME"], environ["PATH_INFO"] = mount, path[len(mount) :]
+    return path.startswith(f"{mount}/")
 
 
 def _with_the_client(scope):
@@ -461,9 +496,10 @@ def _with_the_client(scope):
     if not address:
         return scope
     scheme = headers.get(b"x-forwarded-proto", scope["scheme"].encode()).decode("latin-1")
+    mount = headers.get(b"x-forwarded-prefix", scope.get("root_path", "").encode()).decode("latin-1")
     if scope["type"] == "websocket":
         scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
-    return {**scope, "client": (address.decode("latin-1"), 0), "scheme": scheme}
+    return {**scope, "client": (address.decode("latin-1"), 0), "scheme": scheme, "root_path": mount}
 
 
 def _link():

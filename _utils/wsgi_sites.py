@@ -1,0 +1,157 @@
+"""
+Sites: which apps share nginx's server block, because they answer to the same hosts on one port.
+
+This module is pure: it reads no file and starts nothing.
+"""
+
+from dataclasses import dataclass
+
+TLS_DEFAULTS = {
+    "certificate": "self_signed",
+    "key": None,
+    "listen": 443,
+    "redirect": True,
+    "http2": True,
+    "http3": False,
+    "hsts": 0,
+    "hsts_subdomains": False,
+    "hsts_preload": False,
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """
+    One server block of nginx.
+
+    id : str
+        Names its files: the first of its domains, or ``default``, and its port.
+    listen : int
+        The port of plain HTTP.
+    domains : tuple of str
+        The hosts that it answers to; none: all that no other site does.
+    apps : tuple of str
+        The names of its apps.
+    tls : dict or None
+        How it is reached over TLS: a value for each key of ``TLS_DEFAULTS``.
+    redirect_domains : tuple of str
+        Hosts that are sent to the first of ``domains``.
+    """
+
+    id: str
+    listen: int
+    domains: tuple
+    apps: tuple
+    tls: dict
+    redirect_domains: tuple
+
+    @property
+    def ports(self):
+        """Its ports, a dict of them to whether they speak TLS."""
+        return {self.listen: False, **({self.tls["listen"]: True} if self.tls else {})}
+
+
+def group(apps):
+    """
+    The sites that some apps make.
+
+    apps : dict
+        Names to settings, as ``wsgi_settings.Settings.apps`` holds them.
+
+    Returns two: the sites, a dict of their ids to ``Site``, without the apps that clash; and the
+    problems, a list of an app's name, one of its keys, and a sentence's end.
+
+    .. code-block:: python
+
+        >>> group({"shop": {**app, "domains": ["example.com"]}})[0]["example.com_80"].apps
+        ('shop',)
+    """
+    problems = _clashes(apps)
+    clashing = {name for name, _, _ in problems}
+    members = {}
+    for name in sorted(apps):
+        if name not in clashing:
+            app = apps[name]
+            members.setdefault((app["listen"], tuple(app["domains"])), []).append(name)
+    sites = [_site(listen, domains, names, apps) for (listen, domains), names in members.items()]
+    return {site.id: site for site in sites}, problems
+
+
+def whole_tls(said):
+    """What an app says of TLS with its defaults, or None where it has none."""
+    tls = {**TLS_DEFAULTS, **(said or {"certificate": "none"})}
+    return None if tls["certificate"] == "none" else tls
+
+
+def mounted(app, path):
+    """
+    A path of an app as a client sees it.
+
+    .. code-block:: python
+
+        >>> mounted({"mount": "/shop"}, "/static/")
+        '/shop/static/'
+    """
+    return path if app["mount"] == "/" else app["mount"] + path
+
+
+def _site(listen, domains, names, apps):
+    tls = next((apps[name]["tls"] for name in names if apps[name]["tls"]), None)
+    redirected = dict.fromkeys(domain for name in names for domain in apps[name]["redirect_domains"])
+    first = (domains or ("default",))[0].lower().replace("*", "_")
+    return Site(f"{first}_{listen}", listen, domains, tuple(names), tls, tuple(redirected))
+
+
+def _clashes(apps):
+    """What of the apps nginx could not tell apart, or could not do for both."""
+    found, seen = [], {}
+    for name, app in apps.items():
+        for domain in _hosts(app):
+            for other in seen.setdefault((app["listen"], domain), []):
+                for one, two in ((name, other), (other, name)):
+                    key, sentence = _clash(apps[one], apps[two], two, domain)
+                    if key and (one, key, sentence) not in found:
+                        found.append((one, key, sentence))
+            seen[app["listen"], domain].append(name)
+    return found + _redirect_clashes(apps) + _port_clashes(apps)
+
+
+def _hosts(app):
+    return {domain.lower() for domain in app["domains"]} or {None}
+
+
+def _clash(app, other, other_name, domain):
+    where = f"{domain!r}" if domain else "the default site (no domains)"
+    where += f" on port {app['listen']}"
+    if app["mount"] == other["mount"]:
+        at = "" if app["mount"] == "/" else f" at {app['mount']}"
+        return "domains", f"{where}{at} is {other_name}'s already"
+    if app["domains"] != other["domains"]:
+        return "domains", f"{where} is {other_name}'s, too; apps of one host need the same list of domains"
+    if app["tls"] and other["tls"] and app["tls"] != other["tls"]:
+        return "tls", f"{where} is {other_name}'s, too, which says something else; let one of them say it"
+    return None, None
+
+
+def _redirect_clashes(apps):
+    owners = {(app["listen"], domain): name for name, app in apps.items() for domain in _hosts(app)}
+    found = []
+    for name, app in apps.items():
+        for domain in app["redirect_domains"]:
+            owner = owners.get((app["listen"], domain.lower()))
+            if owner:
+                sentence = f"{domain!r} on port {app['listen']} is one of {owner}'s domains"
+                found.append((name, "redirect_domains", sentence))
+            elif not app["domains"]:
+                found.append((name, "redirect_domains", f"{domain!r} can't be sent to an app without domains"))
+    return found
+
+
+def _port_clashes(apps):
+    """A port speaks TLS or it doesn't."""
+    plain = {app["listen"]: name for name, app in apps.items()}
+    return [
+        (name, "tls", f"port {app['tls']['listen']} is {plain[app['tls']['listen']]}'s for plain HTTP (listen)")
+        for name, app in apps.items()
+        if app["tls"] and app["tls"]["listen"] in plain
+    ]

@@ -1,0 +1,208 @@
+"""What the site in front of an app costs, and what other sites cost: requests per second and the 99th
+percentile of their times, as ratios, on loopback. Prints a table in Markdown.
+
+~/.cache/wsgi-formula/venv/bin/python test/bench/proxy.py [--runs 5] [--seconds 3] [--keep]
+
+(The virtual environment is test/run's.) For each server, the same app with as many workers is asked
+through our site and in other ways, all of which take turns, so that all meet the same weather:
+
+direct    the server itself on a TCP port, with no proxy
+example   what the server's own project shows for nginx: gunicorn's examples/nginx.conf, the Nginx page of
+          uWSGI's documentation
+piku      the template of https://github.com/piku/piku
+tuned     what a hand could do that thinks of nothing but speed: connections kept where the server keeps
+          them, few headers, no access log
+return    nginx alone: `return 200`
+
+A ratio is ours over theirs: of requests per second, above 1 means that ours is faster; of times, below 1.
+Exits with 1 when a goal is missed: as many requests as example and piku, and 0.9 of tuned.
+"""
+
+import re
+import statistics
+import sys
+
+from machine import arguments, booted, where
+
+CLIENTS = 16
+GOALS = {"example": 1.0, "piku": 1.0, "tuned": 0.9}
+# name: (the app's settings, whether its server keeps connections)
+SERVERS = {
+    "uwsgi": ({"server": "uwsgi"}, False),
+    "gunicorn, sync": ({"server": "gunicorn"}, False),
+    "gunicorn, gthread": ({"server": "gunicorn", "threads": 4}, True),
+}
+DIRECT, OTHERS = 9000, 9100  # the first ports of each kind
+SITES = ("example", "piku", "tuned", "return")
+COMBINED = "access_log /var/log/nginx/others.log combined;"
+
+# The directives of each that a request meets.
+GUNICORN_EXAMPLE = """
+    tcp_nopush on; tcp_nodelay off; keepalive_timeout 5;
+    gzip on; gzip_http_version 1.0; gzip_proxied any; gzip_min_length 500; gzip_types text/plain text/xml text/css;
+    client_max_body_size 4G;
+    location / {
+        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        proxy_set_header Host $http_host;
+        proxy_redirect off;
+        proxy_pass http://bench-NAME;
+    }"""
+UWSGI_EXAMPLE = """
+    location / {
+        include uwsgi_params;
+        uwsgi_pass bench-NAME;
+    }"""
+PIKU_COMMON = """
+    gzip on; gzip_proxied any; gzip_comp_level 7; gzip_min_length 2048; gzip_vary on;
+    gzip_types text/plain text/xml text/css text/javascript application/javascript application/json image/svg+xml;
+    add_header X-Deployed-By Piku;
+    location / {
+        PASS
+        proxy_http_version 1.1;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection "upgrade";
+        proxy_set_header Host $host;
+        proxy_set_header X-Forwarded-Proto $scheme;
+        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        proxy_set_header X-Remote-Address $remote_addr;
+        proxy_set_header X-Forwarded-Port $server_port;
+        proxy_set_header X-Request-Start $msec;
+    }"""
+PIKU_HTTP = "proxy_pass http://bench-NAME;"
+PIKU_UWSGI = """uwsgi_pass bench-NAME;
+        uwsgi_param QUERY_STRING $query_string; uwsgi_param REQUEST_METHOD $request_method;
+        uwsgi_param CONTENT_TYPE $content_type; uwsgi_param CONTENT_LENGTH $content_length;
+        uwsgi_param REQUEST_URI $request_uri; uwsgi_param PATH_INFO $document_uri;
+        uwsgi_param DOCUMENT_ROOT $document_root; uwsgi_param SERVER_PROTOCOL $server_protocol;
+        uwsgi_param X_FORWARDED_FOR $proxy_add_x_forwarded_for; uwsgi_param REMOTE_ADDR $remote_addr;
+        uwsgi_param REMOTE_PORT $remote_port; uwsgi_param SERVER_ADDR $server_addr;
+        uwsgi_param SERVER_PORT $server_port; uwsgi_param SERVER_NAME $server_name;"""
+TUNED_HTTP = """
+    location / {
+        proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $http_host;
+        proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;
+        proxy_pass http://bench-NAME;
+    }"""
+RETURN = """
+    location / { default_type text/plain; return 200 "hello\\n"; }"""
+
+
+def host(server):
+    """The domain of a server's app."""
+    return f"{slug(server)}.example.com"
+
+
+def slug(server):
+    return server.replace(", ", "-")
+
+
+def pillar():
+    apps = {
+        slug(server): {
+            "source": "salt://wsgi/examples/hello",
+            "application": "hello:application",
+            "domains": [host(server)],
+            "workers": 2,
+            "max_requests": 0,
+            "health": {"path": "/healthz"},
+            **own,
+        }
+        for server, (own, _) in SERVERS.items()
+    }
+    return {"apps": apps}
+
+
+def others():
+    """nginx's configuration of the sites that ours is compared with, and the port of each."""
+    text, ports = "", {}
+    for number, (server, (own, keeps)) in enumerate(SERVERS.items()):
+        name, uwsgi = slug(server), own["server"] == "uwsgi"
+        socket = f"unix:/var/lib/wsgi/live/{name}/{'uwsgi' if uwsgi else 'http'}.sock"
+        text += f"upstream bench-{name} {{ server {socket} fail_timeout=0; {'keepalive 32;' if keeps else ''} }}\n"
+        bodies = {
+            "example": COMBINED + (UWSGI_EXAMPLE if uwsgi else GUNICORN_EXAMPLE),
+            "piku": COMBINED + PIKU_COMMON.replace("PASS", PIKU_UWSGI if uwsgi else PIKU_HTTP),
+            "tuned": "access_log off;" + (UWSGI_EXAMPLE if uwsgi else TUNED_HTTP),
+            "return": "access_log off;" + RETURN,
+        }
+        for place, site in enumerate(SITES):
+            ports[server, site] = OTHERS + 10 * number + place
+            body = bodies[site].replace("NAME", name)
+            text += f"server {{ listen 127.0.0.1:{ports[server, site]}; {body}\n}}\n"
+        ports[server, "direct"] = DIRECT + number
+        ports[server, "ours"] = 80
+    return text, ports
+
+
+def start_direct(machine, server, port):
+    """Another master of the same server, which listens on a TCP port."""
+    name, own = slug(server), SERVERS[server][0]
+    generation = machine.call("wsgi.status", name)[name]["generation"]
+    folder, copy = f"/etc/wsgi/{name}/{generation}", f"/root/direct/{name}"
+    socket = f"/run/wsgi/{name}/{generation}/{'uwsgi' if own['server'] == 'uwsgi' else 'http'}.sock"
+    machine.exec(f"mkdir -p /root/direct && cp -r {folder} {copy}")
+    # It is nobody's generation: the guard would find it not live any more.
+    machine.exec(
+        f"sed -i 's#unix:{socket}#127.0.0.1:{port}#; s#^socket = {socket}#http-socket = 127.0.0.1:{port}#' {copy}/*"
+    )
+    program = machine.exec(f"readlink -f /var/lib/wsgi/live/{name}; ps -o args= -C uwsgi,gunicorn | head -1").stdout
+    command = {
+        "uwsgi": f"uwsgi --ini {copy}/uwsgi.ini",
+        "gunicorn": f"/srv/wsgi/{name}/releases/*/environment/bin/gunicorn --config {copy}/gunicorn.conf.py",
+    }[own["server"]]
+    unit = f"systemd-run --quiet --unit=direct-{name} --working-directory=/srv/wsgi/{name}"
+    machine.exec(f"{unit} --setenv=LANG=C.UTF-8 sh -c 'exec {command}'")
+    assert program
+    machine.exec(f"for i in $(seq 100); do curl -so /dev/null 127.0.0.1:{port} && exit 0; sleep 0.1; done; exit 1")
+
+
+def measure(machine, server, port, seconds):
+    """Requests per second, and the 99th percentile of their times in ms."""
+    command = f"wrk --threads 1 --connections {CLIENTS} --duration {seconds}s --latency --header 'Host: {host(server)}'"
+    printed = machine.exec(f"{command} http://127.0.0.1:{port}/").stdout
+    assert "Non-2xx" not in printed and "Socket errors" not in printed, printed
+    time, unit = re.search(r"99%\s+([0-9.]+)(us|ms|s)\b", printed).groups()
+    rate = float(re.search(r"Requests/sec:\s+([0-9.]+)", printed)[1])
+    return rate, float(time) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
+
+
+def main():
+    parser = arguments(__doc__, runs=5)
+    parser.add_argument("--seconds", type=int, default=3, help="of each measurement (default: %(default)s)")
+    options = parser.parse_args()
+    with booted(options) as machine:
+        machine.exec("apt-get update -q && apt-get install -qy wrk")
+        machine.pillar(pillar())
+        machine.apply()
+        text, ports = others()
+        machine.put("/etc/nginx/conf.d/others.conf", text)
+        machine.exec("nginx -t && nginx -s reload")
+        for server in SERVERS:
+            start_direct(machine, server, ports[server, "direct"])
+        kinds = ("ours", "direct", *SITES)
+        found = {key: [] for key in ports}
+        for _ in range(options.runs):
+            for server in SERVERS:
+                for kind in kinds:
+                    found[server, kind].append(measure(machine, server, ports[server, kind], options.seconds))
+        print(f"{where(machine)}, {machine.exec('nginx -v 2>&1').stdout.strip()}; medians of {options.runs} runs\n")
+        print(f"| server | ours | {' | '.join(f'/ {kind}' for kind in kinds[1:])} |")
+        print(f"| --- |{' --- |' * len(kinds)}")
+        missed = []
+        for server in SERVERS:
+            ours = found[server, "ours"]
+            cells = [f"{statistics.median(rate for rate, _ in ours):.0f}/s"]
+            for kind in kinds[1:]:
+                pairs = list(zip(ours, found[server, kind]))
+                rate = statistics.median(mine[0] / theirs[0] for mine, theirs in pairs)
+                time = statistics.median(mine[1] / theirs[1] for mine, theirs in pairs)
+                cells.append(f"{rate:.2f}, p99 {time:.2f}")
+                if rate < GOALS.get(kind, 0):
+                    missed.append(f"{server}: {rate:.2f} of {kind}")
+            print(f"| {server} | {' | '.join(cells)} |")
+        print("\n" + ("Missed: " + "; ".join(missed) if missed else "All goals are met."))
+        return bool(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
