@@ -24,7 +24,8 @@ from wsgi_schema_rules import (
 SIZE = matching(re.compile(r"[0-9]+[kKmMgG]?"), "a size in nginx's words, e.g. 10m", numbers=True)
 TIME = matching(re.compile(r"([0-9]+(ms|[smhdwMy]))+|[0-9]+"), "a time in nginx's words, e.g. 10m", numbers=True)
 RATE = matching(re.compile(r"[1-9][0-9]*r/[sm]"), "a rate in nginx's words, e.g. 10r/s")
-MOUNT = re.compile(r"/|(/[\w.~-]+)+", re.ASCII)
+MOUNT = re.compile(r"/|(/(?!\.{1,2}(/|$))[\w.~-]+)+", re.ASCII)
+NETWORK = re.compile(r"[0-9a-fA-F.:]+(/[0-9]+)?")  # of what Python takes, that which nginx does too
 HEADER = re.compile(r"[A-Za-z0-9-]+")
 # Of a zone of shared memory: what stands in a name of nginx.
 ZONE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -37,9 +38,14 @@ HASH = re.compile(r"(\$(1|2[aby]?|5|6|y|apr1)\$\S+|\{SSHA\}\S+|sdb://\S+)")
 
 def _network(value):
     try:
-        return isinstance(value, str) and bool(ipaddress.ip_network(value, strict=False))
+        return _matches(NETWORK, value) and bool(ipaddress.ip_network(value, strict=False))
     except ValueError:
         return False
+
+
+def _proxies(value):
+    """Such networks, and not the whole world, which could then say what it likes."""
+    return _network(value) and ipaddress.ip_network(value, strict=False).prefixlen > 0
 
 
 def _file(value):
@@ -54,6 +60,9 @@ def _header_value(value):
 
 
 NETWORKS = Rule("a list of addresses and networks, e.g. 10.0.0.0/8", lambda value: list_of(value, _network))
+PROXIES = Rule(
+    "a list of the proxies' own addresses and networks, e.g. 10.0.0.0/8", lambda value: list_of(value, _proxies)
+)
 PREFIX = Rule("a path that begins and ends with /", lambda value: path_below(value) and value.endswith("/"))
 PATH = Rule("a path that begins with /", lambda value: path_below(value))
 FOLDER = Rule(
@@ -182,7 +191,7 @@ NGINX = {
     "default_site": BOOLEAN,
     "tls_profile": Rule("intermediate or modern", lambda value: value in ("intermediate", "modern")),
     "acme": mapping(ACME),
-    "trusted_proxies": NETWORKS,
+    "trusted_proxies": PROXIES,
     "proxy_protocol": BOOLEAN,
     "metrics": BOOLEAN,
     **RAW,

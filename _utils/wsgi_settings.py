@@ -336,6 +336,7 @@ class _Loader:
         self._known("wsgi", top, wsgi_schema.TOP)
         nginx = self._check("wsgi:nginx", top.get("nginx"), wsgi_schema.NGINX)
         settings.nginx = merge(self.defaults["nginx"], nginx)
+        self._check_trust("wsgi:nginx", settings.nginx)
         if top.get("status_page") is not None:
             page = self._check("wsgi:status_page", top["status_page"], wsgi_schema.STATUS_PAGE)
             settings.status_page = merge(self.defaults["status_page"], page)
@@ -361,6 +362,14 @@ class _Loader:
             settings.apps.pop(name, None)
         settings.broken = {str(name) for name in settings.broken}
         return settings
+
+    def _check_trust(self, key, nginx):
+        """Of the PROXY protocol only the word of those that are trusted counts."""
+        if nginx["proxy_protocol"] and not nginx["trusted_proxies"]:
+            self._problem(
+                f"{key}:trusted_proxies",
+                f"missing; with proxy_protocol, it must be {wsgi_schema.NGINX['trusted_proxies'].allowed}",
+            )
 
     def _app(self, name, own):
         """An app's merged settings, or None where its name can't be one."""

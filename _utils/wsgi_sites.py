@@ -134,16 +134,24 @@ def _clash(app, other, other_name, domain):
 
 
 def _redirect_clashes(apps):
+    """What can't be sent on to the first of an app's domains."""
     owners = {(app["listen"], domain): name for name, app in apps.items() for domain in _hosts(app)}
-    found = []
+    found, senders = [], {}
     for name, app in apps.items():
         for domain in app["redirect_domains"]:
-            owner = owners.get((app["listen"], domain.lower()))
-            if owner:
-                sentence = f"{domain!r} on port {app['listen']} is one of {owner}'s domains"
-                found.append((name, "redirect_domains", sentence))
+            where = (app["listen"], domain.lower())
+            sender = senders.setdefault(where, name)
+            if where in owners:
+                sentence = f"{domain!r} on port {app['listen']} is one of {owners[where]}'s domains"
             elif not app["domains"]:
-                found.append((name, "redirect_domains", f"{domain!r} can't be sent to an app without domains"))
+                sentence = f"{domain!r} can't be sent to an app without domains"
+            elif app["domains"][0].startswith("*"):
+                sentence = f"{domain!r} can't be sent to {app['domains'][0]!r}; put a host's whole name first"
+            elif app["domains"] != apps[sender]["domains"]:
+                sentence = f"{domain!r} on port {app['listen']} is sent to {sender}'s domain already"
+            else:
+                continue
+            found.append((name, "redirect_domains", sentence))
     return found
 
 

@@ -6,6 +6,7 @@ answered by {"id": 1, "result": …} or {"id": 1, "error": "…"} as soon as it 
 """
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -60,6 +61,16 @@ def exchange(sock, host, target="/", method="GET", headers=(), body="", size=0, 
         "sent": sent,
         "arrivals": arrivals,
     }
+
+
+def raw(text, port=80, timeout=3):
+    """All that comes back for bytes, as latin-1 has them, until nginx hangs up or nothing comes any more."""
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), timeout) as sock, contextlib.suppress(OSError):
+        sock.sendall(text.encode("latin-1"))
+        for part in iter(lambda: sock.recv(65536), b""):
+            received += part
+    return received.decode("latin-1")
 
 
 def head(sock):
@@ -143,7 +154,7 @@ def folders(path):
     return [entry.name for entry in os.scandir(path) if entry.is_dir()]
 
 
-WORK = {function.__name__: function for function in (ask, websocket, processes, folders)}
+WORK = {function.__name__: function for function in (ask, raw, websocket, processes, folders)}
 
 
 def work(line):

@@ -13,6 +13,7 @@ import time
 import pytest
 from fleet import at_once, honoured, wait_for
 from fleet import refused as unhonoured
+from smuggling import attempts
 
 column = pytest.mark.column
 setting = pytest.mark.setting
@@ -26,6 +27,7 @@ LIMITS = {
 }
 TEN_MIB = 10 * 2**20
 LINES = 150
+MOUNT = "/shop/inner"
 
 
 @column("serves")
@@ -149,6 +151,47 @@ def test_a_body_that_waits_for_100_is_taken(site):
     answer = site.ask("/?do=tell", method="POST", size=16 * 10_000, expect=True)
     assert answer.interim == "HTTP/1.1 100 Continue"
     assert answer.told["length"] == 160_000
+
+
+@pytest.fixture(scope="module")
+def smuggled(fleet):
+    """Each way to hide a request in another: what came back, how often the app ran, and what others then got."""
+
+    def experiment(site):
+        found = {}
+        for number, (way, text) in enumerate(attempts(site.host).items()):
+            answers = fleet.agent.do("raw", text=text).result()
+            others = site.ask("/?do=echo", method="POST", body=f"other {number}").body
+            found[way] = {"answers": answers, "others": others, "other": f"other {number}"}
+        assert site.ask("/?do=say&word=the-end").body == "said"
+        return found
+
+    smuggled = fleet.each(experiment)
+    time.sleep(1)
+
+    def counted(site):
+        said = fleet.machine.exec(f"grep -ho 'stdout smuggled-.*' /var/log/wsgi/{site.name}/*.log", check=False).stdout
+        found = smuggled.of(site)
+        for number, way in enumerate(found):
+            found[way]["ran"] = [line for line in said.splitlines() if f"-{number}-" in line]
+        return found
+
+    return fleet.each(counted)
+
+
+@column("smuggling")
+def test_no_request_is_smuggled_past_nginx(smuggled, site):
+    found = smuggled.of(site)
+    harmed = {
+        way: each
+        for way, each in found.items()
+        if each["others"] != each["other"]
+        or len(each["ran"]) != each["answers"].count("\r\n\r\nsaid")
+        or len(each["ran"]) != len(set(each["ran"]))
+    }
+    assert harmed == {}
+    # Not because nothing came through at all.
+    assert len(found["none"]["ran"]) == 2
 
 
 @column("wsgiref.validate")
@@ -480,6 +523,45 @@ def test_a_setting_that_the_server_cannot_keep_is_refused(problems, server, refu
         problem.startswith(f"wsgi:apps:{server}:{refused}: {LIMITS[refused]!r} can't be honoured by")
         for problem in problems
     ), problems
+
+
+@pytest.fixture(scope="module")
+def mounted(fleet):
+    """All apps move to a mount, which is nginx's affair alone."""
+    fleet.apply(mount=MOUNT, **fleet.settings)
+    return {id for id in fleet.run.changed if id.endswith("-live")}
+
+
+@column("mount")
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [("/", "/"), ("/a%2Fb/caf%C3%A9?a=b", "/a/b/café"), ("//a", "/a"), ("/%FF", b"/\xff")],
+    ids=["slash", "encoded", "slashes", "not UTF-8"],
+)
+def test_the_mount_is_the_script_name(mounted, site, target, path):
+    environ = site.ask(MOUNT + target).told["environ"]
+    path = path if isinstance(path, bytes) else path.encode()
+    assert environ["HTTP_X_FORWARDED_PREFIX"] == MOUNT
+    if site.name != "command":  # which has no guard, and may make of the header what it likes
+        assert (environ["SCRIPT_NAME"], environ["PATH_INFO"].encode("latin-1")) == (MOUNT, path)
+
+
+@column("mount")
+def test_a_mount_is_a_folder_and_has_neighbours(mounted, site):
+    bare = site.ask(f"{MOUNT}?a=b")
+    assert (bare.status, bare.values("Location")) == (308, [f"{MOUNT}/?a=b"])
+    for beside in (f"{MOUNT}er", "/", f"{MOUNT}/../a", f"{MOUNT}/%2e%2e/a"):
+        assert site.ask(beside).status == 404, beside
+
+
+@column("mount")
+def test_wsgiref_validate_finds_nothing_under_a_mount(mounted, site):
+    answer = site.ask(f"{MOUNT}/a?validated=&do=tell", method="POST", size=160)
+    assert answer.status == 200, site.fleet.machine.call("wsgi.logs", site.name)
+
+
+def test_a_mount_is_not_the_servers_affair(mounted):
+    assert mounted == set()
 
 
 def of_two(site):

@@ -239,11 +239,13 @@ class Fleet:
         self.manager = manager
         self.sites = {name: Site(self, name) for name in servers(manager, self.interface)}
 
-    def apply(self, **settings):
-        """Gives each app those of the settings that its server can keep. Never raises: one server
-        that fails is no reason not to ask the others."""
+    def apply(self, mount="/", **settings):
+        """Gives each app its mount, and those of the settings that its server can keep. Never raises:
+        one server that fails is no reason not to ask the others."""
+        self.settings = settings
         self.apps = {
-            name: pillar_of(name, self.manager, self.interface, **honoured(name, **settings)) for name in self.sites
+            name: pillar_of(name, self.manager, self.interface, mount=mount, **honoured(name, **settings))
+            for name in self.sites
         }
         self.machine.pillar({"apps": self.apps})
         self.run = self.machine.apply(ok=False)

@@ -20,6 +20,7 @@ asgi = pytest.mark.parametrize(("server", "manager"), ASGI)
 asgi_websockets = pytest.mark.parametrize(
     ("server", "manager"), [pair for pair in ASGI if row(pair[0]).get("websockets")]
 )
+MOUNT = "/shop/inner"
 SETTINGS = {"workers": 2, "request_timeout": 3, "graceful_timeout": 10}
 
 
@@ -32,7 +33,11 @@ def found(machine):
         fleet.apply(**SETTINGS)
         answers = fleet.each(ask)
         changed = change(fleet)
-        outcomes[manager] = fleet.each(lambda site, one=answers, two=changed: {**one.of(site), **two.of(site)})
+        mounted = mount(fleet)
+        asked = (answers, changed, mounted)
+        outcomes[manager] = fleet.each(
+            lambda site, asked=asked: {k: v for one in asked for k, v in one.of(site).items()}
+        )
         fleet.agent.close()
     return outcomes
 
@@ -82,6 +87,12 @@ def change(fleet):
     return outcomes
 
 
+def mount(fleet):
+    """Each app moves to a mount, and is asked there."""
+    fleet.apply(mount=MOUNT, **fleet.settings)
+    return fleet.each(lambda site: {"mounted": site.ask(f"{MOUNT}/caf%C3%A9?do=tell")})
+
+
 def apply_when_all_are_ready(fleet, changing):
     time.sleep(3)
     changing.set()
@@ -108,6 +119,15 @@ def test_the_scope_tells_the_request_as_it_was_sent(answers, server):
     assert scope["client"][0] == "127.0.0.1"
     assert ["host", f"{server}.example.com"] in scope["headers"]
     assert [value for name, value in scope["headers"] if name == "x-twice"] == ["one", "two"]
+
+
+@column("ASGI")
+@asgi
+def test_the_root_path_is_the_mount_and_the_path_begins_with_it(answers):
+    """https://asgi.readthedocs.io/en/latest/specs/www.html#http-connection-scope"""
+    scope = answers["mounted"].told["scope"]
+    assert (scope["root_path"], scope["path"]) == (MOUNT, f"{MOUNT}/café")
+    assert scope["raw_path"] in (f"{MOUNT}/caf%C3%A9", None)
 
 
 @column("ASGI")

@@ -350,7 +350,7 @@ def test_unknown_hosts_get_no_answer_where_no_app_is_the_default_site(make_files
 def test_the_site_for_unknown_hosts_can_be_left_to_others(make_host, tmp_path):
     host = make_host({"nginx": {"default_site": False}, "apps": {"shop": {**SHOP, "domains": ["shop.example.com"]}}})
     host.family["nginx"]["conf_dir"] = str(tmp_path)
-    assert "server" not in wsgi_nginx.pending(host, "shop")[f"{tmp_path}/wsgi.conf"]
+    assert "server {" not in wsgi_nginx.pending(host, "shop")[f"{tmp_path}/wsgi.conf"]
 
 
 @pytest.mark.parametrize("server", SERVERS)
