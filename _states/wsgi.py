@@ -21,6 +21,7 @@ import wsgi_maintenance
 import wsgi_nginx
 import wsgi_programs
 import wsgi_release
+import wsgi_static
 import wsgi_wanted
 from wsgi_host import ETC, LIB, LOG, SRV, Problem
 
@@ -81,7 +82,7 @@ def release(name):
         if __opts__["test"]:
             return _result(name, None, f"Release {wanted.id} of {name} would be built.", changes)
         with wsgi_lock.locked(name, "a build"):
-            user = _prepare_user(name, app)
+            user = _prepare_user(host, name, app)
             printed = wanted.build(user.pw_uid, user.pw_gid)
         if printed:
             changes["hooks"] = printed
@@ -163,7 +164,8 @@ def _outcome(name, comment, changes, done):
 
 def site(name):
     """
-    nginx's site of an app is written, and sound; so is its own page for maintenance.
+    nginx's site of an app is written, and sound; so is its own page for maintenance, and what nginx
+    itself serves of its live release.
 
     name : str
         The app.
@@ -183,6 +185,10 @@ def site(name):
         if files and not __opts__["test"]:
             wsgi_nginx.check(host, name)
         result = _result(name, True, f"The site of {name} is in place.")
+        served = _serve_files(host, name)
+        if served:
+            result["changes"]["served"] = served
+            result["result"] = None if __opts__["test"] else True
         sources = {path: wsgi_nginx.source(text) for path, text in files.items()}
         sources.update((path, source and {"source": source}) for path, source in page.items())
         for path, source in sources.items():
@@ -192,9 +198,28 @@ def site(name):
             if written["result"] is not True:
                 result["result"] = written["result"]
         wsgi_nginx.forget(host)
-        return result
+        # Before a run, what it will make is not there yet.
+        warnings = [] if __opts__["test"] else wsgi_static.warnings(host, name, host.settings.apps[name])
+        return {**result, "warnings": warnings}
     except (Problem, OSError) as error:
         return _failure(name, f"The site of {name} was left as it was", error)
+
+
+def _serve_files(host, name):
+    """Have the files there that nginx is to serve, where pillar has just named them; returns which these are."""
+    app, served = host.settings.apps[name], []
+    if wsgi_static.home_differs(host, name, app):
+        served.append(f"{LIB}/home/{name}")
+        if not __opts__["test"]:
+            wsgi_static.prepare_home(host, name, app, pwd.getpwnam(app["user"]))
+    live = wsgi_static.of_release(app) and wsgi_generation.live(host, name)
+    if live:
+        release = wsgi_release.Release(name, live.release)
+        served += wsgi_static.outdated(name, app, release)
+        if not __opts__["test"]:
+            with wsgi_lock.locked(name, "a change"):
+                wsgi_static.publish(host, name, app, release)
+    return served
 
 
 def nginx(name):
@@ -218,6 +243,9 @@ def nginx(name):
             return _result(name, None, "nginx would be reloaded.", changes)
         if not wsgi_nginx.refresh(host):
             return _result(name, True, "nginx serves the sites as they are.")
+        configuration = "".join(wsgi_nginx.on_disk(host).values())
+        for app in host.settings.apps:
+            wsgi_static.forget(app, configuration)
     except (Problem, OSError) as error:
         return _failure(name, "nginx serves on with the sites that it has", error)
     return _result(name, True, "nginx was reloaded.", changes)
@@ -312,6 +340,7 @@ def absent(name, purge=False):
             wsgi_maintenance.marker(name),
             wsgi_maintenance.page(name),
             *wsgi_nginx.paths(host, name),
+            wsgi_static.root(name),
         ]
         logs = wsgi_nginx.logs(host, name)
         found = [path for path in gone + (kept + logs) * purge if os.path.lexists(path)]
@@ -397,7 +426,7 @@ def _user(name):
         return None
 
 
-def _prepare_user(name, app):
+def _prepare_user(host, name, app):
     """The app's user, with a home that it may write to; remembers whether it was made here."""
     home = f"{LIB}/home/{name}"
     about = wsgi_host.read_json(f"{ETC}/{name}/app.json") or {}
@@ -414,7 +443,7 @@ def _prepare_user(name, app):
     user = _user(app["user"])
     if os.path.isdir(home) and os.lstat(home).st_uid != user.pw_uid:
         wsgi_host.own(home, user.pw_uid, user.pw_gid)
-    wsgi_host.folder(home, 0o750, user.pw_uid, user.pw_gid)
+    wsgi_static.prepare_home(host, name, app, user)
     return user
 
 

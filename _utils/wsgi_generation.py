@@ -27,6 +27,7 @@ import wsgi_probe
 import wsgi_programs
 import wsgi_release
 import wsgi_settings
+import wsgi_static
 import wsgi_step
 import wsgi_wanted
 from wsgi_host import ETC, LIB, LOG, RUN, TMPFILES, Problem
@@ -297,6 +298,7 @@ def change(host, name, app, release, id, back_to=None):
         wsgi_history.add(host, name, "rollback" if back_to else "live", generation=done.generation.id, **facts)
         kept = wsgi_release.prune(name, app["keep_releases"], _in_use(host, name))
         wsgi_history.forget(name, kept, done.generation.id)
+        wsgi_static.prune(name)
         return done
 
 
@@ -304,12 +306,14 @@ def _change(host, name, app, release, id):
     old = live(host, name)
     wsgi_nginx.check(host, name)
     wsgi_programs.check(name, app)
+    wsgi_static.check(name, app, release)
     new = _prepare(host, name, app, release, _free_id(name, id))
     done = Change(new)
     try:
         _before_live(new, app, release, done)
         wsgi_programs.start(new)
         _ready(new, app)
+        wsgi_static.build(host, name, app, release)
     except BaseException as error:
         log = getattr(error, "log", new.log)
         lines = new.log_tail(FAILURE_LINES, log)
@@ -623,11 +627,14 @@ def _ready(generation, app):
 
 def _go_live(generation, before):
     """One rename moves the traffic: nginx follows the link at every connect. What runs at times goes with it."""
+    host, name = generation.host, generation.name
+    # Before the first page that names them; those of the generation before it are there still.
+    wsgi_static.publish(host, name, host.settings.apps[name], wsgi_release.Release(name, generation.release))
     generation.record["went_live"] = True
     _write_record(generation)
     wsgi_host.folder(LIB, 0o755)
     wsgi_host.folder(f"{LIB}/live", 0o755)
-    wsgi_host.link(generation.run, f"{LIB}/live/{generation.name}")
+    wsgi_host.link(generation.run, f"{LIB}/live/{name}")
     wsgi_programs.hand_over(before, generation)
 
 

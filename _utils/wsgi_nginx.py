@@ -3,6 +3,7 @@ The shared proxy: one site per app, and a reload only when what nginx would read
 """
 
 import contextlib
+import dataclasses
 import functools
 import grp
 import hashlib
@@ -20,6 +21,7 @@ import wsgi_host
 import wsgi_maintenance
 import wsgi_managers
 import wsgi_sites
+import wsgi_static
 import wsgi_wanted
 from wsgi_host import LIB, PATH, RUN, Problem
 from wsgi_step import tail
@@ -61,7 +63,8 @@ class Built:
 
     version : tuple of int
     modules : tuple of str
-        Those that it was built with, as ``nginx -V`` has them, such as ``http_v2_module``.
+        Those that it was built with, as ``nginx -V`` has them, such as ``http_v2_module``, and those that
+        the distribution's packages have it load.
     """
 
     version: tuple
@@ -76,7 +79,8 @@ class Built:
 def built(host):
     """The installed nginx; the newest where none is installed yet. Asked once, and again when it has been replaced."""
     if host.nginx_built is None:
-        host.nginx_built = _built(host)
+        found = _built(host)
+        host.nginx_built = dataclasses.replace(found, modules=(*found.modules, *_dynamic_modules(host)))
     return host.nginx_built
 
 
@@ -95,6 +99,12 @@ def _built(host):
             wsgi_host.folder(RUN, 0o755)
             wsgi_host.write(BUILT, json.dumps(known) + "\n", 0o644)
     return Built(tuple(int(number) for number in known["version"].split(".")), tuple(known["modules"]))
+
+
+def _dynamic_modules(host):
+    folder = host.family["nginx"]["modules_dir"]
+    texts = [wsgi_host.read(f"{folder}/{file}") or "" for file in sorted(wsgi_host.listdir(folder))]
+    return re.findall(r"^\s*load_module\s.*\bngx_(\w+)\.so", "\n".join(texts), re.MULTILINE)
 
 
 def paths(host, name):
@@ -295,6 +305,7 @@ def _values(host, name, app, site):
         "mounted": functools.partial(wsgi_sites.mounted, app),
         "live": f"{LIB}/live/{name}",
         "closing": CLOSING,
+        "served": wsgi_static.served(name, app),
         "maintenance": {
             "marker": wsgi_maintenance.marker(name),
             "pages": [wsgi_maintenance.page(name), wsgi_maintenance.PLAIN_PAGE],

@@ -45,6 +45,11 @@ class Release:
         """Its ``wsgi_environment.Environment``, once it is finished."""
         return wsgi_environment.Environment(self.name, self.record["environment"])
 
+    @property
+    def others(self):
+        """The other releases of its app that were live, those first that were so last."""
+        return [each for each in _last_live_first(self.name) if each.id != self.id and each.record.get("live")]
+
     def built(self, gid):
         """Whether it is on the machine, whole, and readable by a group."""
         return wsgi_host.group(self._record) == gid and self.environment.built(gid)
@@ -135,6 +140,11 @@ def _known_requirements(host, name, app):
     return []
 
 
+def _last_live_first(name):
+    found = [Release(name, id) for id in wsgi_host.listdir(f"{SRV}/{name}/releases")]
+    return sorted(found, key=lambda release: release.record.get("live", 0), reverse=True)
+
+
 def prune(name, keep, in_use):
     """
     Remove old releases, and the environments that none of the kept ones uses.
@@ -149,7 +159,7 @@ def prune(name, keep, in_use):
     Returns the ids of those that are kept.
     """
     releases = f"{SRV}/{name}/releases"
-    found = sorted(wsgi_host.listdir(releases), key=lambda id: Release(name, id).record.get("live", 0), reverse=True)
+    found = [release.id for release in _last_live_first(name)]
     kept = {*found[:keep], *in_use}
     for id in {*found} - kept:
         wsgi_host.remove(f"{releases}/{id}")

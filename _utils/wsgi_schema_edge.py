@@ -63,12 +63,13 @@ NETWORKS = Rule("a list of addresses and networks, e.g. 10.0.0.0/8", lambda valu
 PROXIES = Rule(
     "a list of the proxies' own addresses and networks, e.g. 10.0.0.0/8", lambda value: list_of(value, _proxies)
 )
-PREFIX = Rule("a path that begins and ends with /", lambda value: path_below(value) and value.endswith("/"))
-PATH = Rule("a path that begins with /", lambda value: path_below(value))
-FOLDER = Rule(
-    "a folder in the release, or one's absolute path",
-    lambda value: one_line(value) and ".." not in value.split("/") and not value.startswith("-"),
+PREFIX = matching(
+    re.compile(r"(/(?!\.\.?(/|$))[\w.~+@-]+)+/?", re.ASCII), "a path that begins with /, and of a folder ends with it"
 )
+PATH = Rule("a path that begins with /", lambda value: path_below(value))
+# Where nothing needs to be quoted in nginx's words; never the whole release, nor the whole machine.
+SERVED = re.compile(r"/?((?!\.\.?(/|$))[\w.~+@,=%-]+/)*(?!\.\.?$)[\w.~+@,=%-]+/?")
+FOLDER = matching(SERVED, "a folder or a file in the release, or one's absolute path; spaces and quotes can't be in it")
 CONFIGURATION = Rule("nginx's own words", lambda value: isinstance(value, str) and "\0" not in value)
 
 # Where a certificate comes from that pillar does not hold.
@@ -152,8 +153,8 @@ EDGE = {
     "listen": integer(1, 65535),
     "mount": matching(MOUNT, "a path such as /shop, or /"),
     "tls": _word_or(CERTIFICATES, TLS),
-    "static": collection("a path that begins and ends with /", PREFIX, FOLDER),
-    "internal": collection("a path that begins and ends with /", PREFIX, FOLDER),
+    "static": collection(PREFIX.allowed, PREFIX, FOLDER),
+    "internal": collection(PREFIX.allowed, PREFIX, FOLDER),
     "error_pages": collection(
         "a status of 400 to 599",
         Rule("a status of 400 to 599", lambda value: type(value) is int and 400 <= value <= 599),

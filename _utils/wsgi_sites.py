@@ -113,7 +113,7 @@ def _clashes(apps):
                     if key and (one, key, sentence) not in found:
                         found.append((one, key, sentence))
             seen[app["listen"], domain].append(name)
-    return found + _redirect_clashes(apps) + _port_clashes(apps)
+    return found + _redirect_clashes(apps) + _port_clashes(apps) + _path_clashes(apps)
 
 
 def _hosts(app):
@@ -163,3 +163,18 @@ def _port_clashes(apps):
         for name, app in apps.items()
         if app["tls"] and app["tls"]["listen"] in plain
     ]
+
+
+def _path_clashes(apps):
+    """A path of a site has one who answers it."""
+    seen, found = {}, []
+    for name, app in apps.items():
+        paths = [("mount", path) for path in dict.fromkeys((app["mount"], mounted(app, "/")))]
+        paths += [(kind, mounted(app, prefix)) for kind in ("static", "internal") for prefix in app[kind]]
+        for key, path in paths:
+            other, other_key = seen.setdefault((app["listen"], tuple(app["domains"]), path), (name, key))
+            # Of two mounts `domains` tells.
+            if (other, other_key) != (name, key) and (key, other_key) != ("mount", "mount"):
+                found.append((name, key, f"{path} is wsgi:apps:{other}:{other_key}'s already"))
+                found.append((other, other_key, f"{path} is wsgi:apps:{name}:{key}'s, too"))
+    return found

@@ -1,0 +1,338 @@
+"""What nginx serves of an app: which files are published, under which names, and how its configuration says so."""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import wsgi_host
+import wsgi_nginx
+import wsgi_static
+
+SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
+
+
+@pytest.fixture
+def problems(load):
+    """problems({key: value, …}) are those of an app that says so, and of another one that is at /docs."""
+
+    def problems_of(own, docs=()):
+        apps = {"shop": {**SHOP, **own}, "docs": {**SHOP, "mount": "/docs", **dict(docs)}}
+        return load({"apps": apps}).problems
+
+    return problems_of
+
+
+@pytest.fixture
+def make_release(tmp_path, monkeypatch):
+    """make_release(id, {file: text, …}) is a release of the app `shop` with such files; a text may be a link."""
+    monkeypatch.setattr(wsgi_static, "SRV", str(tmp_path))
+    monkeypatch.setattr(wsgi_host, "folder", lambda path, *_: os.makedirs(path, exist_ok=True))
+    monkeypatch.setattr(wsgi_static, "_nginx", lambda host: SimpleNamespace(pw_gid=0))
+    monkeypatch.setattr(wsgi_host, "link", lambda target, path: (wsgi_host.remove(path), os.symlink(target, path)))
+    (tmp_path / "environment").mkdir()
+
+    def release_of(id, files, others=(), live=True):
+        path = tmp_path / "releases" / id
+        path.mkdir(parents=True)
+        for name, text in files.items():
+            file = path / "code" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if text.startswith("-> "):
+                file.symlink_to(text[len("-> ") :])
+            else:
+                file.write_text(text)
+                file.chmod(0o640)
+        (path / "environment").symlink_to(tmp_path / "environment")
+        record = {"live": 1} if live else {}
+        return SimpleNamespace(id=id, path=str(path), code=f"{path}/code", others=list(others), record=record)
+
+    return release_of
+
+
+@pytest.fixture
+def make_files(make_host, tmp_path):
+    """make_files({key: value, …}) are nginx's files with such an app: `wsgi.conf`, and the others as one text."""
+
+    def files_of(own):
+        host = make_host({"apps": {"shop": {**SHOP, **own}}})
+        host.family["nginx"].update(conf_dir=str(tmp_path), own_dir=str(tmp_path))
+        files = wsgi_nginx.pending(host, "shop")
+        return {"wsgi.conf": files.pop(wsgi_nginx.entry_path(host)), "site": "\n".join(files.values())}
+
+    return files_of
+
+
+def said(**own):
+    return {"mount": "/", "static": {}, "internal": {}, "error_pages": {}, **own}
+
+
+@pytest.fixture
+def published(tmp_path):
+    """published(release, {key: value, …}) is what is then below static/: names to texts."""
+
+    def published_of(release, **own):
+        wsgi_static.publish(None, "shop", said(**own), release)
+        root, found = f"{tmp_path}/shop/static", {}
+        for folder in os.listdir(root):
+            live = f"{root}/{folder}/live"
+            for parent, _, files in os.walk(live):
+                for file in files:
+                    path = f"{parent}/{file}"
+                    assert not os.path.islink(path)
+                    with open(path) as content:
+                        found[f"{folder}/{os.path.relpath(path, live)}"] = content.read()
+        return found
+
+    return published_of
+
+
+# What is published
+
+
+def test_a_folder_is_published_as_links_that_others_can_read(make_release, published, tmp_path):
+    release = make_release("a", {"static/app.css": "1", "static/img/logo.svg": "2", "settings.py": "secret"})
+    assert published(release, static={"/static/": "static/"}) == {"static/app.css": "1", "static/img/logo.svg": "2"}
+    file = os.stat(f"{tmp_path}/shop/static/static/live/app.css")
+    assert (file.st_nlink, file.st_mode & 0o777) == (2, 0o644)
+
+
+def test_a_file_is_published_alone(make_release, published):
+    release = make_release("a", {"static/favicon.ico": "1", "static/app.css": "2"})
+    assert published(release, static={"/favicon.ico": "static/favicon.ico"}) == {"static:favicon.ico/favicon.ico": "1"}
+
+
+def test_files_of_the_releases_before_stay_where_the_new_one_has_none_of_that_name(make_release, published):
+    oldest = make_release("a", {"static/app.1.css": "a", "static/plain.css": "a"})
+    old = make_release("b", {"static/app.2.css": "b", "static/plain.css": "b"})
+    new = make_release("c", {"static/app.3.css": "c"}, others=[old, oldest])
+    assert published(new, static={"/static/": "static"}) == {
+        "static/app.1.css": "a",
+        "static/app.2.css": "b",
+        "static/app.3.css": "c",
+        "static/plain.css": "b",
+    }
+
+
+def test_a_file_is_never_beside_the_compressed_one_of_another_release(make_release, published):
+    old = make_release(
+        "a", {"static/app.css": "a", "static/app.css.gz": "a", "static/x.js.br": "a", "static/y.js": "a"}
+    )
+    new = make_release("b", {"static/app.css": "b", "static/x.js": "b", "static/y.js.gz": "b"}, others=[old])
+    assert {text for text in published(new, static={"/static/": "static"}).values()} == {"b"}
+
+
+def test_what_is_a_file_in_one_release_may_be_a_folder_in_another(make_release, published):
+    old = make_release("a", {"static/one": "a", "static/two/inner": "a"})
+    new = make_release("b", {"static/one/inner": "b", "static/two": "b"}, others=[old])
+    assert published(new, static={"/static/": "static"}) == {"static/one/inner": "b", "static/two": "b"}
+
+
+def test_links_within_the_release_are_resolved_and_others_left_out(make_release, published, tmp_path):
+    (tmp_path / "environment" / "admin.css").write_text("admin")
+    (tmp_path / "elsewhere").write_text("elsewhere")
+    files = {
+        "assets/app.css": "1",
+        "static/named.css": "-> ../assets/app.css",
+        "static/vendor": "-> ../assets",
+        "static/admin.css": "-> ../../environment/admin.css",
+        "static/loop": "-> .",
+        "static/nothing": "-> none",
+        "static/all": "-> ..",
+        "static/out": f"-> {tmp_path}/elsewhere",
+        "static/.env": "secret",
+    }
+    assert published(make_release("a", files), static={"/static/": "static"}) == {
+        "static/named.css": "1",
+        "static/vendor/app.css": "1",
+        "static/admin.css": "admin",
+    }
+
+
+def test_links_that_multiply_are_a_problem(make_release, monkeypatch):
+    monkeypatch.setattr(wsgi_static, "MOST_FILES", 50)
+    files = {f"static/{number}/{other}": f"-> ../{other}" for number in range(9) for other in range(9)}
+    with pytest.raises(wsgi_host.Problem, match="static holds more than 50 files"):
+        wsgi_static.build(None, "shop", said(static={"/static/": "static"}), make_release("a", files))
+
+
+def test_a_release_is_published_once(make_release, tmp_path):
+    app, release = said(static={"/static/": "static"}), make_release("a", {"static/app.css": "1"})
+    assert wsgi_static.outdated("shop", app, release) == ["static"]
+    wsgi_static.publish(None, "shop", app, release)
+    assert wsgi_static.outdated("shop", app, release) == []
+    # What others there were does not matter any more.
+    release.others = [make_release("b", {})]
+    assert wsgi_static.build(None, "shop", app, release) == {}
+
+
+def test_trees_that_are_not_live_go_and_so_do_paths_that_nobody_names(make_release, tmp_path):
+    app = said(static={"/static/": "static"}, error_pages={404: "errors/404.html"})
+    files = {"static/app.css": "1", "errors/404.html": "2"}
+    old = make_release("a", files)
+    for release in (old, make_release("b", files, others=[old])):
+        wsgi_static.publish(None, "shop", app, release)
+    wsgi_static.prune("shop")
+    root = tmp_path / "shop" / "static"
+    assert len(os.listdir(root / "static")) == 2
+    wsgi_static.forget("shop", f"    alias {root}/static/live/;\n")
+    assert os.listdir(root) == ["static"]
+
+
+def test_a_new_release_without_such_a_path_is_refused_and_one_that_was_live_is_not(make_release):
+    app = said(static={"/static/": "dist"}, error_pages={404: "static"})
+    with pytest.raises(wsgi_host.Problem) as refused:
+        wsgi_static.check("shop", app, make_release("a", {"static/app.css": "1"}, live=False))
+    assert "wsgi:apps:shop:static:/static/: 'dist' is no folder of release a; " in str(refused.value)
+    assert "wsgi:apps:shop:error_pages:404: 'static' is no file of release a; " in str(refused.value)
+    wsgi_static.check("shop", app, make_release("b", {}))
+
+
+# What nginx can't read
+
+
+@pytest.mark.parametrize(
+    ("mode", "path", "why"),
+    [
+        (0o755, "", None),
+        (0o750, "", "has mode 0750"),
+        (0o755, "/none", "is not there"),
+        (0o755, "/file", "is no folder"),
+    ],
+)
+def test_what_nginx_can_not_read_is_told(make_host, monkeypatch, mode, path, why):
+    monkeypatch.setattr(
+        wsgi_static, "_nginx", lambda host: SimpleNamespace(pw_name="nobody", pw_uid=65534, pw_gid=65534)
+    )
+    # Pytest's own folders are for its user alone.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, mode)
+        Path(folder, "file").write_text("")
+        host = make_host({"apps": {"shop": {**SHOP, "static": {"/media/": f"{folder}{path}/"}}}})
+        found = wsgi_static.warnings(host, "shop", host.settings.apps["shop"])
+    if why is None:
+        assert found == []
+    else:
+        assert found[0].startswith("wsgi:apps:shop:static:/media/: www-data, nginx's user, can't read ")
+        assert found[0].endswith(why)
+
+
+# Pillar
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        ".",
+        "..",
+        "../static",
+        "static/..",
+        "static/../..",
+        "./static",
+        "/srv/../etc",
+        "a b",
+        "a;b",
+        "a$b",
+        "a{b",
+        "",
+    ],
+)
+def test_a_folder_that_leads_elsewhere_or_is_all_there_is_is_refused(problems, path):
+    assert len(problems({"static": {"/static/": path}})) == 1
+
+
+@pytest.mark.parametrize("prefix", ["/", "static/", "/a//", "/../", "/a/../", "/./", "/a b/", "/a%20b/", "/a;/"])
+def test_a_path_that_nginx_would_never_see_is_refused(problems, prefix):
+    assert len(problems({"static": {prefix: "static"}})) == 1
+
+
+@pytest.mark.parametrize("prefix", ["/static/", "/a/b.c/", "/.well-known/", "/favicon.ico"])
+def test_paths_of_folders_and_of_files_are_taken(problems, prefix):
+    assert problems({"static": {prefix: "static/some+folder.d"}}) == []
+
+
+@pytest.mark.parametrize(
+    ("own", "docs", "keys"),
+    [
+        ({"static": {"/a/": "a"}, "internal": {"/a/": "b"}}, {}, {"shop:static", "shop:internal"}),
+        ({"static": {"/docs/": "a"}}, {}, {"shop:static", "docs:mount"}),
+        ({"static": {"/docs": "a"}}, {}, {"shop:static", "docs:mount"}),
+        ({"static": {"/docs/a/": "a"}}, {"internal": {"/a/": "a"}}, {"shop:static", "docs:internal"}),
+    ],
+)
+def test_a_path_of_a_site_has_one_who_answers_it(problems, own, docs, keys):
+    assert {problem.split(": ")[0] for problem in problems(own, docs)} == {f"wsgi:apps:{key}" for key in keys}
+
+
+def test_the_same_paths_at_other_mounts_are_no_problem(problems):
+    assert problems({"static": {"/static/": "a"}}, {"static": {"/static/": "a"}}) == []
+
+
+# nginx's words
+
+
+def block(text, start):
+    """The lines of a location."""
+    return text.partition(f"location {start} {{\n")[2].partition("\n}\n")[0]
+
+
+def test_a_location_and_its_folder_both_end_in_a_slash(make_files):
+    own = {"mount": "/shop", "static": {"/static/": "dist", "/media/": "/srv/media"}, "internal": {"/paid/": "paid/"}}
+    site = make_files(own)["site"]
+    static, media, paid = (block(site, f"^~ /shop/{name}/") for name in ("static", "media", "paid"))
+    assert "alias /srv/wsgi/shop/static/dist/live/;" in static
+    assert "alias /srv/media/;" in media
+    assert "alias /srv/wsgi/shop/static/paid/live/;" in paid
+    assert ["internal;" in each for each in (static, media, paid)] == [False, False, True]
+    # Of a folder that others may write to.
+    assert ["disable_symlinks if_not_owner from=/srv/media/;" in each for each in (static, media)] == [False, True]
+
+
+def test_a_file_is_served_under_its_path_alone(make_files):
+    site = make_files({"static": {"/favicon.ico": "static/favicon.ico", "/robots.txt": "/srv/robots.txt"}})["site"]
+    icon, robots = (block(site, f"= /{name}") for name in ("favicon.ico", "robots.txt"))
+    assert "alias /srv/wsgi/shop/static/static:favicon.ico/live/favicon.ico;" in icon
+    assert "alias /srv/robots.txt;" in robots
+
+
+def test_what_is_not_for_everybody_is_not_for_shared_caches(make_files):
+    own = {"static": {"/static/": "static"}}
+    assert "Cache-Control $wsgi_public_caching;" in make_files(own)["site"]
+    assert "Cache-Control $wsgi_private_caching;" in make_files({**own, "allow": ["10.0.0.0/8"]})["site"]
+
+
+def test_an_error_page_comes_after_what_the_location_does_about_that_error(make_files):
+    lines = make_files({"error_pages": {502: "errors/502.html"}})["site"].splitlines()
+    own = [line.strip() for line in lines if "error_page 502" in line]
+    page, again = "error_page 502 //errors/shop/502;", "error_page 502 = @shop-again;"
+    # At once, as connections are closed, and asked again.
+    assert own == [again, page, again, page, page]
+
+
+@pytest.mark.parametrize(
+    ("name", "hashed"),
+    [
+        ("app.3f9c2b1a.css", True),
+        ("css/base.0a1b2c3d4e5f.css", True),
+        ("main-D3adB33f.js", True),
+        ("main.3f9c2b1a.chunk.css.map", True),
+        ("chunk-ABCD2345.js", True),
+        ("app.css", False),
+        ("jquery-3.7.1.min.js", False),
+        ("jquery-validate.js", False),
+        ("report-20260101.pdf", False),
+        ("20260101.pdf", False),
+        ("facade-deadbeef.js", False),
+        ("3f9c2b1a/app.css", False),
+        ("ui-DataGrid.js", False),
+        ("photo-2.jpg", False),
+    ],
+)
+def test_a_hash_of_the_content_is_told_from_other_words(make_files, name, hashed):
+    text = make_files({"static": {"/static/": "static"}})["wsgi.conf"]
+    patterns = re.findall(r'^    "~(.*)" "public, max-age=31536000, immutable";$', text, re.MULTILINE)
+    assert len(patterns) == 2
+    assert any(re.search(pattern, f"/static/{name}") for pattern in patterns) == hashed
