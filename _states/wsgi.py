@@ -22,6 +22,7 @@ import wsgi_nginx
 import wsgi_programs
 import wsgi_release
 import wsgi_static
+import wsgi_tls
 import wsgi_wanted
 from wsgi_host import ETC, LIB, LOG, SRV, Problem
 
@@ -181,14 +182,20 @@ def site(name):
     try:
         host = _host()
         page = wsgi_maintenance.pending(host, name)
+        nginxs_site = wsgi_nginx.site_of(host, name)
+        warnings = wsgi_tls.check(host, nginxs_site, wsgi_nginx.built(host))
+        made = wsgi_tls.due(host, nginxs_site)
         files = wsgi_nginx.pending(host, name) if wsgi_nginx.differs(host, name) else {}
-        if files and not __opts__["test"]:
+        if (files or made) and not __opts__["test"]:
             wsgi_nginx.check(host, name)
         result = _result(name, True, f"The site of {name} is in place.")
         served = _serve_files(host, name)
         if served:
             result["changes"]["served"] = served
-            result["result"] = None if __opts__["test"] else True
+        if made:
+            result["changes"][wsgi_tls.self_signed_paths(host, nginxs_site.id)[0]] = "made"
+        if result["changes"] and __opts__["test"]:
+            result["result"] = None
         sources = {path: wsgi_nginx.source(text) for path, text in files.items()}
         sources.update((path, source and {"source": source}) for path, source in page.items())
         for path, source in sources.items():
@@ -197,9 +204,11 @@ def site(name):
             result["comment"] = f"The site of {name}: {written['comment']}."
             if written["result"] is not True:
                 result["result"] = written["result"]
-        wsgi_nginx.forget(host)
+        if result["changes"]:
+            wsgi_nginx.forget(host)
         # Before a run, what it will make is not there yet.
-        warnings = [] if __opts__["test"] else wsgi_static.warnings(host, name, host.settings.apps[name])
+        if not __opts__["test"]:
+            warnings += wsgi_static.warnings(host, name, host.settings.apps[name])
         return {**result, "warnings": warnings}
     except (Problem, OSError) as error:
         return _failure(name, f"The site of {name} was left as it was", error)
@@ -249,6 +258,48 @@ def nginx(name):
     except (Problem, OSError) as error:
         return _failure(name, "nginx serves on with the sites that it has", error)
     return _result(name, True, "nginx was reloaded.", changes)
+
+
+def certificates(name):
+    """
+    Sites that have a certificate authority's certificate have one that is for their hosts. Comes after
+    nginx serves them, since the authority asks them; until then they have a self-signed one.
+
+    name : str
+        Nothing but the state's name.
+
+    Fails for those that get none, with the client's own words; they serve on with what they have.
+
+    .. code-block:: yaml
+
+        wsgi-certificates:
+          wsgi.certificates:
+            - require:
+              - wsgi: wsgi-nginx
+    """
+    try:
+        host = _host()
+        sites = wsgi_tls.wanting(host)
+        changes = {site.id: "certificate" for site in sites}
+        if not sites:
+            return _result(name, True, "Every site has the certificate that it asks for.")
+        if __opts__["test"]:
+            return _result(name, None, f"A certificate would be asked for: {', '.join(changes)}.", changes)
+        failures = []
+        for site in sites:
+            if wsgi_nginx.site_path(host, site.id) not in wsgi_nginx.on_disk(host):
+                failures.append(f"{site.id} is not served yet, so that no authority could ask it.")
+                del changes[site.id]
+                continue
+            try:
+                wsgi_tls.obtain(host, site)
+            except (Problem, OSError) as error:
+                failures.append(str(error))
+                del changes[site.id]
+        wsgi_nginx.put(host, *(name for site in sites if site.id in changes for name in site.apps))
+    except (Problem, OSError) as error:
+        return _failure(name, "nginx serves on with the certificates that it has", error)
+    return _result(name, not failures, "\n".join([f"New: {', '.join(changes) or 'none'}.", *failures]), changes)
 
 
 def daemon(name):

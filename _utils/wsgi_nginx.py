@@ -22,6 +22,7 @@ import wsgi_maintenance
 import wsgi_managers
 import wsgi_sites
 import wsgi_static
+import wsgi_tls
 import wsgi_wanted
 from wsgi_host import LIB, PATH, RUN, Problem
 from wsgi_step import tail
@@ -30,6 +31,8 @@ from wsgi_step import tail
 LOADED = f"{RUN}/nginx.loaded"
 # What `nginx -V` said, and which nginx that was.
 BUILT = f"{RUN}/nginx.built"
+# As old as the last reload by another hand: wsgi/acme/reload-nginx.
+RELOADED = f"{RUN}/nginx.reloaded"
 # Below the folder that is ours.
 FOLDERS = ("apps", "locations", "sites", "private")
 LISTEN = re.compile(r"^\s*listen (\d+)([^;]*);", re.MULTILINE)
@@ -65,10 +68,13 @@ class Built:
     modules : tuple of str
         Those that it was built with, as ``nginx -V`` has them, such as ``http_v2_module``, and those that
         the distribution's packages have it load.
+    openssl : tuple of int
+        The version of OpenSSL that it runs with.
     """
 
     version: tuple
     modules: tuple
+    openssl: tuple = ()
 
     @property
     def http2_directive(self):
@@ -95,10 +101,15 @@ def _built(host):
         version = re.search(r"nginx/([0-9.]+)", shown)
         known = {"of": identity, "version": version[1] if version else "0"}
         known["modules"] = re.findall(r"--with-(\w+_module)", shown)
+        known["openssl"] = (re.findall(r"(?:built|running) with OpenSSL ([0-9.]+)", shown) or ["0"])[-1]
         if not host.opts.get("test"):
             wsgi_host.folder(RUN, 0o755)
             wsgi_host.write(BUILT, json.dumps(known) + "\n", 0o644)
-    return Built(tuple(int(number) for number in known["version"].split(".")), tuple(known["modules"]))
+    return Built(_numbers(known["version"]), tuple(known["modules"]), _numbers(known["openssl"]))
+
+
+def _numbers(version):
+    return tuple(int(number) for number in version.split("."))
 
 
 def _dynamic_modules(host):
@@ -144,6 +155,7 @@ def texts(host, name):
         found[site_file] = _joined(host, before, name)
     else:
         found[site_file] = host.render("nginx/site.conf.jinja", apps=host.settings.apps, **values)
+        found.update((path, Private(text)) for path, text in wsgi_tls.texts(host, site).items())
     return found
 
 
@@ -165,7 +177,9 @@ def forget(host):
 
 def differs(host, name):
     """Whether an app's own site is not as it should be. Cheap: no other site is looked at."""
-    return any(on_disk(host).get(path) != _text(wanted) for path, wanted in texts(host, name).items())
+    return wsgi_tls.due(host, site_of(host, name)) or any(
+        on_disk(host).get(path) != _text(wanted) for path, wanted in texts(host, name).items()
+    )
 
 
 def pending(host, *names, without=None):
@@ -200,8 +214,13 @@ def check(host, name):
     """
     Try an app's site before anything depends on it.
 
-    Raises ``Problem`` when nginx refuses the tree with it, or its port is another program's.
+    Raises ``Problem`` when nginx refuses the tree with it, its port is another program's, or its
+    certificate is no good.
     """
+    site = site_of(host, name)
+    wsgi_tls.check(host, site, built(host))
+    if wsgi_tls.prepare(host, site, built(host)):
+        forget(host)
     changes = pending(host, name)
     if changes:
         _check_ports(host, name)
@@ -209,11 +228,13 @@ def check(host, name):
             _test()
 
 
-def put(host, name):
-    """Put an app's site in place, and nginx to serving it, where that differs. Raises ``Problem`` as ``check`` does."""
-    check(host, name)
-    if differs(host, name):
-        _put_for_good(host, pending(host, name))
+def put(host, *names):
+    """Put apps' sites in place, and nginx to serving them, where that differs. Raises ``Problem`` as ``check`` does."""
+    for name in names:
+        check(host, name)
+    if any(differs(host, name) for name in names):
+        _put_for_good(host, pending(host, *names))
+    _sweep(host)
     if not loaded(host):
         reload(host)
 
@@ -221,6 +242,7 @@ def put(host, name):
 def withdraw(host, name):
     """Take an app's site away, and nginx off it."""
     _put_for_good(host, pending(host, without=name))
+    _sweep(host)
     if _master(host) and not loaded(host):
         reload(host)
 
@@ -233,6 +255,7 @@ def refresh(host):
     """
     wsgi_host.remove(CLOSING)  # of a run that was killed
     _put_for_good(host, pending(host))
+    _sweep(host)
     if loaded(host):
         return False
     reload(host)
@@ -251,10 +274,13 @@ def loaded(host):
     if master is None:
         return False
     found = wsgi_host.read_json(LOADED) or {}
+    start = time.time() - wsgi_managers.uptime(master)
+    reloads = [os.path.getmtime(path) for path in (LOADED, RELOADED) if os.path.exists(path)]
+    if wsgi_tls.newest(on_disk(host)) > max([start, *reloads]):
+        return False
     if found.get("nginx") == _identity(master):
         return found["sites"] == _sum(host)
     # It was started anew since: it read whatever was there by then.
-    start = time.time() - wsgi_managers.uptime(master)
     folders = [f"{host.family['nginx']['own_dir']}/{folder}" for folder in FOLDERS]
     folders += [host.family["nginx"]["conf_dir"], os.path.dirname(host.family["nginx"]["distribution_site"])]
     return all(os.path.getmtime(path) < start for path in (*on_disk(host), *folders) if os.path.exists(path))
@@ -274,6 +300,7 @@ def reload(host):
     log = f"{host.family['nginx']['log_dir']}/error.log"
     size = os.path.getsize(log) if os.path.exists(log) else 0
     with _closing():
+        asked = time.time()
         os.kill(master, signal.SIGHUP)
         # It keeps its old workers, and says so in its log alone, when it can't have a port.
         taken = wsgi_managers.wait_until(lambda: set(wsgi_managers.processes(master)) - before, RELOAD_PATIENCE)
@@ -282,6 +309,7 @@ def reload(host):
     if not taken:
         raise Problem(f"nginx did not take its new configuration; {log} says:\n{_since(log, size)}")
     wsgi_host.write(LOADED, json.dumps({"nginx": _identity(master), "sites": _sum(host)}) + "\n", 0o644)
+    os.utime(LOADED, (asked, asked))
 
 
 @contextlib.contextmanager
@@ -302,6 +330,7 @@ def _values(host, name, app, site):
         "name": name,
         "app": app,
         "site": site,
+        "certificate": wsgi_tls.values(host, site),
         "mounted": functools.partial(wsgi_sites.mounted, app),
         "live": f"{LIB}/live/{name}",
         "closing": CLOSING,
@@ -321,6 +350,8 @@ def _shared_values(host):
         "log_dir": host.family["nginx"]["log_dir"],
         "own_dir": host.family["nginx"]["own_dir"],
         "ipv6": os.path.exists("/proc/net/if_inet6"),
+        "tls_profile": wsgi_tls.profile(host, built(host)),
+        "unknown_certificate": wsgi_tls.unknown_paths(host, built(host)),
     }
 
 
@@ -329,14 +360,14 @@ def _shared(host, sites):
     ports = {}
     for text in sites:
         for port, options in LISTEN.findall(text):
-            default, ssl = ports.get(int(port), (False, False))
-            ports[int(port)] = default or "default_server" in options, ssl or "ssl" in options.split()
+            ports.setdefault(int(port), set()).update(options.split())
     if not host.settings.nginx["default_site"]:
         ports = {}
-    ports = {port: ssl for port, (default, ssl) in sorted(ports.items()) if not default}
+    ports = {port: options for port, options in sorted(ports.items()) if "default_server" not in options}
     values = _shared_values(host)
     return {
         f"{host.family['nginx']['own_dir']}/proxy.conf": host.render("nginx/proxy.conf.jinja", **values),
+        f"{host.family['nginx']['own_dir']}/tls.conf": host.render("nginx/tls.conf.jinja", **values),
         entry_path(host): host.render("nginx/wsgi.conf.jinja", ports=ports, **values),
     }
 
@@ -377,6 +408,15 @@ def _staged(changes):
         yield
     finally:
         _put(before)
+
+
+def _sweep(host):
+    """Take away the certificates that no site has any more."""
+    gone = wsgi_tls.leftovers(host, on_disk(host))
+    for path in gone:
+        wsgi_host.remove(path)
+    if gone:
+        forget(host)
 
 
 def source(wanted):
@@ -463,7 +503,9 @@ def _identity(master):
 
 
 def _sum(host):
-    known = {**on_disk(host), "": os.path.lexists(host.family["nginx"]["distribution_site"])}
+    # Of certificates it is looked at when they came to be there: some are another hand's.
+    known = {path: text for path, text in on_disk(host).items() if not path.endswith((".crt", ".key"))}
+    known[""] = os.path.lexists(host.family["nginx"]["distribution_site"])
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 

@@ -50,9 +50,7 @@ def _proxies(value):
 
 def _file(value):
     """A file on the machine, what would be in it, or where Salt finds that."""
-    return isinstance(value, str) and (
-        absolute_path(value) or value.startswith("sdb://") or value.lstrip().startswith("-----BEGIN ")
-    )
+    return isinstance(value, str) and (absolute_path(value) or value.startswith("sdb://") or "-----BEGIN " in value)
 
 
 def _header_value(value):

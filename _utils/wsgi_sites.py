@@ -113,7 +113,8 @@ def _clashes(apps):
                     if key and (one, key, sentence) not in found:
                         found.append((one, key, sentence))
             seen[app["listen"], domain].append(name)
-    return found + _redirect_clashes(apps) + _port_clashes(apps) + _path_clashes(apps)
+    checks = (_redirect_clashes, _port_clashes, _path_clashes, _tls_clashes, _tls_problems)
+    return found + [problem for check in checks for problem in check(apps)]
 
 
 def _hosts(app):
@@ -177,4 +178,36 @@ def _path_clashes(apps):
             if (other, other_key) != (name, key) and (key, other_key) != ("mount", "mount"):
                 found.append((name, key, f"{path} is wsgi:apps:{other}:{other_key}'s already"))
                 found.append((other, other_key, f"{path} is wsgi:apps:{name}:{key}'s, too"))
+    return found
+
+
+def _tls_clashes(apps):
+    """Sites of one host whose plain ports differ may not meet at the port of TLS."""
+    owners, found = {}, []
+    for name, app in apps.items():
+        for domain in _hosts(app) if app["tls"] else ():
+            site, at = (app["listen"], tuple(app["domains"])), (app["tls"]["listen"], domain)
+            other, other_site = owners.setdefault(at, (name, site))
+            if site[0] != other_site[0]:
+                where = repr(domain) if domain else "the default site (no domains)"
+                found.append((name, "tls", f"{where} on port {at[0]} is {other}'s, whose listen is another"))
+    return found
+
+
+def _tls_problems(apps):
+    """What an app says of its certificate that can't be."""
+    found = []
+    for name, app in apps.items():
+        certificate = app["tls"] and app["tls"]["certificate"]
+        if certificate == "acme":
+            wild = [domain for domain in [*app["domains"], *app["redirect_domains"]] if domain.startswith("*")]
+            if not app["domains"]:
+                found.append((name, "tls:certificate", "acme needs domains, for which it asks for a certificate"))
+            for domain in wild:
+                sentence = f"acme can't prove a wildcard, {domain!r}, over HTTP; bring a certificate of your own"
+                found.append((name, "tls:certificate", sentence))
+        elif certificate and "PRIVATE KEY" in certificate:
+            found.append((name, "tls:certificate", "holds a private key, which goes into key"))
+        elif certificate and certificate != "self_signed" and not app["tls"]["key"]:
+            found.append((name, "tls:key", "missing; it must be the certificate's: a path, a private key, or sdb://…"))
     return found

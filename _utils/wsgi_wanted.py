@@ -45,7 +45,7 @@ def app(host, name):
         if "pinned" not in in_force(host, name):
             found = {**found, "env": _variables(host, name, found)}
             key = f"wsgi:apps:{name}:deploy_key"
-            found["deploy_key"] = _looked_up(host, key, found["deploy_key"])
+            found["deploy_key"] = looked_up(host, key, found["deploy_key"])
         host.wanted[name] = found
     return host.wanted[name]
 
@@ -148,7 +148,7 @@ def _variables(host, name, app):
     for path in app["env_files"]:
         values.update(_file_variables(f"{key}:env_files", path))
     values.update(app["env"])
-    return {variable: _looked_up(host, f"{key}:env:{variable}", value) for variable, value in values.items()}
+    return {variable: looked_up(host, f"{key}:env:{variable}", value) for variable, value in values.items()}
 
 
 def _file_variables(key, path):
@@ -178,8 +178,8 @@ def _file_variables(key, path):
     return values
 
 
-def _looked_up(host, key, value):
-    """A value, or what stands under it in Salt's sdb."""
+def looked_up(host, key, value):
+    """A value of a pillar key, or what stands under it in Salt's sdb; raises ``Problem`` where that can't be had."""
     if not isinstance(value, str) or not value.startswith("sdb://"):
         return value
     try:

@@ -195,8 +195,8 @@ class Machine(Container):
 
     @contextlib.contextmanager
     def load(self, seconds=120, **options):
-        """Sends requests while the `with` body runs, `seconds` at most: clients, host, path, port, mode,
-        timeout, pause, as test/load.py has them. The body starts once every client has had an answer,
+        """Sends requests while the `with` body runs, `seconds` at most: clients, host, path, port, tls,
+        mode, timeout, pause, as test/load.py has them. The body starts once every client has had an answer,
         or a failure."""
         load = Load()
         files = f"/tmp/load-{uuid.uuid4().hex}"

@@ -30,6 +30,7 @@ import itertools
 import json
 import os
 import socket
+import ssl
 import threading
 import time
 import uuid
@@ -42,6 +43,20 @@ class Lost(Exception):
     """A request without a right answer: Lost(kind, reason)."""
 
 
+class TLSConnection(http.client.HTTPConnection):
+    """Believes any certificate; says the host's name, as nginx wants to know it."""
+
+    def __init__(self, name, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.name = name
+        self.context = ssl._create_unverified_context()
+
+    def connect(self):
+        super().connect()
+        plain, self.sock = self.sock, None
+        self.sock = self.context.wrap_socket(plain, server_hostname=self.name)
+
+
 class Client(threading.Thread):
     """One client: sends one request after the other, in one mode, until the load is over."""
 
@@ -50,7 +65,9 @@ class Client(threading.Thread):
         self.load = load
         self.mode = mode
         self.header, _, self.method = mode.upper().partition("-")
-        self.connection = http.client.HTTPConnection("127.0.0.1", load.options.port, timeout=load.options.timeout)
+        address = {"host": "127.0.0.1", "port": load.options.port, "timeout": load.options.timeout}
+        tls = load.options.tls
+        self.connection = TLSConnection(tls, **address) if tls else http.client.HTTPConnection(**address)
 
     def run(self):
         while self.load.goes_on():
@@ -170,6 +187,7 @@ def main():
     )
     parser.add_argument("--host", default="127.0.0.1", help="the Host header")
     parser.add_argument("--port", type=int, default=80)
+    parser.add_argument("--tls", metavar="NAME", help="speak TLS, and ask for this host's certificate")
     parser.add_argument("--path", default="/", help="answers 200 to a GET, and to a POST with its body")
     parser.add_argument("--statuses", type=statuses, default=[200], help="what is right, such as 200,503")
     parser.add_argument("--clients", type=int, default=8)

@@ -22,6 +22,7 @@ wsgi-files:
     - names:
       - {{ salt['wsgi.plan']().family.nginx.conf_dir }}/wsgi.conf
       - {{ salt['wsgi.plan']().family.nginx.own_dir }}
+      - /etc/systemd/system/certbot.service.d/wsgi.conf
       - /etc/systemd/system/wsgi-circus.service
       - /etc/systemd/system/wsgi-emperor.service
       - /etc/systemd/system/wsgi-gaffer.service

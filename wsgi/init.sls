@@ -14,6 +14,9 @@ wsgi-pillar:
 include:
   - wsgi.common
   - wsgi.nginx
+{%- if plan.acme %}
+  - wsgi.acme
+{%- endif %}
 {%- for server in plan.servers %}
   - wsgi.{{ server }}
 {%- endfor %}
@@ -59,4 +62,11 @@ include:
 
 wsgi-nginx:
   wsgi.nginx: []
+{%- if plan.acme %}
+
+wsgi-certificates:
+  wsgi.certificates:
+    - require:
+      - wsgi: wsgi-nginx
+{%- endif %}
 {%- endif %}

@@ -23,7 +23,7 @@ def apps(count):
     kinds = (
         {"server": "uwsgi", "process_manager": "emperor"},
         {"server": "uwsgi", "process_manager": "supervisor"},
-        {"server": "gunicorn"},
+        {"server": "gunicorn", "tls": "self_signed"},
     )
     app = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "workers": 1}
     return {

@@ -106,7 +106,7 @@ def test_a_site_leads_to_each_of_its_apps_locations(disk):
     host = disk({"home": {}, "shop": {"mount": "/shop"}})
     found = inner(host, wsgi_nginx.pending(host, "home"))
     assert {*found} == {
-        "conf.d/wsgi.conf", "proxy.conf", "apps/home.conf", "locations/home.conf", "sites/example.com_80.conf",
+        "conf.d/wsgi.conf", "proxy.conf", "tls.conf", "apps/home.conf", "locations/home.conf", "sites/example.com_80.conf",
     }  # fmt: skip
     members = [line.split("/")[-1] for line in found["sites/example.com_80.conf"].splitlines() if "include" in line]
     assert members == ["home.con[f];", "shop.con[f];"]

@@ -1,0 +1,296 @@
+"""TLS: certificates of one's own, self-signed ones, and those of an authority; what clients get to see of them."""
+
+import json
+
+import pytest
+from pillars import app, inspected
+
+OWN, SELF, AUTHORITY = "own.example.com", "self.example.com", "acme.example.com"
+ALIAS = f"www.{AUTHORITY}"
+DIRECTORY = "https://localhost:14000/dir"
+PEBBLE = {
+    "pebble": {
+        "listenAddress": "127.0.0.1:14000",
+        "managementListenAddress": "127.0.0.1:15000",
+        "certificate": "/root/tls/localhost.crt",
+        "privateKey": "/root/tls/localhost.key",
+        "httpPort": 80,
+        "tlsPort": 443,
+        "ocspResponderURL": "",
+    }
+}
+MAKE = r"""
+mkdir -p /root/tls && cd /root/tls
+for name in localhost own.example.com other.example.com; do
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 90 -subj "/CN=$name" \
+        -addext "subjectAltName=DNS:$name" -keyout $name.key -out $name.crt
+done
+"""
+
+
+@pytest.fixture(scope="module")
+def tls(machine):
+    """The machine with a certificate authority that is not running yet, and keys of one's own."""
+    machine.exec("apt-get install -y pebble sslscan")
+    machine.exec(MAKE)
+    machine.exec(f"echo 127.0.0.1 {AUTHORITY} {ALIAS} >> /etc/hosts")
+    machine.put("/root/tls/pebble.json", json.dumps(PEBBLE))
+    return machine
+
+
+def pem(machine, name):
+    return machine.exec(["cat", f"/root/tls/{name}"]).stdout
+
+
+def pillar(machine, own=None, self_signed=None, nginx=None):
+    return {
+        "apps": {
+            "own": app(
+                "gunicorn",
+                domains=[OWN],
+                workers=1,
+                tls={
+                    "certificate": pem(machine, f"{OWN}.crt"),
+                    "key": pem(machine, f"{OWN}.key"),
+                    "hsts": 300,
+                    "hsts_subdomains": True,
+                    **(own or {}),
+                },
+            ),
+            "self": app(
+                "gunicorn",
+                domains=[SELF],
+                workers=1,
+                tls={"certificate": "self_signed", "redirect": False, "hsts": 300, **(self_signed or {})},
+            ),
+            "authority": app("gunicorn", domains=[AUTHORITY], redirect_domains=[ALIAS], workers=1, tls="acme"),
+        },
+        "nginx": {"acme": {"server": DIRECTORY, "ca_bundle": "/root/tls/localhost.crt"}, **(nginx or {})},
+    }
+
+
+def curl(machine, url, *options):
+    """The status line and headers of an answer; ConnectionError where there is none."""
+    name = url.split("/")[2]
+    resolved = [word for port in (80, 443) for word in ("--resolve", f"{name}:{port}:127.0.0.1")]
+    done = machine.exec(["curl", "-skI", "-X", "GET", *resolved, *options, url], check=False)
+    if done.rc:
+        raise ConnectionError(f"{url}: code {done.rc}")
+    return done.stdout.replace("\r", "")
+
+
+def shown(machine, name, *options):
+    """What openssl tells of the certificate that nginx shows for a host."""
+    client = f"openssl s_client -connect 127.0.0.1:443 -servername {name} </dev/null 2>/dev/null"
+    return machine.exec(f"{client} | openssl x509 -noout {' '.join(options)}").stdout.strip()
+
+
+def changes_of(run):
+    return json.dumps(run.raw)
+
+
+@pytest.fixture(scope="module")
+def first_run(tls):
+    """All three sites, while no authority answers."""
+    tls.pillar(pillar(tls))
+    return tls.apply(ok=False)
+
+
+def test_sites_serve_from_the_first_run_on_though_no_authority_answers(tls, first_run):
+    assert first_run.failed == {"wsgi-certificates"}, first_run
+    for name in (OWN, SELF, AUTHORITY):
+        assert curl(tls, f"https://{name}/").startswith("HTTP/2 200")
+
+
+def test_the_client_says_why_there_is_no_certificate(first_run):
+    comment = first_run.states["wsgi-certificates"]["comment"]
+    assert f"wsgi:apps:authority:tls:certificate: certbot got none for {AUTHORITY}, {ALIAS}" in comment
+    assert "Connection refused" in comment
+
+
+def test_a_certificate_of_ones_own_is_shown_and_a_self_signed_one_is_for_its_host(tls, first_run):
+    assert (
+        shown(tls, OWN, "-fingerprint")
+        == tls.exec(f"openssl x509 -noout -fingerprint -in /root/tls/{OWN}.crt").stdout.strip()
+    )
+    assert f"DNS:{SELF}" in shown(tls, SELF, "-ext", "subjectAltName")
+    assert f"DNS:{AUTHORITY}, DNS:{ALIAS}" in shown(tls, AUTHORITY, "-ext", "subjectAltName")
+
+
+def test_a_key_is_for_root_alone_and_in_no_report(tls, first_run):
+    listed = tls.exec("stat -c '%a %U %n' /etc/nginx/wsgi/private/*_80.*").stdout.splitlines()
+    assert len(listed) == 6
+    assert all(line.startswith("600 root ") for line in listed)
+    secret = pem(tls, f"{OWN}.key").splitlines()[1]
+    assert secret not in changes_of(first_run)
+    assert secret not in tls.call("wsgi.settings")
+    assert "PRIVATE KEY" not in changes_of(first_run)
+
+
+def test_plain_http_is_redirected_where_it_should_be(tls, first_run):
+    redirected = curl(tls, f"http://{OWN}/a%20b?c=d")
+    assert redirected.startswith("HTTP/1.1 308")
+    assert f"\nLocation: https://{OWN}/a%20b?c=d\n" in redirected
+    assert f"\nLocation: https://{AUTHORITY}/\n" in curl(tls, f"http://{ALIAS}/")
+    assert f"\nlocation: https://{AUTHORITY}/\n" in curl(tls, f"https://{ALIAS}/")
+    assert curl(tls, f"http://{SELF}/").startswith("HTTP/1.1 200")
+
+
+def test_hsts_is_told_over_tls_whatever_the_answer(tls, first_run):
+    assert "\nstrict-transport-security: max-age=300; includeSubDomains\n" in curl(tls, f"https://{OWN}/")
+    assert "\nstrict-transport-security: max-age=300\n" in curl(tls, f"https://{SELF}/")
+    assert "trict-" not in curl(tls, f"http://{SELF}/")
+    assert "trict-" not in curl(tls, f"https://{AUTHORITY}/")
+    tls.call("wsgi.maintenance", "self", "on")
+    maintained = curl(tls, f"https://{SELF}/")
+    tls.call("wsgi.maintenance", "self", "off")
+    assert maintained.startswith("HTTP/2 503")
+    assert "\nstrict-transport-security: max-age=300\n" in maintained
+
+
+def test_an_unknown_host_gets_no_answer(tls, first_run):
+    # No handshake; before nginx 1.19.4, nothing after it.
+    for url in ("https://unknown.example.com/", "https://127.0.0.1/"):
+        with pytest.raises(ConnectionError, match="code (35|52|92)"):
+            curl(tls, url)
+
+
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+def test_sessions_are_resumed(tls, first_run, version):
+    client = f"openssl s_client -connect 127.0.0.1:443 -servername {OWN} {version} -ign_eof"
+    request = f"printf 'GET / HTTP/1.1\\r\\nHost: {OWN}\\r\\nConnection: close\\r\\n\\r\\n'"
+    assert "New, TLS" in tls.exec(f"{request} | {client} -sess_out /tmp/session 2>&1").stdout
+    assert "Reused, TLS" in tls.exec(f"{request} | {client} -sess_in /tmp/session 2>&1").stdout
+
+
+def scanned(machine, name):
+    """The protocols and ciphers that a scanner gets out of a site."""
+    found = machine.exec(
+        ["sslscan", "--no-colour", "--no-cipher-details", f"--sni-name={name}", "127.0.0.1:443"]
+    ).stdout
+    lines = [line.split() for line in found.splitlines()]
+    protocols = {words[0] for words in lines if words[1:] == ["enabled"] and words[0].startswith(("SSL", "TLS"))}
+    ciphers = {words[4] for words in lines if words[:1] in (["Preferred"], ["Accepted"])}
+    return protocols, ciphers, found
+
+
+TLS13 = {"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"}
+
+
+def test_intermediate_is_what_mozilla_says(tls, first_run):
+    protocols, ciphers, found = scanned(tls, OWN)
+    assert protocols == {"TLSv1.2", "TLSv1.3"}, found
+    assert ciphers == TLS13 | {
+        f"ECDHE-ECDSA-{cipher}" for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")
+    }
+    assert "not vulnerable to heartbleed" in found
+
+
+@pytest.fixture(scope="module")
+def certified(tls, first_run):
+    """The authority answers now."""
+    environment = "-E PEBBLE_VA_NOSLEEP=1 -E PEBBLE_WFE_NONCEREJECT=0"
+    tls.exec(f"systemd-run --unit=pebble {environment} pebble -config /root/tls/pebble.json")
+    tls.exec("timeout 20 sh -c 'until curl -sk https://localhost:14000/dir; do sleep 0.2; done'")
+    return tls.apply()
+
+
+def test_the_authoritys_certificate_is_taken_up_as_soon_as_there_is_one(tls, certified):
+    assert certified.changed == {"wsgi-certificates"}
+    assert "Pebble" in shown(tls, AUTHORITY, "-issuer")
+    assert f"DNS:{AUTHORITY}, DNS:{ALIAS}" in shown(tls, AUTHORITY, "-ext", "subjectAltName")
+    assert tls.exec("ls /etc/nginx/wsgi/private | grep acme", check=False).stdout == ""
+    assert tls.apply().changed == set()
+
+
+def test_a_renewal_by_the_clients_timer_is_taken_up_and_loses_no_request(tls, certified):
+    before = shown(tls, AUTHORITY, "-serial")
+    tls.exec(f"sed -i '1i renew_before_expiry = 9 years' /etc/letsencrypt/renewal/wsgi-{AUTHORITY}_80.conf")
+    assert tls.exec("systemctl is-active certbot.timer").stdout.strip() == "active"
+    with tls.load(port=443, tls=AUTHORITY, host=AUTHORITY, clients=4, pause=0.02) as load:
+        tls.exec("systemctl start certbot.service")
+    assert load.report["lost"] == 0, load.report
+    assert shown(tls, AUTHORITY, "-serial") != before
+    assert tls.apply().changed == set()
+
+
+def test_certificates_are_switched_under_load_and_the_profile_with_them(tls, certified):
+    own = {"certificate": "self_signed", "key": None}
+    key = {"certificate": "/root/tls/other.example.com.crt", "key": "/root/tls/other.example.com.key"}
+    tls.pillar(pillar(tls, own, key, {"tls_profile": "modern"}))
+    with (
+        tls.load(port=443, tls=OWN, host=OWN, clients=4, pause=0.02) as one,
+        tls.load(port=443, tls=SELF, host=SELF, clients=4, pause=0.02) as other,
+    ):
+        run = tls.apply()
+    assert (one.report["lost"], other.report["lost"]) == (0, 0), (one.report, other.report)
+    assert run.changed == {"own-site", "self-site", "wsgi-nginx"}
+    assert f"DNS:{OWN}" in shown(tls, OWN, "-ext", "subjectAltName")
+    assert "other.example.com" in shown(tls, SELF, "-subject")
+    warnings = [state.get("warnings") for state in run.raw.values() if state["__id__"] == "self-site"]
+    assert warnings == [[f"wsgi:apps:self:tls:certificate: it is not for {SELF}"]]
+    left = tls.exec("cd /etc/nginx/wsgi/private && ls *_80.*").stdout.split()
+    assert left == [f"{OWN}_80.self-signed.crt", f"{OWN}_80.self-signed.key"]
+
+
+def test_modern_is_what_mozilla_says(tls, certified):
+    protocols, ciphers, found = scanned(tls, OWN)
+    assert (protocols, ciphers) == ({"TLSv1.3"}, TLS13), found
+
+
+def test_a_certificate_that_another_hand_replaces_is_taken_up(tls, certified):
+    tls.exec(
+        "cd /root/tls && cp own.example.com.crt other.example.com.crt && cp own.example.com.key other.example.com.key"
+    )
+    assert tls.apply().changed == {"wsgi-nginx"}
+    assert OWN in shown(tls, SELF, "-subject")
+
+
+def test_a_key_of_another_certificate_is_refused_before_anything_is_touched(tls, certified):
+    sums = "find /etc/nginx -type f -name '*_80*' -exec sha256sum {} + | sort"
+    before = tls.exec(sums).stdout
+    mismatch = {"key": pem(tls, "localhost.key"), "hsts": 0}
+    tls.pillar(pillar(tls, mismatch, {"certificate": "/root/tls/none.crt", "key": "/root/tls/own.example.com.key"}))
+    run = tls.apply("test=True", ok=False)
+    assert run.failed == {"own-site", "self-site"}
+    assert "wsgi:apps:own:tls:key: it is another certificate's" in run.states["own-site"]["comment"]
+    assert "wsgi:apps:self:tls:certificate: '/root/tls/none.crt' is not there" in run.states["self-site"]["comment"]
+    run = tls.apply(ok=False)
+    assert run.failed == {"own-site", "self-site"}
+    assert "PRIVATE KEY" not in changes_of(run)
+    assert tls.exec(sums).stdout == before
+    assert curl(tls, f"https://{OWN}/").startswith("HTTP/2 200")
+
+
+def test_http3_is_served_where_the_installed_nginx_has_it_and_refused_elsewhere(tls, certified):
+    http3 = {"http3": True, "redirect": True}
+    tls.pillar(pillar(tls, http3, http3))
+    if "http_v3_module" not in tls.exec("nginx -V 2>&1").stdout:
+        run = tls.apply(test=True, ok=False)
+        assert run.failed == {"own-site", "self-site"}
+        assert "wsgi:apps:own:tls:http3: true can't be had: nginx 1." in run.states["own-site"]["comment"]
+        return
+    asked = pillar(tls, http3, http3)
+    asked["apps"]["own"].update(inspected(domains=[OWN], workers=1))
+    tls.pillar(asked)
+    tls.apply()
+    for name in (OWN, SELF):
+        assert '\nalt-svc: h3=":443"; ma=86400\n' in curl(tls, f"https://{name}/")
+        assert curl(tls, f"https://{name}/", "--http3-only").startswith("HTTP/3 200")
+    assert (
+        f'"HTTP_HOST": "{OWN}"'
+        in tls.exec(f"curl -sk --http3-only --resolve {OWN}:443:127.0.0.1 https://{OWN}/").stdout
+    )
+    with pytest.raises(ConnectionError):
+        curl(tls, "https://unknown.example.com/", "--http3-only")
+
+
+def test_a_site_that_goes_takes_its_certificates_along(tls, certified):
+    everything = pillar(tls)
+    everything["apps"] = {"own": {**everything["apps"]["own"], "tls": "none"}}
+    tls.pillar(everything)
+    tls.apply()
+    assert tls.exec("ls /etc/nginx/wsgi/private").stdout == ""
+    assert tls.exec("find /etc/letsencrypt -name 'wsgi-*'").stdout == ""
+    assert curl(tls, f"http://{OWN}/").startswith("HTTP/1.1 200")
+    assert tls.apply().changed == set()

@@ -1,0 +1,356 @@
+"""TLS: what a certificate says, what nginx is told of it, and what can't be had."""
+
+import calendar
+import re
+
+import pytest
+import wsgi_host
+import wsgi_nginx
+import wsgi_tls
+
+OLD = wsgi_nginx.Built((1, 18, 0), ("http_v2_module",), (1, 1, 1))
+USUAL = wsgi_nginx.Built((1, 22, 1), ("http_v2_module",), (3, 0, 22))
+NEW = wsgi_nginx.Built((1, 26, 3), ("http_v2_module", "http_v3_module"), (3, 5, 7))
+SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
+PAIR = {"certificate": "/etc/ssl/shop.pem", "key": "/etc/ssl/shop.key"}
+ID = "example.com_80"
+# openssl req -x509 … -days 9999 -addext subjectAltName=DNS:example.com,DNS:*.example.com,IP:127.0.0.1
+# -addext 'authorityInfoAccess=caIssuers;URI:http://ca.example.com/ca.crt,OCSP;URI:http://ocsp.example.com'
+RICH = """\
+-----BEGIN CERTIFICATE-----
+MIIB/TCCAaOgAwIBAgIUXfWnFojw0E9pdck2fFNFuy8vpwAwCgYIKoZIzj0EAwIw
+DDEKMAgGA1UEAwwBeDAgFw0yNjExMjMxMTEyMjVaGA8yMDU0MDQwOTExMTIyNVow
+DDEKMAgGA1UEAwwBeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABPuRcDe+owRT
+zXQ65b6Ic7Upl+bJCKjCD5YvFoUPd9lEhgF2hZO0pgMf3WU8omLLpcbtVmezJ9AR
+LaD1F5LxczSjgeAwgd0wHQYDVR0OBBYEFLsGLoX90lG319bandC1wZKGvcF9MB8G
+A1UdIwQYMBaAFLsGLoX90lG319bandC1wZKGvcF9MA8GA1UdEwEB/wQFMAMBAf8w
+KwYDVR0RBCQwIoILZXhhbXBsZS5jb22CDSouZXhhbXBsZS5jb22HBH8AAAEwXQYI
+KwYBBQUHAQEEUTBPMCgGCCsGAQUFBzAChhxodHRwOi8vY2EuZXhhbXBsZS5jb20v
+Y2EuY3J0MCMGCCsGAQUFBzABhhdodHRwOi8vb2NzcC5leGFtcGxlLmNvbTAKBggq
+hkjOPQQDAgNIADBFAiEAw9AKE0f8qJRG/L9uANuHeIoTW7RtBKY1FUZu4/6A+4gC
+IBeI/nwoJeC4dQTClaD87xIKen04Apm0Y+HYBU2IGGAd
+-----END CERTIFICATE-----
+"""
+# The same with -days 200 and no extension.
+PLAIN = """\
+-----BEGIN CERTIFICATE-----
+MIIBbDCCAROgAwIBAgIUB4YYyHPCUzKYDex2gMGjh7yMDE4wCgYIKoZIzj0EAwIw
+DDEKMAgGA1UEAwwBeDAeFw0yNjExMjMxMTEyMjVaFw0yNzA2MTExMTEyMjVaMAwx
+CjAIBgNVBAMMAXgwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAQfgQaSXS0AMdnc
+sXX2/zIz8Rjc39pdZfec4hsBEEeUOLZr1V49IFlpvu+kCzUU7F9ocxJCwehjK6kG
+2H/uBX+Po1MwUTAdBgNVHQ4EFgQUmvJEwkjT13L+3p294jnBI6PPLacwHwYDVR0j
+BBgwFoAUmvJEwkjT13L+3p294jnBI6PPLacwDwYDVR0TAQH/BAUwAwEB/zAKBggq
+hkjOPQQDAgNHADBEAiAmVKzCTnBJ5bcSK3FuRet0I6vgICuC8v4yjRLJ//dgXQIg
+dWivvIQ9KX5GfI/006XTvofadV6Kxq4aDYMwYOZl4FY=
+-----END CERTIFICATE-----
+"""
+
+
+@pytest.fixture
+def make_files(make_host, tmp_path, monkeypatch):
+    """make_files({app: {key: value, …}, …}, built, nginx) are nginx's files of such apps, by their paths below its own folder."""
+    monkeypatch.setattr(wsgi_tls, "CERTBOT", f"{tmp_path}/letsencrypt")
+
+    def files_of(apps, built=USUAL, nginx=None):
+        host = make_host({"apps": {name: {**SHOP, **own} for name, own in apps.items()}, "nginx": nginx or {}})
+        assert host.settings.problems == []
+        host.nginx_built = built
+        host.family["nginx"].update(conf_dir=f"{tmp_path}/own", own_dir=f"{tmp_path}/own")
+        found = wsgi_nginx.pending(host, *host.settings.apps)
+        return host, {path[len(f"{tmp_path}/own/") :]: text for path, text in found.items()}
+
+    return files_of
+
+
+def blocks(text):
+    """The server blocks of a file."""
+    return re.findall(r"^server \{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+
+
+# What a certificate says
+
+
+def test_a_certificate_is_read():
+    found = wsgi_tls.parse(f"Bag Attributes: none\n{RICH}{PLAIN}")
+    assert found.names == ("example.com", "*.example.com")
+    assert found.until == calendar.timegm((2054, 4, 9, 11, 12, 25))
+    assert found.ocsp
+
+
+def test_a_certificate_without_extensions_is_read_too():
+    assert wsgi_tls.parse(PLAIN) == wsgi_tls.Certificate((), calendar.timegm((2027, 6, 11, 11, 12, 25)), False)
+
+
+@pytest.mark.parametrize(
+    "text", ["", RICH[:300], RICH.replace("MIIB/TCC", "MIIB/TC"), RICH.replace("\nMIIB", "\nAAAA")]
+)
+def test_what_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="certificate"):
+        wsgi_tls.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("domains", "missing"),
+    [
+        (["example.com", "WWW.example.com", "*.example.com"], []),
+        (["a.b.example.com"], ["a.b.example.com"]),
+        (["example.org", "example.com"], ["example.org"]),
+        (["com"], ["com"]),
+    ],
+    ids=str,
+)
+def test_a_wildcard_is_for_one_label(domains, missing):
+    assert wsgi_tls.parse(RICH).missing(domains) == missing
+
+
+# What nginx is told
+
+
+@pytest.mark.parametrize("certificate", ["self_signed", "acme"])
+def test_a_site_has_a_self_signed_certificate_until_it_has_its_own(make_files, tmp_path, certificate):
+    host, files = make_files({"shop": {"tls": certificate}})
+    assert f"ssl_certificate {tmp_path}/own/private/{ID}.self-signed.crt;" in files[f"sites/{ID}.conf"]
+    live = tmp_path / f"letsencrypt/live/wsgi-{ID}"
+    live.mkdir(parents=True)
+    (live / "fullchain.pem").write_text(RICH)
+    text = wsgi_nginx.texts(host, "shop")[f"{tmp_path}/own/sites/{ID}.conf"]
+    assert (f"ssl_certificate {live}/fullchain.pem;" in text) == (certificate == "acme")
+    assert ("ssl_stapling on" in text) == (certificate == "acme")  # as it names a responder
+
+
+def test_one_of_a_path_stays_where_it_is_and_one_of_pillar_is_roots_alone(make_files, tmp_path):
+    _, files = make_files({"shop": {"tls": {"certificate": RICH, "key": PAIR["key"]}}})
+    assert files[f"private/{ID}.crt"] == wsgi_nginx.Private(RICH)
+    assert f"private/{ID}.key" not in files
+    assert f"ssl_certificate {tmp_path}/own/private/{ID}.crt;" in files[f"sites/{ID}.conf"]
+    assert "ssl_certificate_key /etc/ssl/shop.key;" in files[f"sites/{ID}.conf"]
+
+
+def test_a_key_may_be_in_sdb(make_host):
+    host = make_host({"apps": {"shop": {**SHOP, "tls": {"certificate": RICH, "key": "sdb://vault/key"}}}})
+    asked = []
+    host.salt = {**host.salt, "sdb.get": lambda uri, strict: asked.append(uri) or "-----BEGIN PRIVATE KEY-----"}
+    for _ in range(2):
+        found = wsgi_nginx.texts(host, "shop")[f"/etc/nginx/wsgi/private/{ID}.key"]
+    assert found == wsgi_nginx.Private("-----BEGIN PRIVATE KEY-----\n")
+    assert asked == ["sdb://vault/key"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "built", "words"),
+    [
+        (
+            "intermediate",
+            USUAL,
+            ["ssl_protocols TLSv1.2 TLSv1.3;", "ECDHE-RSA-CHACHA20-POLY1305", "curve X25519:prime"],
+        ),
+        ("modern", USUAL, ["ssl_protocols TLSv1.3;"]),
+        ("modern", NEW, ["ssl_ecdh_curve X25519MLKEM768:X25519:prime256v1:secp384r1;"]),
+    ],
+)
+def test_the_profile_is_mozillas(make_files, profile, built, words):
+    text = make_files({"shop": {}}, built, {"tls_profile": profile})[1]["tls.conf"]
+    assert [word for word in words if word not in text] == []
+    assert ("ssl_ciphers" in text) == (profile == "intermediate")
+
+
+def test_every_block_with_tls_has_the_profile_that_of_unknown_hosts_too(make_files):
+    _, files = make_files({"shop": {"tls": "self_signed", "redirect_domains": ["example.org"]}})
+    every = blocks(files["wsgi.conf"]) + blocks(files[f"sites/{ID}.conf"])
+    assert [" ssl" in block for block in every] == ["/tls.conf;" in block for block in every]
+    assert len(every) == 5
+    assert ["ssl_reject_handshake" in block for block in every].count(True) == 1
+
+
+def test_an_older_nginx_has_a_certificate_for_unknown_hosts(make_files):
+    text = make_files({"shop": {"tls": "self_signed"}}, OLD)[1]["wsgi.conf"]
+    assert "ssl_reject_handshake" not in text
+    assert "/private/unknown.self-signed.crt;" in text
+
+
+@pytest.mark.parametrize(
+    ("http2", "built", "words"),
+    [
+        (True, USUAL, ["listen 443 ssl http2;"]),
+        (False, USUAL, ["listen 443 ssl;"]),
+        (True, NEW, ["listen 443 ssl;", "http2 on;"]),
+        (False, NEW, ["listen 443 ssl;"]),
+    ],
+)
+def test_http2_is_said_as_the_installed_nginx_wants_it(make_files, http2, built, words):
+    text = make_files({"shop": {"tls": {"http2": http2}}}, built)[1][f"sites/{ID}.conf"]
+    assert [word for word in words if word not in text] == []
+    assert bool(re.search(r"http2( on)?;", text)) == http2
+
+
+def test_http3_is_told_of_and_listened_for(make_files):
+    _, files = make_files({"shop": {"tls": {"http3": True, "listen": 8443}}}, NEW)
+    assert "listen 8443 quic;" in files[f"sites/{ID}.conf"]
+    assert "listen 8443 quic reuseport default_server;" in files["wsgi.conf"]
+    assert "add_header Alt-Svc 'h3=\":8443\"; ma=86400' always;" in files["locations/shop.conf"]
+
+
+@pytest.mark.parametrize("default_site", [True, False])
+@pytest.mark.parametrize("domains", [[], ["a.example.com"]], ids=["default", "named"])
+def test_one_block_of_a_port_shares_out_its_packets(make_files, domains, default_site):
+    http3 = {"tls": {"http3": True}, "redirect_domains": []}
+    one = {**http3, "domains": domains}
+    two = {**http3, "redirect_domains": ["example.org"]}
+    _, files = make_files({"one": one, "two": two}, NEW, {"default_site": default_site})
+    said = "".join(text for text in files.values() if isinstance(text, str))
+    assert len(re.findall(r"listen 443 quic reuseport", said)) == 1
+
+
+def test_hsts_is_said_in_every_location_with_headers_and_never_of_plain_http(make_files):
+    tls = {"hsts": 300, "hsts_subdomains": True, "hsts_preload": True, "redirect": False}
+    _, files = make_files({"shop": {"tls": tls, "redirect_domains": ["example.org"]}})
+    main, redirected = blocks(files[f"sites/{ID}.conf"])
+    for block in (main, redirected):
+        assert 'if ($https) {\n        set $wsgi_hsts "max-age=300; includeSubDomains; preload";' in block
+    for location in re.findall(r"^location [^{]+\{.*?^\}", files["locations/shop.conf"], re.MULTILINE | re.DOTALL):
+        assert "Strict-Transport-Security $wsgi_hsts always;" in location or "add_header" not in location
+
+
+def test_the_challenge_is_answered_over_plain_http_by_every_host_of_the_site(make_files):
+    text = make_files({"shop": {"tls": "acme", "redirect_domains": ["www.example.com"]}})[1][f"sites/{ID}.conf"]
+    assert ["/.well-known/acme-challenge/" in block for block in blocks(text)] == [
+        "listen 80;" in block for block in blocks(text)
+    ]
+    assert "acme-challenge" not in make_files({"shop": {"tls": "self_signed"}})[1][f"sites/{ID}.conf"]
+
+
+# What can't be had
+
+
+@pytest.mark.parametrize(
+    ("own", "problem"),
+    [
+        ({"tls": "acme", "domains": []}, "tls:certificate: acme needs domains"),
+        (
+            {"tls": "acme", "domains": ["*.example.com"]},
+            "tls:certificate: acme can't prove a wildcard, '*.example.com'",
+        ),
+        ({"tls": "acme", "redirect_domains": ["*.example.org"]}, "tls:certificate: acme can't prove a wildcard"),
+        ({"tls": {"certificate": "/etc/ssl/shop.pem"}}, "tls:key: missing; it must be the certificate's"),
+        ({"tls": {"certificate": "self-signed"}}, "tls:certificate: 'self-signed' must be self_signed, acme, none"),
+        ({"tls": {**PAIR, "key": "hunter2"}}, "tls:key: is a string; it must be a file's absolute path"),
+    ],
+    ids=str,
+)
+def test_what_can_be_no_site_is_a_problem(load, own, problem):
+    problems = load({"apps": {"shop": {**SHOP, **own}}}).problems
+    assert problems
+    assert problems[0].startswith(f"wsgi:apps:shop:{problem}"), problems
+
+
+def test_what_openssl_exports_is_never_shown(load):
+    bag = "Bag Attributes\n-----BEGIN PRIVATE KEY-----\nhunter2\n"
+    settings = load({"apps": {"shop": {**SHOP, "tls": {"certificate": bag, "key": bag}}}})
+    assert settings.problems == ["wsgi:apps:shop:tls:certificate: holds a private key, which goes into key"]
+
+
+def test_sites_of_one_host_can_not_meet_at_the_port_of_tls(load):
+    apps = {"shop": {**SHOP, "tls": "self_signed"}, "blog": {**SHOP, "listen": 81, "tls": "self_signed"}}
+    assert load({"apps": apps}).problems == [
+        "wsgi:apps:blog:tls: 'example.com' on port 443 is shop's, whose listen is another"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tls", "problem"),
+    [
+        ({"http3": True}, "wsgi:apps:shop:tls:http3: true can't be had: nginx 1.22.1 is built without HTTP/3"),
+        (
+            {"http2": False},
+            "wsgi:apps:shop:tls:http2: false is not what wsgi:apps:blog:tls:http2 says, and nginx 1.22.1",
+        ),
+        ({**PAIR, "certificate": "/nowhere"}, "wsgi:apps:shop:tls:certificate: '/nowhere' is not there"),
+        ({"certificate": PLAIN, "key": "/nowhere"}, "wsgi:apps:shop:tls:key: '/nowhere' is not there"),
+        ({"certificate": PLAIN, "key": RICH}, "wsgi:apps:shop:tls:key: not a private key without a password"),
+        ({"certificate": PLAIN[:200], "key": RICH}, "wsgi:apps:shop:tls:certificate: no certificate in it"),
+    ],
+    ids=["http3", "http2", "no certificate", "no key", "no private key", "half a certificate"],
+)
+def test_what_this_machine_can_not_do_is_a_problem(make_files, tls, problem):
+    host, _ = make_files({"shop": {"tls": tls}, "blog": {"domains": ["example.org"], "tls": "self_signed"}})
+    with pytest.raises(wsgi_host.Problem) as raised:
+        wsgi_tls.check(host, wsgi_nginx.site_of(host, "shop"), USUAL)
+    assert str(raised.value).startswith(problem)
+
+
+def test_sites_of_a_newer_nginx_may_differ_in_http2(make_files):
+    apps = {"shop": {"tls": {"http2": False}}, "blog": {"domains": ["example.org"], "tls": "self_signed"}}
+    host, _ = make_files(apps, NEW)
+    assert wsgi_tls.check(host, wsgi_nginx.site_of(host, "shop"), NEW) == []
+
+
+# What is to be made, got, and taken away
+
+
+@pytest.mark.parametrize(
+    ("names", "left", "due"),
+    [(("example.com",), 31, False), (("example.com",), 29, True), (("example.org",), 31, True), (None, 0, True)],
+)
+def test_a_self_signed_certificate_is_made_where_it_is_missing_wrong_or_nearly_over(
+    make_files, monkeypatch, names, left, due
+):
+    host, _ = make_files({"shop": {"tls": "self_signed"}})
+
+    def parsed(text):
+        if names is None:
+            raise ValueError
+        return wsgi_tls.Certificate(names, wsgi_tls.time.time() + left * 86400, False)
+
+    monkeypatch.setattr(wsgi_tls, "parse", parsed)
+    monkeypatch.setattr(wsgi_tls.os.path, "exists", lambda path: True)
+    assert wsgi_tls.due(host, wsgi_nginx.site_of(host, "shop")) == due
+
+
+@pytest.mark.parametrize(
+    ("acme", "renewal", "wanted"),
+    [
+        ({}, "server = https://acme-v02.api.letsencrypt.org/directory\nkey_type = ecdsa\n", False),
+        ({}, "server = https://staging.example.com/dir\nkey_type = ecdsa\n", True),
+        ({"key_type": "rsa"}, "server = https://acme-v02.api.letsencrypt.org/directory\nkey_type = ecdsa\n", True),
+        ({"server": "https://ca.example.com/dir"}, "key_type = ecdsa\nserver = https://ca.example.com/dir\n", False),
+        ({}, None, True),
+    ],
+    ids=["the same", "another authority", "another key", "ones own authority", "none"],
+)
+def test_certbot_runs_where_what_it_has_is_not_what_is_asked_for(make_files, tmp_path, acme, renewal, wanted):
+    host, _ = make_files({"shop": {"tls": "acme"}}, nginx={"acme": acme})
+    site = wsgi_nginx.site_of(host, "shop")
+    if renewal:
+        (tmp_path / "letsencrypt/renewal").mkdir(parents=True)
+        (tmp_path / f"letsencrypt/renewal/wsgi-{ID}.conf").write_text(renewal)
+    (tmp_path / f"letsencrypt/live/wsgi-{ID}").mkdir(parents=True)
+    made = tmp_path / "made"
+    wsgi_tls.make_self_signed((str(made / "crt"), str(made / "key")), ["example.com"])
+    (tmp_path / f"letsencrypt/live/wsgi-{ID}/cert.pem").write_text((made / "crt").read_text())
+    assert wsgi_tls.wanting(host) == ([site] if wanted else [])
+
+
+def test_what_no_site_names_is_left_over_and_another_hands_is_not(make_files, tmp_path):
+    host, files = make_files({"shop": {"tls": "acme"}})
+    own = f"{tmp_path}/own"
+    there = {f"{own}/{path}": text for path, text in files.items()}
+    private = [f"{own}/private/{name}" for name in (f"{ID}.crt", f"{ID}.self-signed.crt", "shop.htpasswd")]
+    renewal = tmp_path / "letsencrypt/renewal"
+    renewal.mkdir(parents=True)
+    for name in (f"wsgi-{ID}", "wsgi-gone.example.com_80", "mail.example.com"):
+        (renewal / f"{name}.conf").touch()
+        (tmp_path / "letsencrypt/archive" / name).mkdir(parents=True)
+    assert wsgi_tls.leftovers(host, {**there, **dict.fromkeys(private, "")}) == [
+        f"{own}/private/{ID}.crt",
+        f"{renewal}/wsgi-gone.example.com_80.conf",
+        f"{tmp_path}/letsencrypt/archive/wsgi-gone.example.com_80",
+    ]
+
+
+def test_a_self_signed_certificate_is_for_its_hosts_and_root_alone(tmp_path):
+    files = tmp_path / "crt", tmp_path / "key"
+    wsgi_tls.make_self_signed(tuple(map(str, files)), ["example.com", "*.example.com"])
+    found = wsgi_tls.parse(files[0].read_text())
+    assert found.names == ("example.com", "*.example.com")
+    assert found.left() > 390 * 86400
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
