@@ -34,8 +34,9 @@ def plan():
     with ``name``, ``process_manager`` and ``tools``; those with domains first, so that a default
     site is given up before it is taken), ``absent`` (names to whether to purge), ``servers``,
     ``process_managers`` and ``tools`` (sorted lists of those in use; a tool is what a release is
-    built with), ``acme`` (whether a site asks an authority for
-    its certificate), ``family`` (what ``wsgi/os_family/<family>.yaml`` says). Raises CommandExecutionError where the formula was
+    built with), ``acme`` (bool: a site asks an authority for its certificate), ``manages_nginx`` (bool:
+    nginx itself is the formula's), ``family`` (what ``wsgi/os_family/<family>.yaml`` says). Raises
+    CommandExecutionError where the formula was
     updated and its modules on the minion were not.
 
     CLI Example:
@@ -72,6 +73,7 @@ def plan():
         "process_managers": sorted({name for app in settings.apps.values() for name in wsgi_programs.managers(app)}),
         "tools": sorted({tool for app in settings.apps.values() for tool in _tools(app)}),
         "acme": any(site.tls and site.tls["certificate"] == "acme" for site in settings.sites.values()),
+        "manages_nginx": settings.nginx["manage"],
         "family": host.family,
     }
 

@@ -185,9 +185,9 @@ def site(name):
         nginxs_site = wsgi_nginx.site_of(host, name)
         warnings = wsgi_tls.check(host, nginxs_site, wsgi_nginx.built(host))
         made = wsgi_tls.due(host, nginxs_site)
-        files = wsgi_nginx.pending(host, name) if wsgi_nginx.differs(host, name) else {}
-        if (files or made) and not __opts__["test"]:
-            wsgi_nginx.check(host, name)
+        files = {}
+        if wsgi_nginx.differs(host, name):
+            files = wsgi_nginx.pending(host, name) if __opts__["test"] else wsgi_nginx.check(host, name)
         result = _result(name, True, f"The site of {name} is in place.")
         served = _serve_files(host, name)
         if served:
@@ -392,6 +392,7 @@ def absent(name, purge=False):
             wsgi_maintenance.page(name),
             *wsgi_nginx.paths(host, name),
             wsgi_static.root(name),
+            *wsgi_nginx.cache_folders(host, name).values(),
         ]
         logs = wsgi_nginx.logs(host, name)
         found = [path for path in gone + (kept + logs) * purge if os.path.lexists(path)]

@@ -17,6 +17,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 
+import wsgi_edge
 import wsgi_host
 import wsgi_maintenance
 import wsgi_managers
@@ -38,6 +39,9 @@ FOLDERS = ("apps", "locations", "sites", "private")
 LISTEN = re.compile(r"^\s*listen (\d+)([^;]*);", re.MULTILINE)
 # A server block bears with a location that isn't there (yet).
 MEMBER = re.compile(r"/locations/([a-z0-9_-]+)\.con\[f\];")
+# Where it says that something is wrong; and the line above words that are pillar's own.
+REFUSED = re.compile(r"\[emerg\] .* in (/\S+):(\d+)$", re.MULTILINE)
+RAW = re.compile(r"\s*# (wsgi:(?:apps:[a-z0-9_-]+:)?nginx:(?:http|server|location))$")
 # While it is there, the sites ask clients to open a new connection for their next request.
 CLOSING = f"{RUN}/nginx.closing"
 # For how long, before a reload. Any client that sends more often than that is told in time; 40
@@ -119,9 +123,15 @@ def _dynamic_modules(host):
 
 
 def paths(host, name):
-    """The paths of an app's own files: what stands outside of any server, and its locations."""
+    """The paths of an app's own files: what stands outside of any server, its locations, and who may come in."""
     own = host.family["nginx"]["own_dir"]
-    return [f"{own}/apps/{name}.conf", f"{own}/locations/{name}.conf"]
+    return [f"{own}/apps/{name}.conf", f"{own}/locations/{name}.conf", f"{own}/private/{name}.htpasswd"]
+
+
+def cache_folders(host, name):
+    """Where nginx keeps the answers of an app that has them kept, by its own word for the protocol."""
+    # Nothing has to make the folder above.
+    return {protocol: f"{host.family['nginx']['cache_dir']}/wsgi-{name}.{protocol}" for protocol in ("proxy", "uwsgi")}
 
 
 def entry_path(host):
@@ -143,12 +153,12 @@ def texts(host, name):
     """
     An app's files and its site's server block, as they should be.
 
-    Returns a dict of paths to str, or to ``Private``.
+    Returns a dict of paths to str, to ``Private``, or to None for a file that is not to be there.
     """
     site, app = site_of(host, name), wsgi_wanted.settings(host, name)
     site_file, values = site_path(host, site.id), _values(host, name, app, site)
     files = [host.render(f"nginx/{kind}.conf.jinja", **values) for kind in ("app", "locations")]
-    found = dict(zip(paths(host, name), files))
+    found = dict(zip(paths(host, name), [*files, _htpasswd(host, name, app)]))
     before = on_disk(host).get(site_file)
     if before and set(_members(before)) & host.settings.broken:
         # What the app with a problem says of its site can't be known: it stays as it is.
@@ -182,7 +192,7 @@ def differs(host, name):
     )
 
 
-def pending(host, *names, without=None):
+def pending(host, *names, without=None, shared=True):
     """
     The files that would have to change for these apps' sites to be as they should.
 
@@ -190,6 +200,8 @@ def pending(host, *names, without=None):
         Apps of ``host.settings.apps``.
     without : str
         An app that is to have no site.
+    shared : bool
+        Whether those files count that are no app's alone.
 
     Returns a dict of paths to str, to ``Private``, or to None for a file to be removed.
     """
@@ -206,34 +218,32 @@ def pending(host, *names, without=None):
             wanted[path] = sites[path] = None
         elif path not in wanted and left != _members(text):
             wanted[path] = sites[path] = _without(host, text, set(_members(text)) - set(left))
-    wanted.update(_shared(host, [text for text in sites.values() if text]))
+    if shared:
+        wanted.update(_shared(host, [text for text in sites.values() if text]))
     return {path: text for path, text in wanted.items() if on_disk(host).get(path) != _text(text)}
 
 
-def check(host, name):
+def check(host, *names):
     """
-    Try an app's site before anything depends on it.
+    Try apps' sites before anything depends on it.
 
-    Raises ``Problem`` when nginx refuses the tree with it, its port is another program's, or its
-    certificate is no good.
+    Returns what has to change for them, as ``pending`` does, and of other apps what nginx takes it only together
+    with. Raises ``Problem`` when nginx refuses the tree with it, a port is another program's, or a certificate
+    is no good.
     """
-    site = site_of(host, name)
-    wsgi_tls.check(host, site, built(host))
-    if wsgi_tls.prepare(host, site, built(host)):
-        forget(host)
-    changes = pending(host, name)
-    if changes:
-        _check_ports(host, name)
-        with _staged(changes):
-            _test()
+    for name in names:
+        site = site_of(host, name)
+        wsgi_tls.check(host, site, built(host))
+        if wsgi_tls.prepare(host, site, built(host)):
+            forget(host)
+    return _sound(host, *names)
 
 
 def put(host, *names):
     """Put apps' sites in place, and nginx to serving them, where that differs. Raises ``Problem`` as ``check`` does."""
-    for name in names:
-        check(host, name)
+    changes = check(host, *names)
     if any(differs(host, name) for name in names):
-        _put_for_good(host, pending(host, *names))
+        _put_for_good(host, changes)
     _sweep(host)
     if not loaded(host):
         reload(host)
@@ -241,7 +251,7 @@ def put(host, *names):
 
 def withdraw(host, name):
     """Take an app's site away, and nginx off it."""
-    _put_for_good(host, pending(host, without=name))
+    _put_for_good(host, _sound(host, without=name) if _master(host) else pending(host, without=name))
     _sweep(host)
     if _master(host) and not loaded(host):
         reload(host)
@@ -254,12 +264,19 @@ def refresh(host):
     Returns whether it had to be reloaded. Raises ``Problem`` as ``reload`` does.
     """
     wsgi_host.remove(CLOSING)  # of a run that was killed
-    _put_for_good(host, pending(host))
+    refused = None
+    try:
+        _put_for_good(host, _tried(host))
+    except Problem as problem:
+        refused = problem
     _sweep(host)
-    if loaded(host):
-        return False
-    reload(host)
-    return True
+    reloaded = not loaded(host)
+    if reloaded:
+        reload(host)
+    _leave_caches(host)
+    if refused:
+        raise refused
+    return reloaded
 
 
 def logs(host, name):
@@ -292,7 +309,7 @@ def reload(host):
 
     Raises ``Problem`` when the configuration is refused; nginx goes on with the one it has.
     """
-    _test()
+    _test(host)
     master = _master(host)
     if master is None:
         raise Problem("nginx is not running: `systemctl status nginx` says why")
@@ -335,6 +352,9 @@ def _values(host, name, app, site):
         "live": f"{LIB}/live/{name}",
         "closing": CLOSING,
         "served": wsgi_static.served(name, app),
+        "htpasswd": paths(host, name)[2],
+        "cache_folders": cache_folders(host, name),
+        **wsgi_edge.values(name, app),
         "maintenance": {
             "marker": wsgi_maintenance.marker(name),
             "pages": [wsgi_maintenance.page(name), wsgi_maintenance.PLAIN_PAGE],
@@ -361,7 +381,7 @@ def _shared(host, sites):
     for text in sites:
         for port, options in LISTEN.findall(text):
             ports.setdefault(int(port), set()).update(options.split())
-    if not host.settings.nginx["default_site"]:
+    if not (host.settings.nginx["manage"] and host.settings.nginx["default_site"]):
         ports = {}
     ports = {port: options for port, options in sorted(ports.items()) if "default_server" not in options}
     values = _shared_values(host)
@@ -370,6 +390,15 @@ def _shared(host, sites):
         f"{host.family['nginx']['own_dir']}/tls.conf": host.render("nginx/tls.conf.jinja", **values),
         entry_path(host): host.render("nginx/wsgi.conf.jinja", ports=ports, **values),
     }
+
+
+def _htpasswd(host, name, app):
+    users = app["basic_auth"].get("users")
+    if not users:
+        return None
+    text = wsgi_wanted.htpasswd(host, f"wsgi:apps:{name}:basic_auth:users", users)
+    # The workers read it, for each request.
+    return Private(text, host.family["nginx"]["user"])
 
 
 def _members(text):
@@ -394,6 +423,37 @@ def _without(host, text, names):
     """A server block that has some apps no more."""
     lines = text.splitlines(keepends=True)
     return "".join(line for line in lines if not {*_members(line)} & names)
+
+
+def _sound(host, *names, without=None):
+    """
+    What has to change for some apps, as far as nginx takes it: with what all share; else without, which is
+    then left to ``refresh``; else together with all other apps, since what they make of the host's own
+    words may have changed with these.
+    """
+    files = on_disk(host)
+    attempts = [(names, True)]
+    if entry_path(host) in files:  # else nginx reads nothing of ours
+        everybody = {*names, *(name for name in host.settings.apps if paths(host, name)[1] in files)}
+        attempts += [(names, False), (sorted(everybody), True)]
+    problems = []
+    for several, shared in attempts:
+        try:
+            return _tried(host, *several, without=without, shared=shared)
+        except Problem as problem:
+            problems.append(problem)
+    raise problems[0]
+
+
+def _tried(host, *names, **how):
+    """What ``pending`` says, if nginx takes it."""
+    changes = pending(host, *names, **how)
+    if changes:
+        for name in names:
+            _check_ports(host, name)
+        with _staged(changes):
+            _test(host, changes)
+    return changes
 
 
 @contextlib.contextmanager
@@ -447,15 +507,56 @@ def _text(wanted):
     return wanted.text if isinstance(wanted, Private) else wanted
 
 
-def _test():
-    nginx = shutil.which("nginx", path=PATH)
+def _leave_caches(host):
+    """What nginx kept for apps that have nothing kept any more."""
+    for name in host.settings.apps:
+        text = on_disk(host).get(paths(host, name)[0]) or ""
+        for folder in cache_folders(host, name).values():
+            if folder not in text:
+                wsgi_host.remove(folder)
+
+
+def _test(host, changes=()):
+    """See whether nginx takes its configuration, in which some files are changed."""
+    nginx, manages = shutil.which("nginx", path=PATH), host.settings.nginx["manage"]
     if nginx is None:
-        raise Problem("nginx is not installed")
-    done = subprocess.run(
-        [nginx, "-t"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
-    )
+        raise Problem("nginx is not installed" + ("" if manages else "; wsgi:nginx:manage: false leaves that to you"))
+    command = [nginx, "-t" if manages else "-T"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        raise Problem(f"nginx -t refuses the configuration:\n{tail(done.stdout)}")
+        raise Problem(f"{_blamed(host, done.stderr, changes)}:\n{tail(done.stderr)}")
+    if not manages and f"# configuration file {entry_path(host)}:" not in done.stdout:
+        raise Problem(
+            f"wsgi:nginx:manage: false, and nginx does not read {entry_path(host)}: "
+            f"it needs `include {host.family['nginx']['conf_dir']}/*.conf;` in its http block"
+        )
+
+
+def _blamed(host, said, changes):
+    """What nginx refuses: words of pillar's own, if it names their line; else whose they may be."""
+    place = REFUSED.search(said)
+    if place:
+        line = int(place[2])
+        above = (wsgi_host.read(place[1]) or "").split("\n")[:line]
+        for number, key in _raw_keys(above)[-1:]:
+            if line - number <= _raw_lines(host, key):
+                return f"{key}: nginx -t refuses it"
+    changed = "\n".join(filter(None, map(_text, dict(changes).values()))).split("\n")
+    keys = dict.fromkeys(key for _, key in _raw_keys(changed))
+    return "nginx -t refuses the configuration" + (f", which has {' and '.join(keys)}" if keys else "")
+
+
+def _raw_keys(lines):
+    """The pillar keys above words that are pillar's own, each with its line's number."""
+    found = [(number, RAW.match(line)) for number, line in enumerate(lines, 1)]
+    return [(number, match[1]) for number, match in found if match]
+
+
+def _raw_lines(host, key):
+    """How many lines the words under such a key take."""
+    words = key.split(":")
+    settings = host.settings.nginx if words[1] == "nginx" else host.settings.apps.get(words[2], {}).get("nginx", {})
+    return len(settings.get(words[-1], "").strip().split("\n"))
 
 
 def _check_ports(host, name):

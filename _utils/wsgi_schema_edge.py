@@ -22,7 +22,12 @@ from wsgi_schema_rules import (
 )
 
 SIZE = matching(re.compile(r"[0-9]+[kKmMgG]?"), "a size in nginx's words, e.g. 10m", numbers=True)
-TIME = matching(re.compile(r"([0-9]+(ms|[smhdwMy]))+|[0-9]+"), "a time in nginx's words, e.g. 10m", numbers=True)
+# From years down to seconds, in this order.
+TIME = matching(
+    re.compile("(?!$)" + "".join(f"([0-9]+{unit})?" for unit in "yMwdhm") + "([0-9]+s?)?"),
+    "a time in nginx's words, e.g. 10m",
+    numbers=True,
+)
 RATE = matching(re.compile(r"[1-9][0-9]*r/[sm]"), "a rate in nginx's words, e.g. 10r/s")
 MOUNT = re.compile(r"/|(/(?!\.{1,2}(/|$))[\w.~-]+)+", re.ASCII)
 NETWORK = re.compile(r"[0-9a-fA-F.:]+(/[0-9]+)?")  # of what Python takes, that which nginx does too
@@ -30,10 +35,23 @@ HEADER = re.compile(r"[A-Za-z0-9-]+")
 # Of a zone of shared memory: what stands in a name of nginx.
 ZONE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 METHOD = re.compile(r"[A-Z]+")
-ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?", re.IGNORECASE)
+COOKIE = re.compile(r"[\w.-]+", re.ASCII)
+# nginx's own, of which an answer must have one.
+OWN_HEADERS = (
+    "connection",
+    "content-length",
+    "date",
+    "keep-alive",
+    "server",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+)
+ORIGIN = re.compile(r"https?://(\*\.)?[a-z0-9.-]+(:[0-9]+)?", re.IGNORECASE)
 USER = re.compile(r"[^:\s\x00-\x1f]+")
 # What crypt(3) and nginx itself can check; never the password itself.
-HASH = re.compile(r"(\$(1|2[aby]?|5|6|y|apr1)\$\S+|\{SSHA\}\S+|sdb://\S+)")
+HASH = re.compile(r"\$(1|2[aby]?|5|6|y|apr1)\$[^\s:]+|\{SSHA\}[^\s:]+")
 
 
 def _network(value):
@@ -53,6 +71,23 @@ def _file(value):
     return isinstance(value, str) and (absolute_path(value) or value.startswith("sdb://") or "-----BEGIN " in value)
 
 
+def _decoded_path(value):
+    return path_below(value) and "%" not in value
+
+
+def _hash_or_where(value):
+    return _matches(HASH, value) or (one_line(value) and value.startswith("sdb://"))
+
+
+def _header(value):
+    return _matches(HEADER, value) and value.lower() not in OWN_HEADERS
+
+
+def _realm(value):
+    # `off` is nginx's word for no password at all.
+    return one_line(value) and value != "off" and not set('"\\$') & set(value)
+
+
 def _header_value(value):
     return one_line(value) and "$" not in value
 
@@ -61,10 +96,11 @@ NETWORKS = Rule("a list of addresses and networks, e.g. 10.0.0.0/8", lambda valu
 PROXIES = Rule(
     "a list of the proxies' own addresses and networks, e.g. 10.0.0.0/8", lambda value: list_of(value, _proxies)
 )
+PATH = Rule("a path that begins with /, without %", lambda value: _decoded_path(value))
+PATHS = Rule("a list of paths that begin with /, without %", lambda value: list_of(value, _decoded_path))
 PREFIX = matching(
     re.compile(r"(/(?!\.\.?(/|$))[\w.~+@-]+)+/?", re.ASCII), "a path that begins with /, and of a folder ends with it"
 )
-PATH = Rule("a path that begins with /", lambda value: path_below(value))
 # Where nothing needs to be quoted in nginx's words; never the whole release, nor the whole machine.
 SERVED = re.compile(r"/?((?!\.\.?(/|$))[\w.~+@,=%-]+/)*(?!\.\.?$)[\w.~+@,=%-]+/?")
 FOLDER = matching(SERVED, "a folder or a file in the release, or one's absolute path; spaces and quotes can't be in it")
@@ -96,21 +132,22 @@ LIMIT = {
     "connections": integer(1, 1000000),
 }
 BASIC_AUTH = {
-    "realm": Rule("a text of one line", lambda value: one_line(value) and '"' not in value and "$" not in value),
+    "realm": Rule('a text of one line, without ", \\ and $, and not off', _realm),
     "users": collection(
         "a user's name, without a colon",
-        USER,
-        Rule("a hash that `openssl passwd -6` printed, or sdb://…", lambda v: _matches(HASH, v), secret=True),
+        # Who writes ann:password there is not to find it in a log.
+        Rule("a user's name, without a colon", lambda value: _matches(USER, value), secret=True),
+        Rule("a hash that `openssl passwd -6` printed, or sdb://…", _hash_or_where, secret=True),
     ),
-    "except": Rule("a list of paths that begin with /", lambda value: list_of(value, path_below)),
+    "except": PATHS,
 }
 CACHE = {
     "valid": TIME,
     "size": SIZE,
-    "paths": Rule("a list of paths that begin with /", lambda value: list_of(value, path_below)),
+    "paths": PATHS,
     "stale": BOOLEAN,
     "bypass_cookies": Rule(
-        "a list of cookies' names", lambda value: list_of(value, lambda item: _matches(re.compile(r"\w+"), item))
+        "a list of cookies' names", lambda value: list_of(value, lambda item: _matches(COOKIE, item))
     ),
 }
 CORS = {
@@ -161,13 +198,18 @@ EDGE = {
     "client_max_body_size": SIZE,
     "buffering": BOOLEAN,
     "request_buffering": BOOLEAN,
-    "allow": NETWORKS,
+    # An empty list would let in either everybody or nobody: who can say.
+    "allow": Rule(f"{NETWORKS.allowed}, one at least", lambda value: value != [] and NETWORKS.test(value)),
     "limits": collection("a lower-case letter, then at most 31 of a-z, 0-9, - and _", ZONE_NAME, mapping(LIMIT)),
     "basic_auth": mapping(BASIC_AUTH),
     "cache": mapping(CACHE),
     "compression": BOOLEAN,
     "security_headers": BOOLEAN,
-    "response_headers": collection("a header's name", HEADER, Rule("a text of one line, without $", _header_value)),
+    "response_headers": collection(
+        "a header's name, and none of nginx's own",
+        Rule("a header's name, and none of nginx's own", _header),
+        Rule("a text of one line, without $", _header_value),
+    ),
     "cors": mapping(CORS),
     "access_log": Rule("json, combined or none", lambda value: value in ("json", "combined", "none")),
     "metrics": BOOLEAN,

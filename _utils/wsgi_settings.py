@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import wsgi_edge
 import wsgi_schema
 import wsgi_sites
 from wsgi_schema import APP, PLACEHOLDER, without_credentials
@@ -405,6 +406,13 @@ class _Loader:
         for kind, (_, defaults) in _PROGRAMS.items():
             app[kind] = {name: merge(defaults, program) for name, program in app[kind].items()}
         app["tls"] = wsgi_sites.whole_tls(app["tls"])
+        if not (app["domains"] or self.settings.nginx["manage"]):
+            self._problem(f"{key}:domains", "missing; with wsgi:nginx:manage: false the default site is another hand's")
+        app.update(wsgi_edge.whole(app))
+        for where, sentence in wsgi_edge.problems(app):
+            # What was said and had a problem is left out of what is merged.
+            if not any(each.startswith(f"{key}:{where}") for each in self.settings.problems):
+                self._problem(f"{key}:{where}", sentence)
         app["process_manager"] = manager_of(app, self.servers)
         app["install"] = install_of(app, self.servers)
         return app
@@ -626,7 +634,8 @@ class _Loader:
         sound = {}
         for item, said in value.items():
             if not rule.names.test(item):
-                self._problem(f"{key}:{item}", f"{item!r} must be {rule.names.allowed}")
+                shown = "a name" if rule.names.secret else repr(item)
+                self._problem(key if rule.names.secret else f"{key}:{item}", f"{shown} must be {rule.names.allowed}")
             elif said is not None:
                 sound[item] = self._checked(f"{key}:{item}", item, said, rule.each)
         return {item: said for item, said in sound.items() if said is not None}

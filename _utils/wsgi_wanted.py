@@ -12,6 +12,7 @@ import wsgi_history
 import wsgi_host
 import wsgi_release
 import wsgi_schema
+import wsgi_schema_edge
 from wsgi_host import ETC, Problem
 
 
@@ -73,6 +74,26 @@ def restored(host, name, id):
     if kept is None or not wsgi_release.Release(name, kept["release"]).record:
         raise Problem(f"generation {id} of {name} is not there any more: `wsgi.unpin {name}`, or go to another one")
     return {**host.settings.apps[name], **kept["settings"]}
+
+
+def htpasswd(host, key, users):
+    """
+    What nginx's ``auth_basic_user_file`` is to hold.
+
+    key : str
+        The pillar key of the users.
+    users : dict
+        Their names to hashes, or to where Salt's sdb has these.
+
+    Returns the text. Raises ``wsgi_host.Problem`` where sdb has something else than a hash.
+    """
+    found = {user: looked_up(host, f"{key}:{user}", said) for user, said in users.items()}
+    for user, value in found.items():
+        if not wsgi_schema_edge.HASH.fullmatch(str(value)):
+            raise Problem(
+                f"{key}:{user}: {users[user]} holds something else than a hash that `openssl passwd -6` printed"
+            )
+    return "".join(f"{user}:{value}\n" for user, value in found.items())
 
 
 def in_force(host, name):

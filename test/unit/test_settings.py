@@ -780,4 +780,4 @@ def test_settings_are_shown_without_secrets_however_deep(load):
     shown = wsgi_schema.shown(settings.apps["shop"], wsgi_schema.APP)
     assert "hunter2" not in str(shown)
     assert shown["tls"]["certificate"] == "/etc/ssl/a.pem"
-    assert shown["basic_auth"] == {"realm": "Staff", "users": {"ann": "***"}}
+    assert shown["basic_auth"] == {"realm": "Staff", "users": {"ann": "***"}, "except": []}

@@ -1,5 +1,7 @@
 # The shared proxy. The apps' sites come with the apps.
-{%- set family = salt['wsgi.plan']().family %}
+{%- set plan = salt['wsgi.plan']() %}
+{%- set family = plan.family %}
+{%- if plan.manages_nginx %}
 
 nginx-package:
   pkg.installed:
@@ -11,14 +13,15 @@ nginx-package:
     - require:
       - pkg: nginx-package
 
-/usr/local/lib/wsgi/maintenance.html:
-  file.managed:
-    - source: salt://wsgi/nginx/maintenance.html
-    - makedirs: true
-    - mode: '0644'
-
 nginx-service:
   wsgi.daemon:
     - name: nginx
     - require:
       - pkg: nginx-package
+{%- endif %}
+
+/usr/local/lib/wsgi/maintenance.html:
+  file.managed:
+    - source: salt://wsgi/nginx/maintenance.html
+    - makedirs: true
+    - mode: '0644'

@@ -1,0 +1,172 @@
+"""
+What an app's words for the edge come to: what they leave unsaid, what of them can't go together,
+and how nginx writes them.
+
+This module is pure: it reads no file and starts nothing.
+"""
+
+import functools
+import hashlib
+import math
+import re
+
+# Of those words that are none as long as nothing is said: each needs one key, and has these.
+DEFAULTS = {
+    "basic_auth": {"realm": "Restricted", "users": {}, "except": []},
+    "cache": {
+        "valid": None,
+        "size": "100m",
+        "paths": ["/"],
+        "stale": False,
+        # Django's and Flask's
+        "bypass_cookies": ["session", "sessionid"],
+    },
+    "cors": {
+        "origins": [],
+        "methods": ["GET", "HEAD", "POST"],
+        "headers": ["Content-Type"],
+        "expose": [],
+        "credentials": False,
+        "max_age": 600,
+    },
+}
+NEEDED = {"basic_auth": "users", "cache": "valid", "cors": "origins"}
+LIMIT_DEFAULTS = {"path": "/", "rate": None, "burst": None, "connections": None}
+SECONDS = {"s": 1, "m": 60}
+# Of these an answer may have several, each with its own meaning.
+SEVERAL = ("link", "set-cookie", "vary")
+CORS_HEADERS = [
+    f"Access-Control-{word}"
+    for word in ("Allow-Origin", "Allow-Credentials", "Allow-Methods", "Allow-Headers", "Expose-Headers", "Max-Age")
+]
+
+
+def whole(app):
+    """
+    An app's words with what they leave unsaid.
+
+    app : dict
+        Its merged settings.
+
+    Returns a dict of its keys to their values.
+
+    .. code-block:: python
+
+        >>> whole({**app, "limits": {"login": {"rate": "5r/m"}}})["limits"]
+        {'login': {'path': '/', 'rate': '5r/m', 'burst': 4, 'connections': None}}
+    """
+    found = {key: app[key] and {**defaults, **app[key]} for key, defaults in DEFAULTS.items()}
+    return {**found, "limits": {name: _limit(said) for name, said in app["limits"].items()}}
+
+
+def problems(app):
+    """
+    What of an app's words can't be done.
+
+    app : dict
+        Its settings, after ``whole``.
+
+    Yields a key below the app's, and a sentence's end.
+    """
+    for key, needed in NEEDED.items():
+        if app[key] and not app[key][needed]:
+            yield f"{key}:{needed}", f"missing; {key} does nothing without"
+    for name, limit in app["limits"].items():
+        if not limit["rate"] and not limit["connections"]:
+            yield f"limits:{name}:rate", "missing; a limit needs a rate, connections, or both"
+    if app["cache"] and not app["buffering"]:
+        yield "cache", "can't be had with buffering: false: nginx keeps what it has read whole"
+    if app["cors"] and app["cors"]["credentials"] and "*" in app["cors"]["origins"]:
+        yield "cors:credentials", "can't be had with origins: ['*']: browsers refuse that; name the origins"
+
+
+def values(name, app):
+    """What the templates of an app know of its words."""
+    return {
+        "variable": functools.partial(variable, name),
+        "below": below,
+        "asked_below": asked_below,
+        "quoted": quoted,
+        "origin_pattern": origin_pattern,
+        "cookies_pattern": cookies_pattern,
+        "waits": waits(app["limits"]),
+        "given_headers": [header.lower() for header in app["response_headers"]],
+        "replaced_headers": replaced(app),
+    }
+
+
+def variable(name, what, *which):
+    """
+    One of nginx's variables that is an app's own. The app's name itself can't be in it: that may have a
+    hyphen, and be too long for variables_hash_bucket_size.
+
+    .. code-block:: python
+
+        >>> variable("shop", "limit", "login")
+        '$wsgi_limit_5ef21a5ec1'
+    """
+    return f"$wsgi_{what}_{hashlib.sha256(repr((name, which)).encode()).hexdigest()[:10]}"
+
+
+def below(path):
+    """A regular expression for a path and all that is below it, as nginx's ``map`` takes it."""
+    return f'"~^{re.escape(path)}"' if path.endswith("/") else rf'"~^{re.escape(path)}(/|\z)"'
+
+
+def asked_below(path):
+    """The same for a request line, in which nothing is decoded and a query may follow."""
+    return f'"~^{re.escape(path)}"' if path.endswith("/") else rf'"~^{re.escape(path)}(/|\?|\z)"'
+
+
+def quoted(text):
+    """A text as one of nginx's words."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def origin_pattern(origin):
+    """A regular expression for an origin, of whose host the first label may be ``*``."""
+    return '"~*^' + re.escape(origin).replace(r"\*", "[a-z0-9.-]+") + r'\z"'
+
+
+def cookies_pattern(cookies):
+    """A regular expression for a request that has one of some cookies."""
+    return '"~(^|[; ])(' + "|".join(map(re.escape, cookies)) + ')="'
+
+
+def waits(limits):
+    """
+    When who has met a limit may come again: the slowest of those that hold for a path.
+
+    limits : dict
+        As ``whole`` returns them.
+
+    Returns a dict of paths to seconds, the deepest first.
+    """
+    paths = sorted({limit["path"] for limit in limits.values()}, key=lambda path: (-len(path), path))
+    return {path: max(_wait(limit) for limit in limits.values() if _covers(limit["path"], path)) for path in paths}
+
+
+def replaced(app):
+    """The names of the headers that nginx sets and an app's own give way to."""
+    own = [header for header in app["response_headers"] if header.lower() not in SEVERAL]
+    return [*(CORS_HEADERS if app["cors"] else []), *own]
+
+
+def _limit(said):
+    limit = {**LIMIT_DEFAULTS, **said}
+    if limit["rate"] and limit["burst"] is None:
+        # So many at once, and then one for each that its time has come.
+        limit["burst"] = int(limit["rate"].split("r/")[0]) - 1
+    return limit
+
+
+def _wait(limit):
+    if not limit["rate"]:
+        return 1
+    number, unit = limit["rate"].split("r/")
+    return math.ceil(SECONDS[unit] / int(number))
+
+
+def _covers(path, other):
+    """Whether another path is this one or below it."""
+    return path == other or other.startswith(path.rstrip("/") + "/")

@@ -1,0 +1,19 @@
+"""Counts its answers, and has the headers that it is asked for: ?X-Shop=1&status=404&size=1000&sleep=1."""
+
+import os
+import time
+from urllib.parse import parse_qsl
+
+answers = 0
+
+
+def application(environ, start_response):
+    global answers
+    answers += 1
+    query = dict(parse_qsl(environ["QUERY_STRING"]))
+    status, size = query.pop("status", "200"), int(query.pop("size", 0))
+    time.sleep(float(query.pop("sleep", 0)))
+    body = f"{os.environ.get('GREETING', 'answer')} {answers}\n".encode().ljust(size)
+    headers = {"Content-Type": "text/plain", "Content-Length": str(len(body)), **query}
+    start_response(f"{status} Said So", list(headers.items()))
+    return [body]

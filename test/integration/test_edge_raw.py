@@ -1,0 +1,154 @@
+"""nginx's own words, verbatim and tried before they take effect; and an nginx that another hand runs."""
+
+import json
+
+from pillars import app
+
+ONE = {"one": app("uwsgi", domains=["one.test"])}
+NGINX = "/etc/nginx/nginx.conf"
+
+
+def others(machine):
+    """All that is not the formula's of nginx and its packages: what there is, and when it was last written."""
+    return machine.exec(
+        "find /etc/nginx /etc/logrotate.d/nginx /lib/systemd/system/nginx.service -path '*/wsgi*' -prune -o"
+        " ! -type d -printf '%p %T@ %i %m %l\\n' | sort; systemctl is-enabled nginx; systemctl is-active nginx;"
+        " systemctl show --property=MainPID nginx; md5sum /var/lib/dpkg/status"
+    ).stdout
+
+
+def sites(machine):
+    return machine.exec("head -c 99999 /etc/nginx/conf.d/wsgi.conf /etc/nginx/wsgi/*/* /etc/nginx/wsgi/*.conf").stdout
+
+
+# Another hand's
+
+
+def test_an_nginx_of_another_hand_has_our_sites_and_is_left_alone_otherwise(machine):
+    machine.exec("systemctl start nginx")
+    before = others(machine)
+    machine.pillar({"nginx": {"manage": False}, "apps": ONE})
+    run = machine.apply()
+    assert {"nginx-package", "nginx-service", "/etc/nginx/sites-enabled/default"} & {*run.states} == set()
+    assert machine.get("/", host="one.test").body.startswith("hello")
+    assert "Welcome to nginx" in machine.get("/").body
+    assert others(machine) == before
+    assert machine.apply().changed == set()
+
+
+def test_it_must_read_what_is_written_for_it(machine):
+    before = sites(machine)
+    machine.exec(f"cp {NGINX} /root/; sed -i 's|include /etc/nginx/conf.d|# &|' {NGINX}")
+    try:
+        machine.pillar({"nginx": {"manage": False}, "apps": {"one": {**ONE["one"], "domains": ["other.test"]}}})
+        run = machine.apply(ok=False)
+    finally:
+        machine.exec(f"cp /root/nginx.conf {NGINX}")
+    assert "nginx does not read /etc/nginx/conf.d/wsgi.conf" in run.states["one-site"]["comment"]
+    assert sites(machine) == before
+    assert machine.get("/", host="one.test").status == 200
+
+
+def test_clean_takes_ours_alone(machine):
+    before = others(machine)
+    machine.apply(sls="wsgi.clean")
+    assert others(machine) == before
+    assert machine.exec("find /etc/nginx -name 'wsgi*'").stdout.split() == []
+    assert "Welcome to nginx" in machine.get("/", host="one.test").body
+
+
+# nginx's own words
+
+# Lines that only are what they are as they stand: a quoted one spans two.
+TOLD = """\
+default_type text/plain;
+location = /told {
+    return 200 "first
+  second # no comment; { nor a block
+";
+}
+"""
+WORDS = {
+    "nginx": {
+        "http": "map $uri $of_the_host {\n    default http;\n}\n",
+        "server": "set $order host;",
+        "location": "add_header X-Order $order;\nadd_header X-Host $of_the_host;",
+    },
+    "apps": {
+        "one": app(
+            "uwsgi",
+            domains=["one.test"],
+            nginx={
+                "http": "map $of_the_host $of_the_app { default $of_the_host-app; }",
+                "server": f"set $order $order-app;\n{TOLD}",
+                "location": "add_header X-App $of_the_app;",
+            },
+        ),
+        "two": app("uwsgi", domains=["two.test"]),
+        "three": app("uwsgi", domains=["three.test"]),
+    },
+}
+
+
+def with_words(host_words=None, **app_words):
+    """WORDS, with others for some apps, or for the host."""
+    apps = {name: {**said, "nginx": app_words.get(name, said.get("nginx", {}))} for name, said in WORDS["apps"].items()}
+    return {"nginx": {**WORDS["nginx"], **(host_words or {})}, "apps": apps}
+
+
+def test_words_stand_as_they_are_the_hosts_before_the_apps(machine):
+    machine.pillar(with_words())
+    machine.apply()
+    headers = machine.get("/", host="one.test").headers
+    assert (headers["X-Order"], headers["X-Host"], headers["X-App"]) == ("host-app", "http", "http-app")
+    assert machine.get("/", host="two.test").headers["X-Order"] == "host"
+    told = machine.get("/told", host="one.test").body
+    assert told == "first\n  second # no comment; { nor a block\n"
+
+
+REFUSED = {
+    # Of the app's own lines, the second.
+    "one": ({"location": "# Ours.\nadd_headr X-A b;"}, "wsgi:apps:one:nginx:location: nginx -t refuses it"),
+    # A directive that the formula has already.
+    "two": ({"location": "proxy_http_version 1.0;"}, "wsgi:apps:two:nginx:location: nginx -t refuses it"),
+    # What nginx refuses is a line of the formula's.
+    "three": ({"server": "location / { return 204; }"}, "which has wsgi:nginx:server and wsgi:apps:three:nginx:server"),
+}
+
+
+def test_words_that_nginx_refuses_never_reach_it(machine):
+    before = sites(machine)
+    machine.pillar(with_words(**{name: words for name, (words, _) in REFUSED.items()}))
+    run = machine.apply(ok=False)
+    assert run.failed == {"one-site", "two-site", "three-site"}
+    for name, (_, blamed) in REFUSED.items():
+        comment = run.states[f"{name}-site"]["comment"]
+        assert blamed in comment
+        assert "[emerg]" in comment
+        assert machine.get("/", host=f"{name}.test").status == 200
+    assert sites(machine) == before
+
+
+def test_the_hosts_words_that_nginx_refuses_take_no_app_down(machine):
+    before = sites(machine)
+    machine.pillar(with_words(host_words={"http": "map $uri $of_the_host {\n    default http;\n}\nnonsense;"}))
+    run = machine.apply(ok=False)
+    assert run.failed == {"wsgi-nginx"}
+    assert "wsgi:nginx:http: nginx -t refuses it" in run.states["wsgi-nginx"]["comment"]
+    assert 'unknown directive "nonsense" in' in run.states["wsgi-nginx"]["comment"]
+    assert sites(machine) == before
+    # What is on the disk is sound, too.
+    machine.exec("nginx -t && systemctl restart nginx")
+    assert [machine.get("/", host=f"{name}.test").status for name in ("one", "two")] == [200, 200]
+
+
+def test_words_that_belong_together_change_together(machine):
+    """No app's site alone is sound with the host's new words, nor with the old ones."""
+    renamed = json.loads(json.dumps(with_words()).replace("$of_the_host", "$renamed"))
+    machine.pillar(renamed)
+    machine.apply()
+    assert machine.get("/", host="one.test").headers["X-App"] == "http-app"
+    # Now one of those that make something of them goes in the same run.
+    machine.pillar({"apps": {"two": app("uwsgi", domains=["two.test"])}})
+    machine.apply()
+    assert machine.get("/", host="two.test").headers["X-Host"] is None

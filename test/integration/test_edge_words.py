@@ -1,0 +1,331 @@
+"""The words of the edge: who may come in, how often, what is kept, and what answers say."""
+
+import email.message
+import re
+
+import pytest
+from harness import Response
+from pillars import app
+
+# Each of the same password, in another of the ways that nginx can check.
+PASSWORD = "correct horse"
+USERS = {
+    "sha512": "$6$saltsalt$hRM5XZ86KXEw9UOmjigeVqFgULtFB2sgpC9lXQDfMib3Zgw7mEiUvBJI2EplzfAqxL5Vvwp2scFtv/uamSo5z0",
+    "apr1": "$apr1$saltsalt$EGVZDNN6gOqijy.tv9axG/",
+    "bcrypt": "$2b$05$saltsaltsaltsaltsaltsOFUVpPSbLmbMm6NGyYQOot1ZXuJBZWo.",
+    "ssha": "{SSHA}awc/Cj0kafyFd5d8fGn07xoHBJJzYWx0c2FsdA==",
+}
+
+
+def answering(server="uwsgi", **settings):
+    """An app that counts its answers, and has the headers it is asked for; see test/apps/answering."""
+    source = {"source": "salt://apps/answering", "application": "answering:application"}
+    return app(server, **{**source, "workers": 1, "max_requests": 0, **settings})
+
+
+APPS = {
+    "staff": answering(
+        domains=["staff.test"],
+        mount="/staff",
+        basic_auth={"realm": "Staff only", "users": USERS, "except": ["/healthz", "/open/"]},
+    ),
+    "inside": answering(
+        domains=["inside.test"],
+        allow=["127.0.0.0/30"],
+        workers=3,
+        cors={"origins": ["*"]},
+        limits={"login": {"path": "/login", "rate": "2r/m"}, "slow": {"path": "/slow/", "connections": 1}},
+    ),
+    "kept": answering("gunicorn", domains=["kept.test"], cache={"valid": "1h", "paths": ["/pages"], "stale": True}),
+    "kept-uwsgi": answering(domains=["kept-uwsgi.test"], cache={"valid": "1h", "bypass_cookies": ["__Host-sid"]}),
+    "dressed": answering(
+        domains=["dressed.test"],
+        compression=True,
+        security_headers=True,
+        response_headers={
+            "Permissions-Policy": 'camera=(self "https://a.test")',
+            "X-Odd": "back\\slash; {}",
+            "Vary": "X-Odd",
+        },
+        cors={
+            "origins": ["https://friend.test", "https://*.friends.test:8443"],
+            "methods": ["GET", "PUT"],
+            "expose": ["X-Total"],
+            "credentials": True,
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def served(machine):
+    machine.pillar({"apps": APPS})
+    machine.first_run = machine.apply()
+    return machine
+
+
+def ask(machine, host, path="/", *options):
+    """What curl gets for a path of a host, as it is written, with further options of curl's."""
+    command = ["curl", "--silent", "--show-error", "--path-as-is", "--dump-header", "/dev/stderr", "--max-time", "30"]
+    done = machine.exec([*command, *options, "--header", f"Host: {host}", f"http://127.0.0.1{path}"])
+    status_line, _, headers = done.stderr.partition("\n")
+    return Response(int(status_line.split()[1]), done.stdout, email.message_from_string(headers))
+
+
+def header(text):
+    return ("--header", text)
+
+
+# Who may come in
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_who_has_the_password_comes_in(served, user):
+    assert ask(served, "staff.test", "/staff/", "--user", f"{user}:{PASSWORD}").status == 200
+    refused = ask(served, "staff.test", "/staff/", "--user", f"{user}:wrong")
+    assert (refused.status, refused.headers["WWW-Authenticate"]) == (401, 'Basic realm="Staff only"')
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/staff/", 401),
+        ("/staff/healthz", 200),
+        ("/staff/healthz?all", 200),
+        ("/staff/healthz/deep", 200),
+        ("/staff/healthz-and-more", 401),
+        ("/healthz", 404),
+        ("/staff/open/page", 200),
+        ("/staff/open/../admin", 401),
+        # Open as nginx reads it; an app that reads the line by itself might see something else.
+        ("/staff/admin/../healthz", 401),
+        ("/staff/admin/%2e%2e/open/", 401),
+    ],
+)
+def test_a_path_is_open_only_where_it_is_so_to_all_who_read_it(served, path, status):
+    assert ask(served, "staff.test", path).status == status
+
+
+def test_the_hashes_are_nginxs_alone_and_in_no_diff(served):
+    shown = served.exec("stat -c '%a %U %G' /etc/nginx/wsgi/private/staff.htpasswd").stdout
+    assert shown.strip() == "640 root www-data"
+    for hash in USERS.values():
+        assert hash not in str(served.first_run.raw)
+        assert served.exec(["grep", "-rlF", hash, "/etc", "/run", "/var"], check=False).stdout.split() == [
+            "/etc/nginx/wsgi/private/staff.htpasswd"
+        ]
+
+
+@pytest.mark.parametrize(("address", "status"), [("127.0.0.2", 200), ("127.0.0.4", 403)])
+def test_only_those_addresses_come_in_that_are_allowed(served, address, status):
+    assert ask(served, "inside.test", "/", "--interface", address).status == status
+
+
+# How often
+
+
+def test_a_rate_is_each_clients_and_its_paths_alone(served):
+    def statuses(path, address):
+        return [ask(served, "inside.test", path, "--interface", address) for _ in range(3)]
+
+    at_login = statuses("/login", "127.0.0.1")
+    assert [answer.status for answer in at_login] == [200, 200, 429]
+    assert [answer.headers["Retry-After"] for answer in at_login] == [None, None, "30"]
+    assert ask(served, "inside.test", "/%6cogin/../x/..//login/").status == 429
+    assert ask(served, "inside.test", "/login", "--interface", "127.0.0.2").status == 200
+    assert [answer.status for answer in statuses("/login-help", "127.0.0.1")] == [200, 200, 200]
+
+
+def test_an_apps_own_429_keeps_its_own_word_on_when_to_come_again(served):
+    assert ask(served, "inside.test", "/?status=429&Retry-After=7").headers.get_all("Retry-After") == ["7"]
+
+
+def test_connections_are_counted_at_once(served):
+    one = "curl -so /dev/null -w '%{http_code} ' -H 'Host: inside.test' 'http://127.0.0.1/slow/?sleep=3'"
+    got = served.exec(f"{one} & {one}; wait")
+    assert sorted(got.stdout.split()) == ["200", "429"]
+
+
+# What is kept
+
+CACHES = [("kept.test", "/pages"), ("kept-uwsgi.test", "/any")]
+
+
+def status_and_body(answer):
+    return answer.headers["X-Cache-Status"], answer.body
+
+
+@pytest.mark.parametrize(("host", "path"), CACHES)
+def test_an_answer_is_kept(served, host, path):
+    asked = [status_and_body(ask(served, host, f"{path}?first")) for _ in range(3)]
+    assert [status for status, _ in asked] == ["MISS", "HIT", "HIT"]
+    assert len({body for _, body in asked}) == 1
+    headed = ask(served, host, f"{path}?first", "--head")
+    assert headed.headers["X-Cache-Status"] == "HIT"
+
+
+OTHERS = {
+    "who is logged in": header("Cookie: a=b; session=0"),
+    "who shows a password": header("Authorization: Bearer x"),
+    "a WebSocket": (*header("Upgrade: websocket"), *header("Connection: upgrade")),
+    "a POST": ("--data", "x"),
+}
+
+
+@pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
+def test_the_cache_is_not_asked_for(served, options):
+    kept = ask(served, "kept.test", "/pages?others").body
+    asked = [ask(served, "kept.test", "/pages?others", *options) for _ in range(2)]
+    assert len({kept, *(answer.body for answer in asked)}) == 3
+    assert [answer.headers["X-Cache-Status"] for answer in asked] == [None, None]
+    # Nor was it filled with theirs.
+    assert ask(served, "kept.test", "/pages?others").body == kept
+
+
+def test_cookies_are_known_by_their_names_as_they_are(served):
+    asked = [ask(served, "kept-uwsgi.test", "/c", *header("Cookie: __Host-sid=1")).body for _ in range(2)]
+    assert len({*asked}) == 2
+    asked = [ask(served, "kept-uwsgi.test", "/c", *header("Cookie: session=1; x__Host-sid=1")).body for _ in range(2)]
+    assert len({*asked}) == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/pages-of-others",
+        "/pages?Cache-Control=private",
+        "/pages?Set-Cookie=a",
+        "/pages?status=404",
+    ],
+)
+def test_what_is_not_for_all_or_not_told_of_is_not_kept(served, path):
+    assert len({ask(served, "kept.test", path).body for _ in range(2)}) == 2
+
+
+def test_an_answer_for_one_host_is_given_to_no_other(served):
+    """Links are made of what the client calls the host."""
+    assert ask(served, "kept.test:666", "/pages?host").body != ask(served, "kept.test", "/pages?host").body
+
+
+def test_an_old_answer_is_served_while_a_new_one_is_fetched(served):
+    path = "/pages?Cache-Control=max-age=1"
+    first = ask(served, "kept.test", path).body
+    for _ in range(100):
+        status, body = status_and_body(ask(served, "kept.test", path))
+        assert (status, body) in [("HIT", first), ("STALE", first)]
+        if status == "STALE":
+            break
+    for _ in range(100):
+        if ask(served, "kept.test", path).body != first:
+            break
+    else:
+        pytest.fail("the new answer never came")
+
+
+# What answers say
+
+
+def test_security_headers_are_there_whatever_the_status(served):
+    for status in (200, 404, 500):
+        headers = ask(served, "dressed.test", f"/?status={status}").headers
+        assert headers.get_all("X-Content-Type-Options") == ["nosniff"]
+        assert headers.get_all("X-Frame-Options") == ["SAMEORIGIN"]
+        assert headers.get_all("Referrer-Policy") == ["strict-origin-when-cross-origin"]
+
+
+def test_the_apps_own_word_on_security_goes_first(served):
+    assert ask(served, "dressed.test", "/?X-Frame-Options=DENY").headers.get_all("X-Frame-Options") == ["DENY"]
+
+
+def test_pillars_headers_stand_as_they_are_and_instead_of_the_apps(served):
+    headers = ask(served, "dressed.test", "/?permissions-policy=usb=()&x-odd=1&Vary=Cookie").headers
+    assert headers.get_all("Permissions-Policy") == ['camera=(self "https://a.test")']
+    assert headers.get_all("X-Odd") == ["back\\slash; {}"]
+    assert {"Cookie", "X-Odd"} < {*headers.get_all("Vary")}
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "encoding"),
+    [
+        ("dressed.test", "/?size=2000", "gzip"),
+        ("dressed.test", "/?size=100", None),
+        ("dressed.test", "/?size=2000&Content-Type=image/png", None),
+        ("dressed.test", "/?size=2000&Content-Type=text/event-stream", None),
+        ("inside.test", "/?size=2000&Content-Type=text/html", None),
+    ],
+)
+def test_texts_are_compressed_where_pillar_says_so(served, host, path, encoding):
+    answer = ask(served, host, path, *header("Accept-Encoding: gzip"), "--output", "/dev/null")
+    assert answer.headers["Content-Encoding"] == encoding
+    if encoding:
+        assert "Accept-Encoding" in answer.headers.get_all("Vary")
+
+
+# Other sites
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "allowed"),
+    [
+        ("dressed.test", "https://friend.test", "https://friend.test"),
+        ("dressed.test", "https://a.friends.test:8443", "https://a.friends.test:8443"),
+        ("dressed.test", "https://friends.test:8443", None),
+        ("dressed.test", "https://friend.test.evil.test", None),
+        ("dressed.test", "http://friend.test", None),
+        ("dressed.test", "null", None),
+        ("inside.test", "https://anybody.test", "*"),
+    ],
+)
+def test_other_sites_are_answered_if_they_are_named(served, host, origin, allowed):
+    before = header(f"Origin: {origin}")
+    answer = ask(served, host, "/?Access-Control-Allow-Origin=https://evil.test&status=404", *before)
+    assert answer.headers["Access-Control-Allow-Origin"] == allowed
+    wanted = (*before, "--request", "OPTIONS", *header("Access-Control-Request-Method: PUT"))
+    preflight = ask(served, host, "/", *wanted)
+    assert preflight.status == (204 if allowed else 200)
+    assert preflight.headers["Access-Control-Allow-Origin"] == allowed
+
+
+def test_what_another_site_may_do_is_told_before_the_app_is_asked(served):
+    wanted = (*header("Origin: https://friend.test"), *header("Access-Control-Request-Method: PUT"))
+    headers = ask(served, "dressed.test", "/", "--request", "OPTIONS", *wanted).headers
+    assert {name: value for name, value in headers.items() if name.startswith(("Access", "Vary"))} == {
+        "Access-Control-Allow-Origin": "https://friend.test",
+        "Access-Control-Allow-Credentials": "true",
+        "Access-Control-Allow-Methods": "GET, PUT",
+        "Access-Control-Allow-Headers": "Content-Type",
+        "Access-Control-Max-Age": "600",
+        "Vary": "Origin",
+    }
+    answer = ask(served, "dressed.test", "/", *wanted)
+    assert re.fullmatch(r"answer \d+\n", answer.body)
+    assert answer.headers["Access-Control-Expose-Headers"] == "X-Total"
+
+
+# Changes. These come last.
+
+
+def test_a_change_is_seen_at_once_and_going_back_too(served):
+    hosts = ("kept.test", "/pages?change"), ("kept-uwsgi.test", "/change")
+    before = [ask(served, *each).body for each in hosts]
+    changed = {name: {**APPS[name], "env": {"GREETING": "new"}} for name in ("kept", "kept-uwsgi")}
+    served.pillar({"apps": {**APPS, **changed}})
+    assert served.apply().changed == {"kept-live", "kept-uwsgi-live"}
+    assert [ask(served, *each).body.split()[0] for each in hosts] == ["new", "new"]
+    assert [ask(served, *each).headers["X-Cache-Status"] for each in hosts] == ["HIT", "HIT"]
+    assert all(body.startswith("answer") for body in before)
+
+
+def test_words_that_are_gone_leave_nothing(served):
+    def traces():
+        return served.exec("ls -d /etc/nginx/wsgi/private/*.htpasswd /var/cache/wsgi-*", check=False).stdout.split()
+
+    kept = [f"/var/cache/wsgi-{name}.{protocol}" for name in ("kept", "kept-uwsgi") for protocol in ("proxy", "uwsgi")]
+    assert sorted(traces()) == sorted(["/etc/nginx/wsgi/private/staff.htpasswd", *kept])
+    plain = {"staff": {**APPS["staff"], "basic_auth": {}}, "kept": {**APPS["kept"], "cache": {}}}
+    served.pillar({"apps": {**plain, "inside": APPS["inside"]}})
+    served.apply()
+    assert traces() == []
+    assert ask(served, "staff.test", "/staff/").status == 200
+    assert served.apply().changed == set()

@@ -1,0 +1,203 @@
+"""What the words of access, limits, cache and headers come to, and which of them are refused."""
+
+import re
+
+import pytest
+import wsgi_edge
+import wsgi_host
+import wsgi_nginx
+import wsgi_wanted
+
+HASH = "$6$saltsalt$hRM5XZ86KXEw9UOmjigeVqFgULtFB2sgpC9lXQDfMib3Zgw7mEiUvBJI2EplzfAqxL5Vvwp2scFtv/uamSo5z0"
+KEY = "wsgi:apps:shop"
+SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
+
+
+@pytest.fixture
+def problems(load):
+    """problems({key: value, …}) are those of an app that says so, its pillar key left out."""
+
+    def found(own, **host):
+        sentences = load({"apps": {"shop": {**SHOP, **own}}, **host}).problems
+        return [sentence[len(KEY) + 1 :] for sentence in sentences]
+
+    return found
+
+
+@pytest.fixture
+def make_files(make_host, tmp_path):
+    """make_files({key: value, …}) are all files of nginx's for such an app, by their paths below its folder."""
+
+    def files_of(own, modules=(), **said):
+        host = make_host({"apps": {"shop": {**SHOP, **own}}, **said})
+        assert host.settings.problems == []
+        host.nginx_built = wsgi_nginx.Built((1, 22, 1), modules)
+        for folder in ("conf_dir", "own_dir"):
+            host.family["nginx"][folder] = str(tmp_path)  # not this machine's
+        found = wsgi_nginx.pending(host, "shop")
+        return {path[len(str(tmp_path)) + 1 :]: text for path, text in found.items()}
+
+    return files_of
+
+
+# What is refused
+
+REFUSED = [
+    ({"allow": []}, "allow: [] must be a list of addresses and networks"),
+    ({"allow": ["10.0.0.0/40"]}, "allow: ['10.0.0.0/40'] must be"),
+    ({"limits": {"a": {"rate": "5/m"}}}, "limits:a:rate: '5/m' must be a rate in nginx's words, e.g. 10r/s"),
+    ({"limits": {"a": {"rats": "5r/m", "connections": 1}}}, "limits:a:rats: not a key; did you mean 'rate'?"),
+    ({"limits": {"a": {"path": "/a"}}}, "limits:a:rate: missing; a limit needs a rate, connections, or both"),
+    ({"limits": {"A B": {"rate": "5r/m"}}}, "limits:A B: 'A B' must be a lower-case letter"),
+    ({"limits": {"a": {"rate": "5r/m", "path": "/a%20b"}}}, "limits:a:path: '/a%20b' must be a path that begins"),
+    ({"basic_auth": {"realm": "Staff"}}, "basic_auth:users: missing; basic_auth does nothing without"),
+    ({"basic_auth": {"users": {}}}, "basic_auth:users: missing; basic_auth does nothing without"),
+    # nginx's word for no password at all.
+    ({"basic_auth": {"realm": "off", "users": {"ann": HASH}}}, "basic_auth:realm: 'off' must be a text of one line"),
+    ({"basic_auth": {"user": {"ann": HASH}}}, "basic_auth:user: not a key; did you mean 'users'?"),
+    ({"cache": {"paths": ["/a"]}}, "cache:valid: missing; cache does nothing without"),
+    ({"cache": {"valid": "5 minutes"}}, "cache:valid: '5 minutes' must be a time in nginx's words, e.g. 10m"),
+    ({"cache": {"valid": "10s5m"}}, "cache:valid: '10s5m' must be a time"),
+    ({"cache": {"valid": "500ms"}}, "cache:valid: '500ms' must be a time"),
+    ({"cache": {"valid": "1m"}, "buffering": False}, "cache: can't be had with buffering: false"),
+    ({"cors": {"credentials": True}}, "cors:origins: missing; cors does nothing without"),
+    ({"cors": {"origins": ["*"], "credentials": True}}, "cors:credentials: can't be had with origins: ['*']"),
+    ({"cors": {"origins": ["https://a.test/path"]}}, "cors:origins: ['https://a.test/path'] must be a list of origins"),
+    ({"cors": {"origins": ["*", "https://a.test"]}}, "cors:origins: ['*', 'https://a.test'] must be"),
+    ({"response_headers": {"Content-Length": "0"}}, "response_headers:Content-Length: 'Content-Length' must be"),
+    ({"response_headers": {"X-A": "$remote_addr"}}, "response_headers:X-A: '$remote_addr' must be a text of one line"),
+    ({"response_headers": {"X-A": "a\nb"}}, "response_headers:X-A: 'a\\nb' must be"),
+    ({"compression": "gzip"}, "compression: 'gzip' must be true or false"),
+    ({"nginx": {"locations": "a b;"}}, "nginx:locations: not a key; did you mean 'location'?"),
+]
+
+
+@pytest.mark.parametrize(("own", "sentence"), REFUSED, ids=[sentence.split(":")[0] for _, sentence in REFUSED])
+def test_a_wrong_word_is_named_with_what_it_may_be(problems, own, sentence):
+    (problem,) = problems(own)
+    assert problem.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "users",
+    [{"ann": "hunter2"}, {"ann:hunter2": HASH}, {"ann": "{PLAIN}hunter2"}, "ann:hunter2", ["ann:hunter2"]],
+    ids=str,
+)
+def test_a_plain_password_is_refused_and_never_shown(problems, users):
+    (problem,) = problems({"basic_auth": {"users": users}})
+    assert problem.startswith("basic_auth:users")
+    assert "hunter2" not in problem
+    if users == {"ann": "hunter2"}:
+        assert "a hash that `openssl passwd -6` printed" in problem
+
+
+def test_what_sdb_has_for_a_user_must_be_a_hash(make_host):
+    host = make_host({"apps": {}})
+    host.salt["sdb.get"] = lambda uri, strict: {"sdb://a/ann": HASH, "sdb://a/bob": "hunter2"}[uri]
+    key = f"{KEY}:basic_auth:users"
+    assert wsgi_wanted.htpasswd(host, key, {"ann": "sdb://a/ann", "eve": HASH}) == f"ann:{HASH}\neve:{HASH}\n"
+    with pytest.raises(wsgi_host.Problem, match=f"{key}:bob: sdb://a/bob holds something else than a hash") as raised:
+        wsgi_wanted.htpasswd(host, key, {"bob": "sdb://a/bob"})
+    assert "hunter2" not in str(raised.value)
+
+
+# What is written
+
+
+def test_hashes_are_in_a_file_that_nginx_alone_can_read(make_files):
+    files = make_files({"basic_auth": {"users": {"ann": HASH}}})
+    file = files.pop("private/shop.htpasswd")
+    assert (file.text, file.group, file.mode) == (f"ann:{HASH}\n", "www-data", 0o640)
+    assert wsgi_nginx.source(file)["show_changes"] is False
+    assert HASH not in str(files)
+
+
+def test_a_word_of_the_hosts_defaults_holds_for_every_app(load):
+    settings = load(
+        {
+            "defaults": {"limits": {"all": {"rate": "50r/s"}}},
+            "apps": {"a": {**SHOP, "domains": ["a.test"]}, "b": {**SHOP, "limits": {"login": {"rate": "1r/m"}}}},
+        }
+    )
+    assert [sorted(app["limits"]) for app in settings.apps.values()] == [["all"], ["all", "login"]]
+
+
+@pytest.mark.parametrize(
+    ("said", "burst"),
+    [({"rate": "5r/m"}, 4), ({"rate": "1r/s"}, 0), ({"rate": "5r/m", "burst": 0}, 0), ({"connections": 2}, None)],
+)
+def test_a_rate_may_come_all_at_once_unless_pillar_says_otherwise(load, said, burst):
+    settings = load({"apps": {"shop": {**SHOP, "limits": {"a": said}}}})
+    assert settings.apps["shop"]["limits"]["a"]["burst"] == burst
+
+
+def test_who_is_sent_away_is_told_the_slowest_limit_of_the_path(load):
+    limits = {
+        "all": {"rate": "10r/s"},
+        "login": {"path": "/login", "rate": "5r/m"},
+        "deep": {"path": "/login/deep/", "rate": "20r/m"},
+        "log": {"path": "/log", "connections": 1},
+    }
+    found = load({"apps": {"shop": {**SHOP, "limits": limits}}}).apps["shop"]["limits"]
+    assert list(wsgi_edge.waits(found).items()) == [("/login/deep/", 12), ("/login", 12), ("/log", 1), ("/", 1)]
+
+
+def test_no_two_apps_share_one_of_nginxs_variables():
+    names = [
+        wsgi_edge.variable(app, "limit", limit)
+        for app, limit in [("a", "b-c"), ("a-b", "c"), ("a_b", "c"), ("a", "b"), ("a", "b_c")]
+    ]
+    assert len({*names}) == len(names)
+    # What variables_hash_bucket_size has room for by default.
+    longest = wsgi_edge.variable("a" * 27, "preflight", "b" * 32)
+    assert re.fullmatch(r"\$\w{1,46}", longest)
+
+
+def test_brotli_is_used_where_nginx_has_it(make_files):
+    def brotli(*modules):
+        return make_files({"compression": True}, modules)["locations/shop.conf"].count("brotli on;")
+
+    # In each of the three locations that ask the app.
+    assert (brotli(), brotli("http_brotli_filter_module")) == (0, 3)
+
+
+def test_modules_that_the_distribution_has_nginx_load_are_known(make_host, tmp_path):
+    host = make_host({"apps": {}})
+    host.family["nginx"]["modules_dir"] = str(tmp_path)
+    (tmp_path / "50-brotli.conf").write_text("load_module modules/ngx_http_brotli_filter_module.so;\n")
+    (tmp_path / "50-off.conf").write_text("# load_module modules/ngx_http_off_module.so;\n")
+    assert wsgi_nginx._dynamic_modules(host) == ["http_brotli_filter_module"]
+
+
+def test_pillars_header_goes_before_that_of_security_headers(make_files):
+    own = {"security_headers": True, "response_headers": {"x-frame-options": "DENY"}}
+    locations = make_files(own)["locations/shop.conf"]
+    assert re.findall("(?i)add_header x-frame-options (.*);", locations) == ['"DENY" always'] * 3
+    assert locations.count("proxy_hide_header x-frame-options;") == locations.count("uwsgi_hide_header x-frame") == 3
+
+
+@pytest.mark.parametrize("text", ["a", 'say "so"', "back\\slash", "ends in \\", "a; { } # b", "it's", "ä"])
+def test_a_text_is_one_word_of_nginxs(text):
+    quoted = wsgi_edge.quoted(text)
+    assert re.fullmatch(r'"([^"\\]|\\["\\])*"', quoted)
+    assert re.sub(r"\\(.)", r"\1", quoted[1:-1]) == text
+
+
+def test_raw_words_stand_line_for_line_as_they_are(make_files):
+    words = 'return 200 "one\n  two\n";'
+    files = make_files({"nginx": {"http": words, "server": words, "location": words}})
+    found = {path: text.count(f"\n{words}\n") for path, text in files.items() if text and words in text}
+    assert found == {"apps/shop.conf": 1, "sites/default_80.conf": 1, "locations/shop.conf": 3}
+
+
+# An nginx that another hand runs
+
+
+def test_the_default_site_is_another_hands(make_files, problems):
+    unmanaged = {"nginx": {"manage": False}}
+    assert problems({}, **unmanaged) == [
+        "domains: missing; with wsgi:nginx:manage: false the default site is another hand's"
+    ]
+    files = make_files({"domains": ["shop.test"], "listen": 8080}, **unmanaged)
+    assert "default_server" not in "".join(filter(None, files.values()))
+    assert "listen" not in files["wsgi.conf"]
