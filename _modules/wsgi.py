@@ -4,6 +4,7 @@ What serves the apps of this machine, and how they fare.
 
 import contextlib
 import http.client
+import math
 import os
 import time
 
@@ -20,10 +21,14 @@ import wsgi_probe
 import wsgi_programs
 import wsgi_release
 import wsgi_schema
+import wsgi_status_page
 import wsgi_wanted
 from salt.exceptions import CommandExecutionError
 from salt.utils.hashutils import get_hash
 from wsgi_host import LIB, LOG, SRV, Problem
+from wsgi_schema_edge import METRICS_PORT, METRICS_SOCKET
+
+METRICS_UNIT = "/etc/systemd/system/wsgi-metrics.socket"
 
 
 def plan():
@@ -35,7 +40,9 @@ def plan():
     site is given up before it is taken), ``absent`` (names to whether to purge), ``servers``,
     ``process_managers`` and ``tools`` (sorted lists of those in use; a tool is what a release is
     built with), ``acme`` (bool: a site asks an authority for its certificate), ``manages_nginx`` (bool:
-    nginx itself is the formula's), ``family`` (what ``wsgi/os_family/<family>.yaml`` says). Raises
+    nginx itself is the formula's), ``family`` (what ``wsgi/os_family/<family>.yaml`` says), ``metrics``
+    (the sls that brings the host's metrics, or takes away those that were, or None), ``metrics_port``,
+    ``metrics_socket``, and ``status_page`` (whether there is to be one, or was). Raises
     CommandExecutionError where the formula was
     updated and its modules on the minion were not.
 
@@ -75,6 +82,14 @@ def plan():
         "acme": any(site.tls and site.tls["certificate"] == "acme" for site in settings.sites.values()),
         "manages_nginx": settings.nginx["manage"],
         "family": host.family,
+        "metrics": "metrics"
+        if settings.nginx["metrics"]
+        else "metrics.absent"
+        if os.path.exists(METRICS_UNIT)
+        else None,
+        "metrics_port": METRICS_PORT,
+        "metrics_socket": METRICS_SOCKET,
+        "status_page": bool(settings.status_page) or os.path.exists(wsgi_status_page.PAGE),
     }
 
 
@@ -142,12 +157,14 @@ def validate():
     return [*problems, *(f"warning: {sentence}" for sentence in wsgi_release.warnings(host))] or True
 
 
-def status(app=None):
+def status(app=None, patience=None):
     """
     What runs, and how it fares.
 
     app : str
         One app; all that are in pillar or on this machine when not given.
+    patience : float
+        Seconds that all health checks may take together; each app's ``request_timeout`` when not given.
 
     Returns a dict of apps to dicts: ``server``, ``version``, ``process_manager``,
     ``generation``, ``release``, ``source`` and ``revision`` it was made from, ``override`` (what a
@@ -169,7 +186,8 @@ def status(app=None):
     names = sorted({*host.settings.apps, *host.known_apps()})
     if app is not None:
         names = [_named(app, names)]
-    return {name: _status(host, name) for name in names}
+    deadline = time.monotonic() + (math.inf if patience is None else patience)
+    return {name: _status(host, name, deadline) for name in names}
 
 
 def restart(app):
@@ -341,6 +359,7 @@ def maintenance(app, state=None):
         if wanted and wsgi_maintenance.marker(app) not in (wsgi_host.read(wsgi_nginx.paths(host, app)[1]) or ""):
             raise CommandExecutionError(f"the site of {app} is not in place: state.apply wsgi")
         wsgi_maintenance.switch(app, wanted)
+        _tell(host)
     if wsgi_maintenance.on(app):
         return f"{app} is in maintenance: nginx answers 503 until `wsgi.maintenance {app} off`."
     return f"{app} is not in maintenance."
@@ -397,7 +416,7 @@ def _stale():
     return found
 
 
-def _status(host, name):
+def _status(host, name, deadline):
     current = wsgi_generation.live(host, name)
     if current is None:
         return {"live": False}
@@ -419,7 +438,7 @@ def _status(host, name):
         **({"override": wsgi_wanted.sentence(host, name)} if app and wsgi_wanted.sentence(host, name) else {}),
         "domains": app["domains"] if app else [],
         "listen": app["listen"] if app else None,
-        "health": _health(current, wsgi_generation.check_of(app) if app else current.record["check"]),
+        "health": _health(current, wsgi_generation.check_of(app) if app else current.record["check"], deadline),
         "pids": pids,
         **beside,
         "memory_mib": round(wsgi_managers.memory(all_pids) / 2**20, 1),
@@ -434,7 +453,7 @@ def _made_of(current):
     return {fact: record[fact] for fact in ("source", "revision") if record.get(fact)}
 
 
-def _health(current, check):
+def _health(current, check, deadline):
     begun = time.monotonic()
     try:
         found = wsgi_probe.status(
@@ -442,7 +461,7 @@ def _health(current, check):
             current.socket,
             check["path"],
             check["host"],
-            current.record["settings"]["request_timeout"],
+            min(current.record["settings"]["request_timeout"], max(deadline - time.monotonic(), 0.1)),
         )
     except (OSError, http.client.HTTPException) as error:
         return {"ok": False, "error": str(error) or type(error).__name__}
@@ -460,6 +479,15 @@ def _told():
         yield
     except (Problem, OSError) as error:
         raise CommandExecutionError(str(error)) from error
+    finally:
+        _tell(_host())
+
+
+def _tell(host):
+    """Write the status page anew, where there is one; what was done does not depend on that."""
+    if host.settings.status_page:
+        with contextlib.suppress(Problem, OSError):
+            wsgi_status_page.write(host, wsgi_status_page.facts(host))
 
 
 def _done(done, host=None):

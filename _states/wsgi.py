@@ -22,6 +22,7 @@ import wsgi_nginx
 import wsgi_programs
 import wsgi_release
 import wsgi_static
+import wsgi_status_page
 import wsgi_tls
 import wsgi_wanted
 from wsgi_host import ETC, LIB, LOG, SRV, Problem
@@ -300,6 +301,50 @@ def certificates(name):
     except (Problem, OSError) as error:
         return _failure(name, "nginx serves on with the certificates that it has", error)
     return _result(name, not failures, "\n".join([f"New: {', '.join(changes) or 'none'}.", *failures]), changes)
+
+
+def status_page(name):
+    """
+    The page that tells of the apps is there, if pillar asks for it.
+
+    name : str
+        Nothing but the state's name.
+
+    It is written anew by each run, however the other states went, and is mentioned as a change where
+    it tells more than another time and another health.
+
+    .. code-block:: yaml
+
+        wsgi-status-page:
+          wsgi.status_page:
+            - order: last
+    """
+    try:
+        host = _host()
+        if host.settings.status_page is None:
+            return __states__["file.absent"](wsgi_status_page.FOLDER)
+        failures, upcoming = _this_run()
+        facts = wsgi_status_page.facts(host, failures)
+        before, after = wsgi_status_page.written(), wsgi_status_page.content(facts)
+        changes = {"page": {"old": before, "new": after}} if before != after or upcoming else {}
+        if __opts__["test"]:
+            return _result(name, None if changes else True, "The status page would be written.", changes)
+        wsgi_status_page.write(host, facts)
+    except (Problem, OSError) as error:
+        return _failure(name, "The status page was left as it was", error)
+    return _result(name, True, "The status page was written.", changes)
+
+
+def _this_run():
+    """What of the formula's failed until now, ids and comments; and whether a dry run has found something to change."""
+    states = [state for tag, state in __running__.items() if tag.startswith("wsgi_|-")]
+    failures = [
+        (state["__id__"], state["comment"])
+        for state in states
+        # The pillar's problems are told by themselves; what was not tried has failed elsewhere.
+        if state["result"] is False and state.get("__state_ran__", True) and state["__id__"] != "wsgi-pillar"
+    ]
+    return failures, any(state["result"] is None for state in states)
 
 
 def daemon(name):

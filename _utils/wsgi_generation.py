@@ -26,6 +26,7 @@ import wsgi_nginx
 import wsgi_probe
 import wsgi_programs
 import wsgi_release
+import wsgi_schema_edge
 import wsgi_settings
 import wsgi_static
 import wsgi_step
@@ -503,6 +504,7 @@ def files_of(generation, app):
         "options": options,
         "long_options": wsgi_settings.long_options(options),
         "guards": _guards(host, app),
+        "metrics_port": wsgi_schema_edge.METRICS_PORT,
     }
     return {
         f"{generation.folder}/env": environment_text(generation, app),

@@ -57,6 +57,7 @@ class Host:
             keep_trailing_newline=True,
             trim_blocks=True,
             lstrip_blocks=True,
+            autoescape=lambda name: name.endswith(".html.jinja"),
         )
         self._template_text = {}
         self._sources = {}

@@ -23,9 +23,11 @@ import wsgi_maintenance
 import wsgi_managers
 import wsgi_sites
 import wsgi_static
+import wsgi_status_page
 import wsgi_tls
 import wsgi_wanted
 from wsgi_host import LIB, PATH, RUN, Problem
+from wsgi_schema_edge import METRICS_PORT, METRICS_SOCKET
 from wsgi_step import tail
 
 # What nginx was last told to load, and which nginx that was.
@@ -365,7 +367,9 @@ def _values(host, name, app, site):
 def _shared_values(host):
     return {
         "nginx": host.settings.nginx,
-        "status_page": host.settings.status_page,
+        "status_page": wsgi_status_page.values(host),
+        "metrics_port": METRICS_PORT,
+        "metrics_socket": METRICS_SOCKET,
         "built": built(host),
         "log_dir": host.family["nginx"]["log_dir"],
         "own_dir": host.family["nginx"]["own_dir"],
@@ -381,14 +385,19 @@ def _shared(host, sites):
     for text in sites:
         for port, options in LISTEN.findall(text):
             ports.setdefault(int(port), set()).update(options.split())
+    page = host.settings.status_page
+    if page and page["domain"]:
+        ports.setdefault(page["listen"], set())
     if not (host.settings.nginx["manage"] and host.settings.nginx["default_site"]):
         ports = {}
     ports = {port: options for port, options in sorted(ports.items()) if "default_server" not in options}
     values = _shared_values(host)
+    passwords = wsgi_status_page.passwords(host)
     return {
         f"{host.family['nginx']['own_dir']}/proxy.conf": host.render("nginx/proxy.conf.jinja", **values),
         f"{host.family['nginx']['own_dir']}/tls.conf": host.render("nginx/tls.conf.jinja", **values),
         entry_path(host): host.render("nginx/wsgi.conf.jinja", ports=ports, **values),
+        wsgi_status_page.passwords_path(host): passwords and Private(passwords, host.family["nginx"]["user"]),
     }
 
 

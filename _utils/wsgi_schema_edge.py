@@ -53,6 +53,11 @@ USER = re.compile(r"[^:\s\x00-\x1f]+")
 # What crypt(3) and nginx itself can check; never the password itself.
 HASH = re.compile(r"\$(1|2[aby]?|5|6|y|apr1)\$[^\s:]+|\{SSHA\}[^\s:]+")
 
+# Both on loopback: of what nginx and gunicorn count (UDP) and of Prometheus' endpoint (TCP).
+METRICS_PORT = 8078
+# nginx asks what answers Prometheus here.
+METRICS_SOCKET = "/run/wsgi-metrics.sock"
+
 
 def _network(value):
     try:
@@ -241,5 +246,5 @@ NGINX = {
 STATUS_PAGE = {
     "listen": integer(1, 65535),
     "domain": Rule("a host name", lambda value: is_domain(value) and not value.startswith("*")),
-    "basic_auth": mapping(BASIC_AUTH),
+    "basic_auth": mapping({key: BASIC_AUTH[key] for key in ("realm", "users")}),
 }

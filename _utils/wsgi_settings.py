@@ -340,7 +340,7 @@ class _Loader:
         self._check_trust("wsgi:nginx", settings.nginx)
         if top.get("status_page") is not None:
             page = self._check("wsgi:status_page", top["status_page"], wsgi_schema.STATUS_PAGE)
-            settings.status_page = merge(self.defaults["status_page"], page)
+            settings.status_page = wsgi_sites.whole_page(merge(self.defaults["status_page"], page))
         own_defaults = self._mapping("wsgi:defaults", top.get("defaults"))
         apps = self._mapping("wsgi:apps", top.get("apps"))
         if top.get("apps") is None and not settings.problems:
@@ -356,11 +356,16 @@ class _Loader:
         sound = {name: app for name, app in found.items() if name not in settings.broken}
         settings.absent = {name: app for name, app in sound.items() if app["state"] == "absent"}
         settings.apps = {name: app for name, app in sound.items() if app["state"] == "present"}
+        # One word is enough; an app's that has a problem too, since it is left as it is.
+        settings.nginx["metrics"] |= any(app["metrics"] for app in found.values() if app and app["state"] == "present")
         settings.sites, clashes = wsgi_sites.group(settings.apps)
-        for name, key, sentence in clashes:
+        for name, key, sentence in clashes + wsgi_sites.port_clashes(
+            settings.apps, settings.status_page, settings.nginx
+        ):
             self._problem(f"wsgi:apps:{name}:{key}", sentence)
             settings.broken.add(name)
             settings.apps.pop(name, None)
+        self._check_status_page()
         settings.broken = {str(name) for name in settings.broken}
         return settings
 
@@ -371,6 +376,13 @@ class _Loader:
                 f"{key}:trusted_proxies",
                 f"missing; with proxy_protocol, it must be {wsgi_schema.NGINX['trusted_proxies'].allowed}",
             )
+
+    def _check_status_page(self):
+        """A page in the way of apps or of others is nobody's mistake but pillar's as a whole."""
+        settings = self.settings
+        for key, sentence in wsgi_sites.page_clashes(settings.status_page, settings.apps, settings.nginx):
+            self._problem(f"wsgi:status_page:{key}", sentence)
+            settings.host_wide = True
 
     def _app(self, name, own):
         """An app's merged settings, or None where its name can't be one."""

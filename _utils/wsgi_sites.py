@@ -6,6 +6,8 @@ This module is pure: it reads no file and starts nothing.
 
 from dataclasses import dataclass
 
+from wsgi_schema_edge import METRICS_PORT
+
 TLS_DEFAULTS = {
     "certificate": "self_signed",
     "key": None,
@@ -81,6 +83,53 @@ def whole_tls(said):
     """What an app says of TLS with its defaults, or None where it has none."""
     tls = {**TLS_DEFAULTS, **(said or {"certificate": "none"})}
     return None if tls["certificate"] == "none" else tls
+
+
+def whole_page(said):
+    """Where the status page is, with a port: on loopback one of its own, for others HTTP's."""
+    return {**said, "listen": said["listen"] or (80 if said["domain"] else 8079)}
+
+
+def port_clashes(apps, page, nginx):
+    """
+    The apps that want a port on which the formula itself answers on loopback.
+
+    apps : dict
+        Names to settings, as ``wsgi_settings.Settings.apps`` holds them.
+    page : dict or None
+        ``Settings.status_page``.
+    nginx : dict
+        ``Settings.nginx``.
+
+    Returns problems as ``group`` does.
+    """
+    own = {METRICS_PORT: "the metrics' (wsgi:nginx:metrics)"} if nginx["metrics"] else {}
+    if page and not page["domain"]:
+        own[page["listen"]] = "the status page's (wsgi:status_page:listen)"
+    ports = [(name, "listen", app["listen"]) for name, app in apps.items()]
+    ports += [(name, "tls:listen", app["tls"]["listen"]) for name, app in apps.items() if app["tls"]]
+    return [(name, key, f"port {port} is {own[port]}") for name, key, port in ports if port in own]
+
+
+def page_clashes(page, apps, nginx):
+    """
+    What keeps the status page from where it is to be: a list of one of its keys and a sentence's end.
+
+    Takes what ``port_clashes`` takes.
+    """
+    if not page:
+        return []
+    found = []
+    if page["domain"] and not page["basic_auth"].get("users"):
+        found.append(("basic_auth:users", "missing; without them it is for this machine alone, with no domain"))
+    if page["listen"] == METRICS_PORT and nginx["metrics"]:
+        found.append(("listen", f"port {METRICS_PORT} is the metrics' (wsgi:nginx:metrics)"))
+    for name, app in apps.items() if page["domain"] else ():
+        if app["listen"] == page["listen"] and page["domain"].lower() in _hosts(app):
+            found.append(("domain", f"{page['domain']!r} on port {page['listen']} is {name}'s already"))
+        if app["tls"] and app["tls"]["listen"] == page["listen"]:
+            found.append(("listen", f"port {page['listen']} is {name}'s for TLS (tls:listen)"))
+    return found
 
 
 def mounted(app, path):

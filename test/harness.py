@@ -52,6 +52,15 @@ def image(platform, provisioned=False):
     return name
 
 
+@cache
+def browser_image():
+    """An image with a browser, which no machine of the formula has."""
+    name = build_image("debian-12")
+    install = "apt-get update && apt-get install -y --no-install-recommends chromium fonts-dejavu-core"
+    docker("build", "--tag", f"{name}-browser", "-", stdin=f"FROM {name}\nRUN {install}\n")
+    return f"{name}-browser"
+
+
 @dataclass
 class Result:
     """What a command on the machine ended with."""
@@ -192,6 +201,20 @@ class Machine(Container):
             raise ConnectionError(f"{self.name}: {path}: {done.stderr.strip()}")
         status_line, _, headers = done.stderr.partition("\n")
         return Response(int(status_line.split()[1]), done.stdout, email.message_from_string(headers))
+
+    def browse(self, url, expressions, *options):
+        """What JavaScript's expressions, by name, come to on a page, in a browser that has the machine's network;
+        with further options of test/browser.py."""
+        argv = ["python3", "/browser.py", *options, url]
+        run = [
+            "run",
+            "--rm",
+            "-i",
+            "--init",
+            f"--network=container:{self.name}",
+            f"--volume={ROOT}/test/browser.py:/browser.py:ro",
+        ]
+        return json.loads(docker(*run, browser_image(), *argv, stdin=json.dumps(expressions)).stdout)
 
     @contextlib.contextmanager
     def load(self, seconds=120, **options):

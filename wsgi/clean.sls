@@ -3,6 +3,11 @@
 {%- if 'wsgi' not in salt['saltutil.list_extmods']().get('modules', []) %}
 {%- do salt['saltutil.sync_all'](refresh=False) %}
 {%- endif %}
+{%- if salt['wsgi.plan']().metrics %}
+
+include:
+  - wsgi.metrics.absent
+{%- endif %}
 
 {%- for name in salt['wsgi.present']() %}
 

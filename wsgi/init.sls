@@ -26,6 +26,9 @@ include:
 {%- for tool in plan.tools %}
   - wsgi.{{ tool }}
 {%- endfor %}
+{%- if plan.metrics %}
+  - wsgi.{{ plan.metrics }}
+{%- endif %}
 
 {%- for name, purge in plan.absent.items() %}
 
@@ -69,4 +72,11 @@ wsgi-certificates:
     - require:
       - wsgi: wsgi-nginx
 {%- endif %}
+{%- endif %}
+{%- if plan.status_page %}
+
+# It tells of what failed, too.
+wsgi-status-page:
+  wsgi.status_page:
+    - order: last
 {%- endif %}

@@ -1,0 +1,222 @@
+"""What nginx writes down of each request, and what Prometheus gets of nginx, the apps and their servers."""
+
+import json
+import re
+
+import pytest
+from pillars import app, inspected
+
+HOSTILE = [
+    b"quotes \" and ' and \\ and \\x22",
+    b"\x01\x02 a bell \x07 and DEL \x7f",
+    b"caf\xc3\xa9 \xe2\x82\xac \xf0\x9f\x90\x8d",
+    b"half a letter \xc3",
+    b"latin \xe9t\xe9, surrogates \xed\xa0\x80, overlong \xc0\xaf, beyond \xf5\x80\x80\x80",
+    b"\xff" * 7000,
+    b"\xe2\x82\xac" * 2300,
+    b'{"app":"forged"}',
+]
+NUMBERS = {"msec": float, "status": int, "bytes_sent": int, "request_length": int, "request_time": float}
+UPSTREAM = {"upstream_time": float, "upstream_connect_time": float, "upstream_status": int}
+TEXTS = {
+    *("time", "request_id", "app", "generation", "remote_addr", "remote_user", "scheme", "host", "method"),
+    *("uri", "protocol", "cache", "referer", "user_agent"),
+}
+# Sends bytes to port 80 as they are, and prints the answer.
+RAW = (
+    "import socket, sys; s = socket.create_connection(('127.0.0.1', 80), 10); s.sendall(sys.stdin.buffer.read());"
+    " s.settimeout(10); print(s.recv(65536).decode('ascii', 'ignore'))"
+)
+
+
+@pytest.fixture(scope="module")
+def observed(machine):
+    """A machine with four apps: two whose servers have metrics, one whose server has none, one with neither."""
+    machine.pillar(
+        {
+            "apps": {
+                "shop": inspected("uwsgi", domains=["shop.example.com"], metrics=True),
+                "blog": app("gunicorn", domains=["blog.example.com"], metrics=True),
+                "quiet": app("waitress", domains=["quiet.example.com"], metrics=True, access_log="none"),
+                "plain": app("uwsgi", domains=["plain.example.com"], access_log="combined"),
+            }
+        }
+    )
+    machine.apply()
+    return machine
+
+
+def log(machine, name):
+    """The lines of a site's access log; nginx writes one just after it has answered."""
+    return machine.exec(f"sleep 0.2; cat /var/log/nginx/wsgi-{name}.access.log").stdout.splitlines()
+
+
+def last(machine, name, uri):
+    """The line of the last request for a path."""
+    return [line for line in map(json.loads, log(machine, name)) if line["uri"] == uri][-1]
+
+
+def send(machine, request):
+    """What comes back for some bytes, as text."""
+    machine.put("/tmp/request", request.decode("latin-1").encode("unicode_escape").decode())
+    decode = "open('/tmp/request.raw', 'wb').write(open('/tmp/request').read().encode().decode('unicode_escape').encode('latin-1'))"
+    machine.exec(["python3", "-c", decode])
+    return machine.exec(f'python3 -c "{RAW}" < /tmp/request.raw').stdout
+
+
+def metrics(machine):
+    """What Prometheus gets: a sample's name with its labels -> its value."""
+    text = machine.get("/metrics", port=8078).body
+    samples = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in samples}
+
+
+def test_a_request_is_a_line_of_json(observed):
+    seen = json.loads(observed.get("/first?a=b", host="shop.example.com").body)["environ"]
+    line = last(observed, "shop", "/first?a=b")
+    assert {name: type(line[name]) for name in NUMBERS} == NUMBERS
+    assert {name: type(line[name]) for name in UPSTREAM} == UPSTREAM
+    assert {*line} == TEXTS | {*NUMBERS} | {*UPSTREAM}
+    assert line["generation"] == observed.call("wsgi.status", "shop")["shop"]["generation"]
+    assert line["request_id"] == seen["HTTP_X_REQUEST_ID"]
+    assert (line["app"], line["host"], line["status"]) == ("shop", "shop.example.com", 200)
+
+
+def test_every_line_is_json_whatever_a_client_sends(observed):
+    for text in HOSTILE:
+        head = b"GET /hostile HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n"
+        answer = send(observed, head + b"User-Agent: " + text + b"\r\nReferer: " + text[:3000] + b"\r\n\r\n")
+        assert answer, text
+    send(observed, b"GET /\xff\xfe?\xe9 HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n")
+    password = b"Authorization: Basic /zr/\r\n"
+    send(observed, b"GET /login HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n" + password + b"\r\n")
+    lines = [json.loads(line) for line in log(observed, "shop")]
+    agents = [line["user_agent"] for line in lines]
+    assert "café € 🐍" in agents
+    assert "half a letter " in agents
+    assert "€" * 2300 in agents
+    assert "quotes \" and ' and \\ and \\x22" in agents
+    assert {line["app"] for line in lines if line["status"] == 200} == {"shop"}
+
+
+def test_a_request_that_nginx_refuses_is_logged(observed):
+    assert " 400 " in send(observed, b"GET /bad HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: x\r\n\r\n")
+    too_large = b"POST /large HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: 99999999\r\n\r\n"
+    assert " 413 " in send(observed, too_large)
+    bad, large = last(observed, "shop", "/bad"), last(observed, "shop", "/large")
+    assert (bad["status"], bad["upstream_status"], bad["upstream_time"]) == (400, None, None)
+    assert (large["status"], large["app"], large["generation"]) == (413, "shop", "")
+
+
+def test_a_request_that_maintenance_answers_is_logged_for_its_app(observed):
+    observed.call("wsgi.maintenance", "shop", "on")
+    assert observed.get("/closed", host="shop.example.com").status == 503
+    observed.call("wsgi.maintenance", "shop", "off")
+    line = last(observed, "shop", "/closed")
+    assert (line["app"], line["status"], line["upstream_status"]) == ("shop", 503, None)
+
+
+def test_the_log_can_be_combined_or_none(observed):
+    for name in ("plain", "quiet"):
+        assert observed.get("/seen", host=f"{name}.example.com").status == 200
+    assert re.search(r'127\.0\.0\.1 - - \[.+\] "GET /seen HTTP/1\.1" 200 \d+ "-" "curl/.*"', log(observed, "plain")[-1])
+    assert not observed.host.file("/var/log/nginx/wsgi-quiet.access.log").exists
+
+
+def test_rotation_loses_no_line(observed):
+    before = len(log(observed, "shop"))
+    with observed.load(clients=4, host="shop.example.com", mode="keepalive-get") as load:
+        for _ in range(3):
+            observed.exec("logrotate --force /etc/logrotate.d/nginx && sleep 0.5")
+    rotated = observed.exec("sleep 0.2; zcat -f /var/log/nginx/wsgi-shop.access.log*").stdout.splitlines()
+    assert load.report["lost"] == 0, load.report
+    assert len(rotated) == before + load.report["requests"]
+    assert all(json.loads(line)["app"] in ("shop", "") for line in rotated)
+    assert observed.host.file("/var/log/nginx/wsgi-shop.access.log.1").exists
+
+
+def test_nginx_has_metrics(observed):
+    found = metrics(observed)
+    assert found["nginx_up"] == 1
+    assert found["nginx_http_requests_total"] > 0
+
+
+@pytest.mark.parametrize("name", ["shop", "blog", "quiet"])
+def test_an_apps_requests_are_counted_under_every_server(observed, name):
+    before = metrics(observed)
+    for _ in range(5):
+        assert observed.get("/", host=f"{name}.example.com").status == 200
+    found = metrics(observed)
+    for sample in (
+        f'wsgi_requests_total{{app="{name}",status="200"}}',
+        f'wsgi_request_seconds_count{{app="{name}"}}',
+        f'wsgi_request_seconds_bucket{{app="{name}",le="+Inf"}}',
+    ):
+        assert found[sample] == before.get(sample, 0) + 5
+    generation = observed.call("wsgi.status", name)[name]["generation"]
+    assert found[f'wsgi_live{{app="{name}",generation="{generation}"}}'] == 1
+
+
+def test_uwsgis_own_metrics_are_there(observed):
+    before = metrics(observed)
+    for _ in range(6):
+        observed.get("/", host="shop.example.com")
+    found = metrics(observed)
+    served = 'uwsgi_worker_requests_total{app="shop",worker='
+    assert sum(found[name] for name in found if name.startswith(served)) >= 6
+    assert sum(found[name] - before[name] for name in found if name.startswith(served)) == 6
+    assert sum(found[name] for name in found if name.startswith("uwsgi_workers{")) == 2
+    assert not [name for name in found if "plain" in name and not name.startswith("wsgi_live")]
+
+
+def test_gunicorns_own_metrics_are_there(observed):
+    before = metrics(observed)
+    for _ in range(4):
+        observed.get("/", host="blog.example.com")
+    found = metrics(observed)
+    for sample in (
+        'gunicorn_requests_total{app="blog"}',
+        'gunicorn_request_status_total{app="blog",status="200"}',
+        'gunicorn_request_duration_seconds_count{app="blog"}',
+    ):
+        assert found[sample] - before[sample] == 4
+    assert found['gunicorn_workers{app="blog"}'] == 2
+
+
+def test_metrics_are_for_this_machine_alone(observed):
+    listening = observed.exec("ss -Hltnu 'sport = :8078 or sport = :9113'").stdout.split("\n")
+    addresses = {line.split()[4] for line in listening if line}
+    assert addresses == {"127.0.0.1:8078", "127.0.0.1:9113"}
+
+
+def test_what_counts_is_no_ones_but_its_own(observed):
+    pid = observed.exec("systemctl show --property=MainPID --value wsgi-metrics").stdout.strip()
+    # DynamicUser: https://systemd.io/UIDS-GIDS
+    assert 61184 <= int(observed.exec(["stat", "--format=%u", f"/proc/{pid}"]).stdout) <= 65519
+    assert "CapEff:\t0000000000000000" in observed.exec(["cat", f"/proc/{pid}/status"]).stdout
+    refused = observed.exec(
+        "runuser -u nobody -- curl --unix-socket /run/wsgi-metrics.sock http://x/metrics", check=False
+    )
+    assert refused.rc
+
+
+def test_a_death_of_what_counts_fails_no_request(observed):
+    observed.exec("systemctl kill --signal=KILL wsgi-metrics")
+    assert observed.get("/", host="blog.example.com").status == 200
+    assert 'wsgi_live{app="blog"' in observed.get("/metrics", port=8078).body
+
+
+def test_nothing_is_left_to_do(observed):
+    assert observed.apply().changed == set()
+
+
+def test_metrics_go_as_they_came(observed):
+    observed.pillar({"apps": {"plain": app("uwsgi", domains=["plain.example.com"], access_log="combined")}})
+    observed.apply()
+    with pytest.raises(ConnectionError):
+        observed.get("/metrics", port=8078)
+    assert (
+        observed.exec("ss -Hltnu 'sport = :8078 or sport = :9113'; ls /run/wsgi-metrics.sock", check=False).stdout == ""
+    )
+    assert observed.exec("find /etc/systemd -name 'wsgi-metrics*' -o -name wsgi.conf").stdout == ""
+    assert observed.apply().changed == set()

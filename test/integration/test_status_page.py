@@ -1,0 +1,179 @@
+"""The page that tells of the apps: what is on it, who gets it, and how it looks in a browser."""
+
+import base64
+import hashlib
+import re
+from subprocess import run
+
+import pytest
+from pillars import app
+
+PASSWORD = "correct horse"
+SECRET = "hunter2-of-the-app"
+# Every text's contrast to what is behind it, as https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio has it: the least.
+CONTRAST = """
+(() => {
+  const light = colour => {
+    const [r, g, b] = colour.match(/[0-9.]+/g).map(each => each / 255)
+      .map(each => each <= 0.03928 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = light(getComputedStyle(document.body).backgroundColor);
+  const texts = [...document.querySelectorAll("main *")].filter(each => each.textContent.trim());
+  return Math.min(...texts.map(each => {
+    const text = light(getComputedStyle(each).color);
+    return (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
+  }));
+})()
+"""
+SEEN = {
+    "title": "document.title",
+    "language": "document.documentElement.lang",
+    "width": "document.documentElement.scrollWidth",
+    "widest": "Math.max(...[...document.querySelectorAll('main *')].map(each => each.getBoundingClientRect().right))",
+    "heading": "document.querySelectorAll('h1').length",
+    "apps": "[...document.querySelectorAll('[aria-labelledby=apps] tbody th')].map(each => each.firstChild.data.trim())",
+    "display": "getComputedStyle(document.querySelector('tbody td')).display",
+    "ground": "getComputedStyle(document.body).backgroundColor",
+    "letters": "Math.min(...[...document.querySelectorAll('main *')].map(e => parseFloat(getComputedStyle(e).fontSize)))",
+    "contrast": CONTRAST,
+    "text": "document.body.innerText",
+    "scripts": "document.scripts.length + document.querySelectorAll('b, [onclick], img, link').length",
+}
+APPS = {
+    "hello": app("uwsgi", domains=["hello.example.com", "*.hello.example.com"], env={"PASSWORD": SECRET}),
+    "closed": app("uwsgi", listen=8081),
+    "unbuilt": app("uwsgi", source="salt://apps/nothing-of-that-name", domains=["unbuilt.example.com"]),
+    "wrong": {"source": "salt://wsgi/examples/hello", "<b>bold</b>": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def told(machine):
+    """A machine with an app that serves, one in maintenance, one that can't be built, and one with a problem."""
+    machine.pillar({"apps": APPS, "status_page": {}})
+    first = machine.apply(ok=False)
+    assert first.failed == {"wsgi-pillar", "unbuilt-release", "unbuilt-live", "unbuilt-site"}, first
+    machine.call("wsgi.maintenance", "closed", "on")
+    machine.apply(ok=False)
+    return machine
+
+
+@pytest.fixture(scope="module")
+def page(told):
+    """The page, as nginx gives it to who is on the machine."""
+    return told.get("/", port=8079)
+
+
+def test_it_tells_how_each_app_fares(told, page):
+    status = told.call("wsgi.status")
+    assert page.status == 200
+    assert "2 of 3 apps healthy" in page.body
+    assert f"generation <code>{status['hello']['generation']}</code>" in page.body
+    assert f"uwsgi {status['hello']['version']} <small>under emperor</small>" in page.body
+    assert '<a href="http://hello.example.com/" rel="noreferrer">hello.example.com</a>' in page.body
+    assert "in maintenance" in page.body
+
+
+def test_it_tells_what_failed_and_why(page):
+    """It comes last, however the states before it went."""
+    assert "&lt;b&gt;bold&lt;/b&gt;: not a key" in page.body
+    assert "<b>" not in page.body
+    assert re.search(r"<code>unbuilt-release</code> failed: .*salt://apps/nothing-of-that-name", page.body)
+    assert re.search(r'<span class="bad">failed</span>\s*<small>.*nothing-of-that-name', page.body)
+    assert '<span class="good">went live</span>' in page.body
+    assert "unbuilt-site" not in page.body
+
+
+def test_it_holds_no_secret(page):
+    assert SECRET not in page.body
+
+
+def test_nobody_on_the_machine_reads_it_past_nginx(told):
+    assert (
+        told.exec(["stat", "--format=%a %U %G", "/var/lib/wsgi/status/index.html"]).stdout.strip()
+        == "640 root www-data"
+    )
+    assert told.exec("runuser -u nobody -- cat /var/lib/wsgi/status/index.html", check=False).rc
+
+
+def test_it_is_for_this_machine_alone(told):
+    addresses = {line.split()[3] for line in told.exec("ss -Hltn 'sport = :8079'").stdout.splitlines()}
+    assert addresses == {"127.0.0.1:8079"}
+    assert told.get("/../../etc/passwd", port=8079).status in (400, 404)
+    assert told.get("/index.html", port=8079).status == 404
+
+
+def test_a_browser_may_load_nothing_and_run_nothing(page):
+    style = re.search(r"<style>(.*)</style>", page.body, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = page.headers["Content-Security-Policy"]
+    assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}'; ")
+    assert page.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(("width", "dark"), [(320, True), (390, False), (1280, False), (1280, True)])
+def test_it_is_readable_in_a_browser(told, width, dark):
+    seen = told.browse("http://127.0.0.1:8079/", SEEN, f"--width={width}", "--height=844", *["--dark"] * dark)
+    assert seen["console"] == []
+    assert (seen["language"], seen["heading"], seen["scripts"]) == ("en", 1, 0)
+    assert seen["title"].endswith(": 2 of 3 apps healthy")
+    assert seen["apps"] == ["closed", "hello", "unbuilt"]
+    assert seen["width"] == width
+    assert seen["widest"] <= width
+    assert seen["display"] == ("table-cell" if width == 1280 else "grid")
+    assert seen["letters"] >= 14
+    assert seen["contrast"] >= 4.5
+    # The style is taken, against which a wrong hash of it would be.
+    assert seen["ground"] == ("rgb(21, 23, 26)" if dark else "rgb(255, 255, 255)")
+
+
+def test_a_run_that_changes_nothing_writes_it_and_mentions_no_change(told):
+    before = told.get("/", port=8079).body
+    told.pillar({"apps": {name: APPS[name] for name in ("hello", "closed")}, "status_page": {}})
+    gone = told.apply()
+    assert "wsgi-status-page" in gone.changed
+    first = told.get("/", port=8079).body
+    assert "unbuilt" not in first
+    assert told.apply(test=True).changed == set()
+    assert told.get("/", port=8079).body == first
+    assert told.apply().changed == set()
+    time = re.compile(r'<time datetime="([^"]+)">')
+    assert time.search(told.get("/", port=8079).body)[1] > time.search(first)[1] > time.search(before)[1]
+
+
+def test_what_is_done_by_hand_is_on_it_at_once(told):
+    told.call("wsgi.maintenance", "closed", "off")
+    assert "in maintenance" not in told.get("/", port=8079).body
+    generation = told.call("wsgi.restart", "hello")
+    assert f"generation <code>{generation}</code>" in told.get("/", port=8079).body
+
+
+def test_others_need_a_password(told):
+    hash = run(["openssl", "passwd", "-6", PASSWORD], check=True, capture_output=True, text=True).stdout.strip()
+    page = {"domain": "status.example.com", "basic_auth": {"users": {"ann": hash}}}
+    told.pillar({"apps": {"hello": APPS["hello"]}, "status_page": page})
+    changed = told.apply()
+    assert hash not in str(changed.raw)
+    assert told.get("/", host="status.example.com").status == 401
+    curl = ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}"]
+    ask = [*curl, "--header", "Host: status.example.com", "http://127.0.0.1/", "--user"]
+    assert told.exec([*ask, f"ann:{PASSWORD}"]).stdout == "200"
+    assert told.exec([*ask, "ann:guessed"]).stdout == "401"
+    with pytest.raises(ConnectionError):
+        told.get("/", port=8079)
+    with pytest.raises(ConnectionError, match="Empty reply"):
+        told.get("/", host="unknown.example.com")
+    found = told.exec(["stat", "--format=%a %U %G", "/etc/nginx/wsgi/private/_status.htpasswd"]).stdout.strip()
+    assert found == "640 root www-data"
+    assert told.apply().changed == set()
+
+
+def test_it_goes_as_it_came(told):
+    told.pillar({"apps": {"hello": APPS["hello"]}})
+    assert "wsgi-status-page" in told.apply().changed
+    with pytest.raises(ConnectionError, match="Empty reply"):
+        told.get("/", host="status.example.com")
+    assert not told.host.file("/var/lib/wsgi/status").exists
+    assert not told.host.file("/etc/nginx/wsgi/private/_status.htpasswd").exists
+    assert told.apply().changed == set()

@@ -1,0 +1,60 @@
+# What Prometheus gets from this host: nginx's numbers by the distribution's exporter, the apps' by a program of our own.
+{%- set plan = salt['wsgi.plan']() %}
+{%- set context = {'port': plan.metrics_port, 'socket': plan.metrics_socket, 'user': plan.family.nginx.user} %}
+
+# There before the package, which starts it.
+/etc/systemd/system/prometheus-nginx-exporter.service.d/wsgi.conf:
+  file.managed:
+    - source: salt://wsgi/metrics/nginx-exporter.conf.jinja
+    - template: jinja
+    - context: {{ context | json }}
+    - makedirs: true
+    - mode: '0644'
+
+nginx-exporter-package:
+  pkg.installed:
+    - pkgs: {{ plan.family.packages.nginx_exporter | json }}
+    - require:
+      - file: /etc/systemd/system/prometheus-nginx-exporter.service.d/wsgi.conf
+
+nginx-exporter-service:
+  wsgi.daemon:
+    - name: prometheus-nginx-exporter
+    # It ends where nginx doesn't answer.
+    - order: last
+    - require:
+      - pkg: nginx-exporter-package
+      - wsgi: wsgi-nginx
+
+/usr/local/lib/wsgi/metrics:
+  file.managed:
+    - source: salt://wsgi/metrics/metrics
+    - makedirs: true
+    - mode: '0755'
+{%- for unit in ['wsgi-metrics.socket', 'wsgi-metrics.service'] %}
+
+/etc/systemd/system/{{ unit }}:
+  file.managed:
+    - source: salt://wsgi/metrics/{{ unit }}.jinja
+    - template: jinja
+    - context: {{ context | json }}
+    - mode: '0644'
+{%- endfor %}
+
+# It is started by the first who has something to tell or to ask.
+metrics-socket:
+  wsgi.daemon:
+    - name: wsgi-metrics.socket
+    - require:
+      - file: /usr/local/lib/wsgi/metrics
+      - file: /etc/systemd/system/wsgi-metrics.socket
+      - file: /etc/systemd/system/wsgi-metrics.service
+
+metrics-restarted:
+  cmd.run:
+    - name: systemctl daemon-reload && systemctl try-restart wsgi-metrics.service
+    - require:
+      - wsgi: metrics-socket
+    - onchanges:
+      - file: /usr/local/lib/wsgi/metrics
+      - file: /etc/systemd/system/wsgi-metrics.service
