@@ -125,7 +125,7 @@ def quoted(text):
 
 def origin_pattern(origin):
     """A regular expression for an origin, of whose host the first label may be ``*``."""
-    return '"~*^' + re.escape(origin).replace(r"\*", "[a-z0-9.-]+") + r'\z"'
+    return '"~*^' + re.escape(origin).replace(r"\*", "[a-z0-9.-]+") + '$"'
 
 
 def cookies_pattern(cookies):

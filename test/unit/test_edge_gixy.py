@@ -70,6 +70,7 @@ MEANT = {
     ("if_is_evil", '"uwsgi_pass"'): "the same",
     ("filesystem_root_exposure", '"root"'): "an internal location of two files that it names",
     ("try_files_is_evil_too", "open_file_cache"): "whether a page is there must be so now; only maintenance asks",
+    ("return_bypasses_allow_deny", "allow/deny"): "what these returns lead to says itself who may come in",
     ("hsts_header", "No Strict-Transport-Security"): "tls:hsts is the user's to say: browsers would not forget it",
 }
 
