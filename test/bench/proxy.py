@@ -145,14 +145,12 @@ def start_direct(machine, server, port):
     machine.exec(
         f"sed -i 's#unix:{socket}#127.0.0.1:{port}#; s#^socket = {socket}#http-socket = 127.0.0.1:{port}#' {copy}/*"
     )
-    program = machine.exec(f"readlink -f /var/lib/wsgi/live/{name}; ps -o args= -C uwsgi,gunicorn | head -1").stdout
     command = {
         "uwsgi": f"uwsgi --ini {copy}/uwsgi.ini",
         "gunicorn": f"/srv/wsgi/{name}/releases/*/environment/bin/gunicorn --config {copy}/gunicorn.conf.py",
     }[own["server"]]
     unit = f"systemd-run --quiet --unit=direct-{name} --working-directory=/srv/wsgi/{name}"
     machine.exec(f"{unit} --setenv=LANG=C.UTF-8 sh -c 'exec {command}'")
-    assert program
     machine.exec(f"for i in $(seq 100); do curl -so /dev/null 127.0.0.1:{port} && exit 0; sleep 0.1; done; exit 1")
 
 
