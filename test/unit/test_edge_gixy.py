@@ -66,6 +66,7 @@ PILLAR = {
 # What it says that is meant so, (plugin, a part of what it says), and why.
 MEANT = {
     ("if_is_evil", '"set"'): "of the same module as `if` itself, and done when that is",
+    ("if_is_evil", '"break"'): "the same",
     ("if_is_evil", '"proxy_pass"'): "which server is asked, is found per request; the contract suite asks them all",
     ("if_is_evil", '"uwsgi_pass"'): "the same",
     ("filesystem_root_exposure", '"root"'): "an internal location of two files that it names",

@@ -30,7 +30,8 @@ def block(text, start):
 def test_nobody_is_trusted_who_is_not_named(make_files):
     text = make_files()["wsgi.conf"]
     assert "real_ip" not in text
-    assert block(text, "geo $realip_remote_addr $wsgi_trusted").split() == ["default", "0;"]
+    for ours, nginxs in {"scheme": "scheme", "port": "server_port", "request_id": "request_id"}.items():
+        assert block(text, f"map ${nginxs} $wsgi_{ours}").split() == ["default", f"${nginxs};"]
 
 
 def test_trusted_proxies_say_who_the_client_is_and_how_it_asked(make_files):
