@@ -141,10 +141,9 @@ def start_direct(machine, server, port):
     folder, copy = f"/etc/wsgi/{name}/{generation}", f"/root/direct/{name}"
     socket = f"/run/wsgi/{name}/{generation}/{'uwsgi' if own['server'] == 'uwsgi' else 'http'}.sock"
     machine.exec(f"mkdir -p /root/direct && cp -r {folder} {copy}")
-    # It is nobody's generation: the guard would find it not live any more.
-    machine.exec(
-        f"sed -i 's#unix:{socket}#127.0.0.1:{port}#; s#^socket = {socket}#http-socket = 127.0.0.1:{port}#' {copy}/*"
-    )
+    # uWSGI hangs up after each answer; a client has to be told.
+    uwsgi = f"http-socket = 127.0.0.1:{port}\\nadd-header = Connection: close"
+    machine.exec(f"sed -i 's#unix:{socket}#127.0.0.1:{port}#; s#^socket = {socket}#{uwsgi}#' {copy}/*")
     command = {
         "uwsgi": f"uwsgi --ini {copy}/uwsgi.ini",
         "gunicorn": f"/srv/wsgi/{name}/releases/*/environment/bin/gunicorn --config {copy}/gunicorn.conf.py",
