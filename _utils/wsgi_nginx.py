@@ -43,6 +43,8 @@ LISTEN = re.compile(r"^\s*listen (\d+)([^;]*);", re.MULTILINE)
 MEMBER = re.compile(r"/locations/([a-z0-9_-]+)\.con\[f\];")
 # Where it says that something is wrong; and the line above words that are pillar's own.
 REFUSED = re.compile(r"\[emerg\] .* in (/\S+):(\d+)$", re.MULTILINE)
+# Of what `nginx -T` prints, which begins with nginx's own file.
+USER = re.compile(r"^\s*user\s+([^\s;]+)", re.MULTILINE)
 RAW = re.compile(r"\s*# (wsgi:(?:apps:[a-z0-9_-]+:)?nginx:(?:http|server|location))$")
 # While it is there, the sites ask clients to open a new connection for their next request.
 CLOSING = f"{RUN}/nginx.closing"
@@ -538,6 +540,12 @@ def _test(host, changes=()):
         raise Problem(
             f"wsgi:nginx:manage: false, and nginx does not read {entry_path(host)}: "
             f"it needs `include {host.family['nginx']['conf_dir']}/*.conf;` in its http block"
+        )
+    user = None if manages else USER.search(done.stdout)
+    if user and user[1] != host.family["nginx"]["user"]:
+        raise Problem(
+            f"wsgi:nginx:manage: false, and nginx runs as {user[1]!r}, and the apps' sockets are "
+            f"{host.family['nginx']['user']}'s: it needs `user {host.family['nginx']['user']};`"
         )
 
 

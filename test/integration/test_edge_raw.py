@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from pillars import app
 
 ONE = {"one": app("uwsgi", domains=["one.test"])}
@@ -27,24 +28,33 @@ def sites(machine):
 def test_an_nginx_of_another_hand_has_our_sites_and_is_left_alone_otherwise(machine):
     machine.exec("systemctl start nginx")
     before = others(machine)
-    machine.pillar({"nginx": {"manage": False}, "apps": ONE})
+    machine.pillar({"nginx": {"manage": False}, "status_page": {}, "apps": ONE})
     run = machine.apply()
     assert {"nginx-package", "nginx-service", "/etc/nginx/sites-enabled/default"} & {*run.states} == set()
     assert machine.get("/", host="one.test").body.startswith("hello")
     assert "Welcome to nginx" in machine.get("/").body
+    assert "one" in machine.get("/", port=8079).body
     assert others(machine) == before
     assert machine.apply().changed == set()
 
 
-def test_it_must_read_what_is_written_for_it(machine):
+UNFIT = {
+    "s|include /etc/nginx/conf.d|# &|": "nginx does not read /etc/nginx/conf.d/wsgi.conf",
+    # nginx.org's packages have a user of their own.
+    "s|^user .*|user daemon;|": "nginx runs as 'daemon', and the apps' sockets are www-data's",
+}
+
+
+@pytest.mark.parametrize(("edit", "why"), UNFIT.items())
+def test_it_must_read_what_is_written_for_it_as_a_user_who_may(machine, edit, why):
     before = sites(machine)
-    machine.exec(f"cp {NGINX} /root/; sed -i 's|include /etc/nginx/conf.d|# &|' {NGINX}")
+    machine.exec(["sed", "-i.before", edit, NGINX])
     try:
         machine.pillar({"nginx": {"manage": False}, "apps": {"one": {**ONE["one"], "domains": ["other.test"]}}})
         run = machine.apply(ok=False)
     finally:
-        machine.exec(f"cp /root/nginx.conf {NGINX}")
-    assert "nginx does not read /etc/nginx/conf.d/wsgi.conf" in run.states["one-site"]["comment"]
+        machine.exec(["mv", f"{NGINX}.before", NGINX])
+    assert why in run.states["one-site"]["comment"]
     assert sites(machine) == before
     assert machine.get("/", host="one.test").status == 200
 
@@ -81,7 +91,7 @@ WORDS = {
             nginx={
                 "http": "map $of_the_host $of_the_app { default $of_the_host-app; }",
                 "server": f"set $order $order-app;\n{TOLD}",
-                "location": "add_header X-App $of_the_app;",
+                "location": "add_header X-App $of_the_app;\nif ($arg_paid = no) {\n    return 402;\n}",
             },
         ),
         "two": app("uwsgi", domains=["two.test"]),
@@ -102,6 +112,7 @@ def test_words_stand_as_they_are_the_hosts_before_the_apps(machine):
     headers = machine.get("/", host="one.test").headers
     assert (headers["X-Order"], headers["X-Host"], headers["X-App"]) == ("host-app", "http", "http-app")
     assert machine.get("/", host="two.test").headers["X-Order"] == "host"
+    assert machine.get("/?paid=no", host="one.test").status == 402
     told = machine.get("/told", host="one.test").body
     assert told == "first\n  second # no comment; { nor a block\n"
 
@@ -129,13 +140,22 @@ def test_words_that_nginx_refuses_never_reach_it(machine):
     assert sites(machine) == before
 
 
-def test_the_hosts_words_that_nginx_refuses_take_no_app_down(machine):
+HOST_REFUSED = {
+    "http": ("map $uri $of_the_host {\n    default http;\n}\nnonsense;", {"wsgi-nginx"}),
+    "location": ("nonsense;", {"one-site", "two-site", "three-site"}),
+}
+
+
+@pytest.mark.parametrize("key", HOST_REFUSED)
+def test_the_hosts_words_that_nginx_refuses_take_no_app_down(machine, key):
+    words, failed = HOST_REFUSED[key]
     before = sites(machine)
-    machine.pillar(with_words(host_words={"http": "map $uri $of_the_host {\n    default http;\n}\nnonsense;"}))
+    machine.pillar(with_words(host_words={key: words}))
     run = machine.apply(ok=False)
-    assert run.failed == {"wsgi-nginx"}
-    assert "wsgi:nginx:http: nginx -t refuses it" in run.states["wsgi-nginx"]["comment"]
-    assert 'unknown directive "nonsense" in' in run.states["wsgi-nginx"]["comment"]
+    assert run.failed == failed
+    for state in failed:
+        assert f"wsgi:nginx:{key}: nginx -t refuses it" in run.states[state]["comment"]
+        assert 'unknown directive "nonsense" in' in run.states[state]["comment"]
     assert sites(machine) == before
     # What is on the disk is sound, too.
     machine.exec("nginx -t && systemctl restart nginx")
