@@ -7,6 +7,7 @@ This module is pure: it reads no file and starts nothing.
 
 import functools
 import hashlib
+import itertools
 import math
 import re
 
@@ -78,6 +79,11 @@ def problems(app):
         yield "cache", "can't be had with buffering: false: nginx keeps what it has read whole"
     if app["cors"] and app["cors"]["credentials"] and "*" in app["cors"]["origins"]:
         yield "cors:credentials", "can't be had with origins: ['*']: browsers refuse that; name the origins"
+    said = {header.lower(): header for header in app["response_headers"]}
+    for key, headers in _own_headers(app).items():
+        for header in headers:
+            if header.lower() in said:
+                yield f"response_headers:{said[header.lower()]}", f"can't be had with {key}, which says it"
 
 
 def values(name, app):
@@ -130,7 +136,8 @@ def origin_pattern(origin):
 
 def cookies_pattern(cookies):
     """A regular expression for a request that has one of some cookies."""
-    return '"~(^|[; ])(' + "|".join(map(re.escape, cookies)) + ')="'
+    # With blanks where those are heeded who read cookies generously: http.cookies, Django.
+    return r'"~(^|[;,\s])(' + "|".join(map(re.escape, cookies)) + r')\s*="'
 
 
 def waits(limits):
@@ -148,8 +155,23 @@ def waits(limits):
 
 def replaced(app):
     """The names of the headers that nginx sets and an app's own give way to."""
-    own = [header for header in app["response_headers"] if header.lower() not in SEVERAL]
-    return [*(CORS_HEADERS if app["cors"] else []), *own]
+    pillars = [header for header in app["response_headers"] if header.lower() not in SEVERAL]
+    # Of an answer that limits have nothing to do with, the app's Retry-After stays; of TLS' see tls.jinja.
+    own = {key: headers for key, headers in _own_headers(app).items() if key in ("cors", "cache")}
+    return [*itertools.chain(*own.values()), *pillars]
+
+
+def _own_headers(app):
+    """What nginx says where an app's words ask for it: their keys to the names of headers."""
+    tls = app["tls"] or {}
+    found = {
+        "cors": CORS_HEADERS if app["cors"] else [],
+        "cache": ["X-Cache-Status"] if app["cache"] else [],
+        "limits": ["Retry-After"] if app["limits"] else [],
+        "tls:hsts": ["Strict-Transport-Security"] if tls.get("hsts") else [],
+        "tls:http3": ["Alt-Svc"] if tls.get("http3") else [],
+    }
+    return {key: headers for key, headers in found.items() if headers}
 
 
 def _limit(said):

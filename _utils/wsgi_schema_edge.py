@@ -39,14 +39,19 @@ COOKIE = re.compile(r"[\w.-]+", re.ASCII)
 # nginx's own, of which an answer must have one.
 OWN_HEADERS = (
     "connection",
+    "content-encoding",
     "content-length",
+    "content-range",
+    "content-type",
     "date",
     "keep-alive",
+    "location",
     "server",
     "te",
     "trailer",
     "transfer-encoding",
     "upgrade",
+    "www-authenticate",
 )
 ORIGIN = re.compile(r"https?://(\*\.)?[a-z0-9.-]+(:[0-9]+)?", re.IGNORECASE)
 USER = re.compile(r"[^:\s\x00-\x1f]+")

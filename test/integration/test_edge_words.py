@@ -23,20 +23,31 @@ def answering(server="uwsgi", **settings):
     return app(server, **{**source, "workers": 1, "max_requests": 0, **settings})
 
 
+PROXY = "127.0.0.9"
 APPS = {
     "staff": answering(
         domains=["staff.test"],
         mount="/staff",
-        basic_auth={"realm": "Staff only", "users": USERS, "except": ["/healthz", "/open/"]},
+        basic_auth={"realm": "Staff only", "users": USERS, "except": ["/healthz", "/open/", "/files/open/"]},
+        static={"/files/": "/srv/files/"},
+        error_pages={401: "/srv/pages/401.html"},
     ),
     "inside": answering(
         domains=["inside.test"],
+        mount="/in",
         allow=["127.0.0.0/30"],
+        static={"/files/": "/srv/files/"},
+        error_pages={429: "/srv/pages/429.html"},
         workers=3,
         cors={"origins": ["*"]},
         limits={"login": {"path": "/login", "rate": "2r/m"}, "slow": {"path": "/slow/", "connections": 1}},
     ),
-    "kept": answering("gunicorn", domains=["kept.test"], cache={"valid": "1h", "paths": ["/pages"], "stale": True}),
+    "kept": answering(
+        "gunicorn",
+        domains=["kept.test"],
+        cache={"valid": "1h", "paths": ["/pages"], "stale": True},
+        security_headers=True,
+    ),
     "kept-uwsgi": answering(domains=["kept-uwsgi.test"], cache={"valid": "1h", "bypass_cookies": ["__Host-sid"]}),
     "dressed": answering(
         domains=["dressed.test"],
@@ -46,7 +57,11 @@ APPS = {
             "Permissions-Policy": 'camera=(self "https://a.test")',
             "X-Odd": "back\\slash; {}",
             "Vary": "X-Odd",
+            "Cache-Control": "private",
         },
+        static={"/files/": "/srv/files/"},
+        internal={"/protected/": "/srv/files/"},
+        error_pages={404: "/srv/pages/404.html"},
         cors={
             "origins": ["https://friend.test", "https://*.friends.test:8443"],
             "methods": ["GET", "PUT"],
@@ -57,9 +72,16 @@ APPS = {
 }
 
 
+def pillar(apps):
+    return {"nginx": {"trusted_proxies": [PROXY]}, "apps": apps}
+
+
 @pytest.fixture(scope="module")
 def served(machine):
-    machine.pillar({"apps": APPS})
+    machine.exec("mkdir -p /srv/files/open /srv/pages; head -c 2000 /dev/zero | tr '\\0' a > /srv/files/text.txt")
+    machine.exec("cp /srv/files/text.txt /srv/files/open; gzip -k /srv/files/open/text.txt")
+    machine.exec("for status in 401 404 429; do echo A page of $status. > /srv/pages/$status.html; done")
+    machine.pillar(pillar(APPS))
     machine.first_run = machine.apply()
     return machine
 
@@ -100,6 +122,7 @@ def test_who_has_the_password_comes_in(served, user):
         # Open as nginx reads it; an app that reads the line by itself might see something else.
         ("/staff/admin/../healthz", 401),
         ("/staff/admin/%2e%2e/open/", 401),
+        ("/staff/files/open/text.txt", 200),
     ],
 )
 def test_a_path_is_open_only_where_it_is_so_to_all_who_read_it(served, path, status):
@@ -109,16 +132,30 @@ def test_a_path_is_open_only_where_it_is_so_to_all_who_read_it(served, path, sta
 def test_the_hashes_are_nginxs_alone_and_in_no_diff(served):
     shown = served.exec("stat -c '%a %U %G' /etc/nginx/wsgi/private/staff.htpasswd").stdout
     assert shown.strip() == "640 root www-data"
-    for hash in USERS.values():
-        assert hash not in str(served.first_run.raw)
-        assert served.exec(["grep", "-rlF", hash, "/etc", "/run", "/var"], check=False).stdout.split() == [
-            "/etc/nginx/wsgi/private/staff.htpasswd"
-        ]
+    assert [hash for hash in USERS.values() if hash in str(served.first_run.raw)] == []
+    places = served.exec(["grep", "-rlF", "\n".join(USERS.values()), "/etc", "/run", "/var"], check=False)
+    assert places.stdout.split() == ["/etc/nginx/wsgi/private/staff.htpasswd"]
 
 
+def test_who_is_refused_gets_the_apps_page(served):
+    assert ask(served, "staff.test", "/staff/").body == "A page of 401.\n"
+
+
+def test_files_are_behind_the_password_too(served):
+    assert ask(served, "staff.test", "/staff/files/text.txt").status == 401
+    assert ask(served, "staff.test", "/staff/files/text.txt", "--user", f"ssha:{PASSWORD}").status == 200
+
+
+@pytest.mark.parametrize("path", ["/in/", "/in/files/text.txt"])
 @pytest.mark.parametrize(("address", "status"), [("127.0.0.2", 200), ("127.0.0.4", 403)])
-def test_only_those_addresses_come_in_that_are_allowed(served, address, status):
-    assert ask(served, "inside.test", "/", "--interface", address).status == status
+def test_only_those_addresses_come_in_that_are_allowed(served, path, address, status):
+    assert ask(served, "inside.test", path, "--interface", address).status == status
+
+
+def test_a_client_is_who_a_trusted_proxy_says_it_is(served):
+    client = header("X-Forwarded-For: 127.0.0.3")
+    assert ask(served, "inside.test", "/in/", "--interface", PROXY, *client).status == 200
+    assert ask(served, "inside.test", "/in/", "--interface", "127.0.0.4", *client).status == 403
 
 
 # How often
@@ -128,20 +165,21 @@ def test_a_rate_is_each_clients_and_its_paths_alone(served):
     def statuses(path, address):
         return [ask(served, "inside.test", path, "--interface", address) for _ in range(3)]
 
-    at_login = statuses("/login", "127.0.0.1")
+    at_login = statuses("/in/login", "127.0.0.1")
     assert [answer.status for answer in at_login] == [200, 200, 429]
     assert [answer.headers["Retry-After"] for answer in at_login] == [None, None, "30"]
-    assert ask(served, "inside.test", "/%6cogin/../x/..//login/").status == 429
-    assert ask(served, "inside.test", "/login", "--interface", "127.0.0.2").status == 200
-    assert [answer.status for answer in statuses("/login-help", "127.0.0.1")] == [200, 200, 200]
+    assert at_login[2].body == "A page of 429.\n"
+    assert ask(served, "inside.test", "/in/%6cogin/../x/..//login/").status == 429
+    assert ask(served, "inside.test", "/in/login", "--interface", "127.0.0.2").status == 200
+    assert [answer.status for answer in statuses("/in/login-help", "127.0.0.1")] == [200, 200, 200]
 
 
 def test_an_apps_own_429_keeps_its_own_word_on_when_to_come_again(served):
-    assert ask(served, "inside.test", "/?status=429&Retry-After=7").headers.get_all("Retry-After") == ["7"]
+    assert ask(served, "inside.test", "/in/?status=429&Retry-After=7").headers.get_all("Retry-After") == ["7"]
 
 
 def test_connections_are_counted_at_once(served):
-    one = "curl -so /dev/null -w '%{http_code} ' -H 'Host: inside.test' 'http://127.0.0.1/slow/?sleep=3'"
+    one = "curl -so /dev/null -w '%{http_code} ' -H 'Host: inside.test' 'http://127.0.0.1/in/slow/?sleep=3'"
     got = served.exec(f"{one} & {one}; wait")
     assert sorted(got.stdout.split()) == ["200", "429"]
 
@@ -160,12 +198,19 @@ def test_an_answer_is_kept(served, host, path):
     asked = [status_and_body(ask(served, host, f"{path}?first")) for _ in range(3)]
     assert [status for status, _ in asked] == ["MISS", "HIT", "HIT"]
     assert len({body for _, body in asked}) == 1
-    headed = ask(served, host, f"{path}?first", "--head")
-    assert headed.headers["X-Cache-Status"] == "HIT"
+
+
+@pytest.mark.parametrize(("host", "path"), CACHES)
+def test_what_a_head_is_answered_is_no_page(served, host, path):
+    """An app may say of a HEAD neither a body nor how long it would be."""
+    headed = [ask(served, host, f"{path}?head", "--head") for _ in range(2)]
+    assert [(answer.status, answer.headers["X-Cache-Status"]) for answer in headed] == [(200, "MISS"), (200, "HIT")]
+    assert ask(served, host, f"{path}?head").body.startswith("answer")
 
 
 OTHERS = {
     "who is logged in": header("Cookie: a=b; session=0"),
+    "who says so oddly": header("Cookie: a=b;\tsession =0"),
     "who shows a password": header("Authorization: Bearer x"),
     "a WebSocket": (*header("Upgrade: websocket"), *header("Connection: upgrade")),
     "a POST": ("--data", "x"),
@@ -203,9 +248,29 @@ def test_what_is_not_for_all_or_not_told_of_is_not_kept(served, path):
     assert len({ask(served, "kept.test", path).body for _ in range(2)}) == 2
 
 
-def test_an_answer_for_one_host_is_given_to_no_other(served):
-    """Links are made of what the client calls the host."""
-    assert ask(served, "kept.test:666", "/pages?host").body != ask(served, "kept.test", "/pages?host").body
+AS = {
+    "another host": ("kept.test:666",),
+    "another scheme": ("kept.test", "--interface", PROXY, *header("X-Forwarded-Proto: https")),
+    "another port": ("kept.test", "--interface", PROXY, *header("X-Forwarded-Port: 666")),
+}
+
+
+@pytest.mark.parametrize("asked", AS.values(), ids=AS)
+def test_an_answer_is_given_to_none_who_calls_the_site_otherwise(served, asked):
+    """Links are made of it."""
+    host, *options = asked
+    first = ask(served, "kept.test", "/pages?as").body
+    others = {ask(served, host, "/pages?as", *options).body for _ in range(2)}
+    assert len(others) == 1
+    assert first not in others
+    # Of a scheme that no trusted proxy says, nothing is believed.
+    assert ask(served, "kept.test", "/pages?as", *header("X-Forwarded-Proto: https")).body == first
+
+
+def test_what_the_app_said_of_security_is_kept_with_it(served):
+    asked = [ask(served, "kept.test", "/pages?X-Frame-Options=DENY").headers for _ in range(2)]
+    assert [headers["X-Cache-Status"] for headers in asked] == ["MISS", "HIT"]
+    assert [headers.get_all("X-Frame-Options") for headers in asked] == [["DENY"], ["DENY"]]
 
 
 def test_an_old_answer_is_served_while_a_new_one_is_fetched(served):
@@ -223,19 +288,63 @@ def test_an_old_answer_is_served_while_a_new_one_is_fetched(served):
         pytest.fail("the new answer never came")
 
 
+def test_an_old_answer_is_served_as_long_as_no_new_one_can_be_had(served):
+    path = "/pages?Cache-Control=max-age=1&broken=/srv/pages/broken"
+    first = ask(served, "kept.test", path).body
+    served.exec("touch /srv/pages/broken; sleep 2")
+    asked = [ask(served, "kept.test", path) for _ in range(3)]
+    assert {(answer.status, answer.body) for answer in asked} == {(200, first)}
+    # Of what was never kept there is none.
+    assert ask(served, "kept.test", f"{path}&other").status == 500
+
+
 # What answers say
 
 
-def test_security_headers_are_there_whatever_the_status(served):
-    for status in (200, 404, 500):
-        headers = ask(served, "dressed.test", f"/?status={status}").headers
-        assert headers.get_all("X-Content-Type-Options") == ["nosniff"]
-        assert headers.get_all("X-Frame-Options") == ["SAMEORIGIN"]
-        assert headers.get_all("Referrer-Policy") == ["strict-origin-when-cross-origin"]
+ANSWERS = {
+    # Whoever answers it: what, the status, and what is said of its caching.
+    "the app": ("/?Cache-Control=public", 200, "private"),
+    "the app's error": ("/?status=500", 500, "private"),
+    "a file": ("/files/text.txt", 200, "no-cache"),
+    "a file that the app names": ("/?X-Accel-Redirect=/protected/text.txt", 200, "private, no-cache"),
+    "an error page": ("/files/missing", 404, "no-store"),
+}
 
 
-def test_the_apps_own_word_on_security_goes_first(served):
-    assert ask(served, "dressed.test", "/?X-Frame-Options=DENY").headers.get_all("X-Frame-Options") == ["DENY"]
+def all_of(headers, *names):
+    return [headers.get_all(name) for name in names]
+
+
+def assert_dressed(headers):
+    """Each that pillar asks for is there, once."""
+    assert all_of(headers, "X-Content-Type-Options", "X-Frame-Options", "Referrer-Policy") == [
+        ["nosniff"],
+        ["SAMEORIGIN"],
+        ["strict-origin-when-cross-origin"],
+    ]
+    assert all_of(headers, "Permissions-Policy", "X-Odd") == [
+        ['camera=(self "https://a.test")'],
+        ["back\\slash; {}"],
+    ]
+    assert all_of(headers, "Access-Control-Allow-Origin", "Access-Control-Allow-Credentials") == [
+        ["https://friend.test"],
+        ["true"],
+    ]
+    assert {"Origin", "X-Odd"} <= {*headers.get_all("Vary")}
+
+
+@pytest.mark.parametrize(("path", "status", "caching"), ANSWERS.values(), ids=ANSWERS)
+def test_each_header_is_there_once_whoever_answers(served, path, status, caching):
+    answer = ask(served, "dressed.test", path, *header("Origin: https://friend.test"))
+    assert answer.status == status
+    assert_dressed(answer.headers)
+    assert answer.headers.get_all("Cache-Control") == [caching]
+
+
+@pytest.mark.parametrize("path", ["/", "/?X-Accel-Redirect=/protected/text.txt"])
+def test_the_apps_own_word_on_security_goes_first(served, path):
+    answer = ask(served, "dressed.test", f"{path}{'&' if '?' in path else '?'}X-Frame-Options=DENY")
+    assert answer.headers.get_all("X-Frame-Options") == ["DENY"]
 
 
 def test_pillars_headers_stand_as_they_are_and_instead_of_the_apps(served):
@@ -252,14 +361,18 @@ def test_pillars_headers_stand_as_they_are_and_instead_of_the_apps(served):
         ("dressed.test", "/?size=100", None),
         ("dressed.test", "/?size=2000&Content-Type=image/png", None),
         ("dressed.test", "/?size=2000&Content-Type=text/event-stream", None),
-        ("inside.test", "/?size=2000&Content-Type=text/html", None),
+        ("inside.test", "/in/?size=2000&Content-Type=text/html", None),
+        ("dressed.test", "/files/text.txt", "gzip"),
+        ("dressed.test", "/files/open/text.txt", "gzip"),
+        ("inside.test", "/in/files/text.txt", None),
+        ("inside.test", "/in/files/open/text.txt", "gzip"),
     ],
 )
 def test_texts_are_compressed_where_pillar_says_so(served, host, path, encoding):
     answer = ask(served, host, path, *header("Accept-Encoding: gzip"), "--output", "/dev/null")
     assert answer.headers["Content-Encoding"] == encoding
     if encoding:
-        assert "Accept-Encoding" in answer.headers.get_all("Vary")
+        assert answer.headers.get_all("Vary").count("Accept-Encoding") == 1
 
 
 # Other sites
@@ -279,10 +392,11 @@ def test_texts_are_compressed_where_pillar_says_so(served, host, path, encoding)
 )
 def test_other_sites_are_answered_if_they_are_named(served, host, origin, allowed):
     before = header(f"Origin: {origin}")
-    answer = ask(served, host, "/?Access-Control-Allow-Origin=https://evil.test&status=404", *before)
+    path = "/in/" if host == "inside.test" else "/"
+    answer = ask(served, host, f"{path}?Access-Control-Allow-Origin=https://evil.test&status=404", *before)
     assert answer.headers["Access-Control-Allow-Origin"] == allowed
     wanted = (*before, "--request", "OPTIONS", *header("Access-Control-Request-Method: PUT"))
-    preflight = ask(served, host, "/", *wanted)
+    preflight = ask(served, host, path, *wanted)
     assert preflight.status == (204 if allowed else 200)
     assert preflight.headers["Access-Control-Allow-Origin"] == allowed
 
@@ -303,15 +417,41 @@ def test_what_another_site_may_do_is_told_before_the_app_is_asked(served):
     assert answer.headers["Access-Control-Expose-Headers"] == "X-Total"
 
 
+# In maintenance
+
+
+def test_in_maintenance_nobody_else_comes_in_and_answers_say_the_same(served):
+    for name in ("staff", "dressed"):
+        served.call("wsgi.maintenance", name, "on")
+    origin = header("Origin: https://friend.test")
+    try:
+        down = ask(served, "dressed.test", "/", *origin)
+        files = {
+            host: ask(served, host, path).status
+            for host, path in (("dressed.test", "/files/text.txt"), ("staff.test", "/staff/files/text.txt"))
+        }
+        wanted = (*origin, *header("Access-Control-Request-Method: PUT"))
+        preflight = ask(served, "dressed.test", "/", "--request", "OPTIONS", *wanted)
+        staff = ask(served, "staff.test", "/staff/")
+    finally:
+        for name in ("staff", "dressed"):
+            served.call("wsgi.maintenance", name, "off")
+    assert (down.status, staff.status, preflight.status) == (503, 503, 204)
+    assert files == {"dressed.test": 200, "staff.test": 401}
+    assert_dressed(down.headers)
+    assert all_of(down.headers, "Cache-Control", "Retry-After") == [["no-store"], ["600"]]
+
+
 # Changes. These come last.
 
 
-def test_a_change_is_seen_at_once_and_going_back_too(served):
+def test_a_change_of_app_and_server_is_seen_at_once(served):
     hosts = ("kept.test", "/pages?change"), ("kept-uwsgi.test", "/change")
     before = [ask(served, *each).body for each in hosts]
-    changed = {name: {**APPS[name], "env": {"GREETING": "new"}} for name in ("kept", "kept-uwsgi")}
-    served.pillar({"apps": {**APPS, **changed}})
-    assert served.apply().changed == {"kept-live", "kept-uwsgi-live"}
+    changed = {name: {**APPS[name], "server": "uwsgi", "env": {"GREETING": "new"}} for name in ("kept", "kept-uwsgi")}
+    served.pillar(pillar({**APPS, **changed}))
+    # Of nginx nothing has to change for that.
+    assert served.apply().changed - {"kept-release"} == {"kept-live", "kept-uwsgi-live"}
     assert [ask(served, *each).body.split()[0] for each in hosts] == ["new", "new"]
     assert [ask(served, *each).headers["X-Cache-Status"] for each in hosts] == ["HIT", "HIT"]
     assert all(body.startswith("answer") for body in before)
@@ -324,7 +464,7 @@ def test_words_that_are_gone_leave_nothing(served):
     kept = [f"/var/cache/wsgi-{name}.{protocol}" for name in ("kept", "kept-uwsgi") for protocol in ("proxy", "uwsgi")]
     assert sorted(traces()) == sorted(["/etc/nginx/wsgi/private/staff.htpasswd", *kept])
     plain = {"staff": {**APPS["staff"], "basic_auth": {}}, "kept": {**APPS["kept"], "cache": {}}}
-    served.pillar({"apps": {**plain, "inside": APPS["inside"]}})
+    served.pillar(pillar({**plain, "inside": APPS["inside"]}))
     served.apply()
     assert traces() == []
     assert ask(served, "staff.test", "/staff/").status == 200

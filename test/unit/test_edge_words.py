@@ -65,6 +65,15 @@ REFUSED = [
     ({"cors": {"origins": ["https://a.test/path"]}}, "cors:origins: ['https://a.test/path'] must be a list of origins"),
     ({"cors": {"origins": ["*", "https://a.test"]}}, "cors:origins: ['*', 'https://a.test'] must be"),
     ({"response_headers": {"Content-Length": "0"}}, "response_headers:Content-Length: 'Content-Length' must be"),
+    ({"response_headers": {"content-type": "a/b"}}, "response_headers:content-type: 'content-type' must be"),
+    (
+        {"cors": {"origins": ["*"]}, "response_headers": {"access-control-max-age": "1"}},
+        "response_headers:access-control-max-age: can't be had with cors, which says it",
+    ),
+    (
+        {"tls": {"hsts": 60}, "response_headers": {"Strict-Transport-Security": "max-age=1"}},
+        "response_headers:Strict-Transport-Security: can't be had with tls:hsts",
+    ),
     ({"response_headers": {"X-A": "$remote_addr"}}, "response_headers:X-A: '$remote_addr' must be a text of one line"),
     ({"response_headers": {"X-A": "a\nb"}}, "response_headers:X-A: 'a\\nb' must be"),
     ({"compression": "gzip"}, "compression: 'gzip' must be true or false"),
@@ -157,8 +166,8 @@ def test_brotli_is_used_where_nginx_has_it(make_files):
     def brotli(*modules):
         return make_files({"compression": True}, modules)["locations/shop.conf"].count("brotli on;")
 
-    # In each of the three locations that ask the app.
-    assert (brotli(), brotli("http_brotli_filter_module")) == (0, 3)
+    # In each of the three locations that ask the app, and in maintenance.
+    assert (brotli(), brotli("http_brotli_filter_module")) == (0, 4)
 
 
 def test_modules_that_the_distribution_has_nginx_load_are_known(make_host, tmp_path):
@@ -172,7 +181,7 @@ def test_modules_that_the_distribution_has_nginx_load_are_known(make_host, tmp_p
 def test_pillars_header_goes_before_that_of_security_headers(make_files):
     own = {"security_headers": True, "response_headers": {"x-frame-options": "DENY"}}
     locations = make_files(own)["locations/shop.conf"]
-    assert re.findall("(?i)add_header x-frame-options (.*);", locations) == ['"DENY" always'] * 3
+    assert re.findall("(?i)add_header x-frame-options (.*);", locations) == ['"DENY" always'] * 4
     assert locations.count("proxy_hide_header x-frame-options;") == locations.count("uwsgi_hide_header x-frame") == 3
 
 
@@ -190,6 +199,21 @@ def test_raw_words_stand_line_for_line_as_they_are(make_files):
     assert found == {"apps/shop.conf": 1, "sites/default_80.conf": 1, "locations/shop.conf": 3}
 
 
+def test_a_word_has_the_authoritys_challenge_stand_open(make_files):
+    own = {"domains": ["shop.test"], "tls": "acme", "allow": ["10.0.0.0/8"], "basic_auth": {"users": {"ann": HASH}}}
+    files = make_files(own, nginx={"acme": {"email": "ops@example.com"}})
+    site = files["sites/shop.test_80.conf"]
+    assert "location ^~ /.well-known/acme-challenge/" in site
+    assert not re.search("auth_basic|allow|deny", site)
+    assert files["locations/shop.conf"].count("deny all;") == 3
+
+
+def test_nobody_waits_long_for_what_may_not_be_kept(make_files):
+    """Else all who ask for the same that is private were answered one after another."""
+    locations = make_files({"cache": {"valid": "1m"}})["locations/shop.conf"]
+    assert locations.count("_cache_lock on;") == locations.count("_cache_lock_timeout 1s;") == 6
+
+
 # An nginx that another hand runs
 
 
@@ -201,3 +225,9 @@ def test_the_default_site_is_another_hands(make_files, problems):
     files = make_files({"domains": ["shop.test"], "listen": 8080}, **unmanaged)
     assert "default_server" not in "".join(filter(None, files.values()))
     assert "listen" not in files["wsgi.conf"]
+
+
+def test_the_formulas_own_servers_are_there_all_the_same(make_files):
+    own = {"domains": ["shop.test"]}
+    entry = make_files(own, nginx={"manage": False, "metrics": True}, status_page={})["wsgi.conf"]
+    assert re.findall("listen (.*);", entry) == ["127.0.0.1:8078", "127.0.0.1:8079"]

@@ -1,4 +1,7 @@
-"""Counts its answers, and has the headers that it is asked for: ?X-Shop=1&status=404&size=1000&sleep=1."""
+"""
+Counts its answers, and has the headers that it is asked for: ?X-Shop=1&status=404&size=1000&sleep=1.
+With ?broken=/a/file it is, while that is there.
+"""
 
 import os
 import time
@@ -12,8 +15,14 @@ def application(environ, start_response):
     answers += 1
     query = dict(parse_qsl(environ["QUERY_STRING"]))
     status, size = query.pop("status", "200"), int(query.pop("size", 0))
+    if os.path.exists(query.pop("broken", "")):
+        status = "500"
     time.sleep(float(query.pop("sleep", 0)))
     body = f"{os.environ.get('GREETING', 'answer')} {answers}\n".encode().ljust(size)
     headers = {"Content-Type": "text/plain", "Content-Length": str(len(body)), **query}
+    if environ["REQUEST_METHOD"] == "HEAD":
+        # As frameworks do that leave the length to the server.
+        del headers["Content-Length"]
+        body = b""
     start_response(f"{status} Said So", list(headers.items()))
     return [body]
