@@ -550,3 +550,10 @@ def test_another_command_for_a_server_makes_another_generation(make_app):
     before = wsgi_generation.wanted_id(host, app, release)
     host.servers["uwsgi"]["command"].append("--of-a-later-version")
     assert wsgi_generation.wanted_id(host, app, release) != before
+
+
+def test_what_all_sites_share_is_sound_without_any_app(make_host):
+    host = make_host({"apps": {}})
+    text = wsgi_nginx.pending(host)[wsgi_nginx.entry_path(host)]
+    known = re.findall(r"^(?:map|geo) .*\$(wsgi_\w+) \{|\?<(wsgi_\w+)>", text, re.MULTILINE)
+    assert {*re.findall(r"\$(wsgi_\w+)", text)} <= {name for names in known for name in names}
