@@ -7,7 +7,7 @@ from container import ROOT, SYSTEMD
 
 
 def test_every_suite_has_apps():
-    assert set(harness.suites()) == {"uwsgi", "gunicorn", "both", "switch", "servers", "release", "zeromq"}
+    assert set(harness.suites()) == {"uwsgi", "gunicorn", "both", "switch", "servers", "release", "edge", "zeromq"}
     assert all(wsgi["apps"] for wsgi in harness.suites().values())
 
 

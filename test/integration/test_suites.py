@@ -60,6 +60,16 @@ def test_a_release_comes_with_what_belongs_to_it(suite_machine):
     assert machine.call("wsgi.history", "hello")[-1]["event"] == "live"
 
 
+def test_apps_share_a_host_over_tls_and_nginx_serves_their_files(suite_machine):
+    machine = suite_machine("edge")
+    curl = "curl --silent --show-error --insecure --resolve example.com:443:127.0.0.1 https://example.com"
+    assert "gunicorn" in machine.exec(f"{curl}/").stdout
+    assert "uwsgi" in machine.exec(f"{curl}/shop/").stdout.lower()
+    assert machine.exec(f"{curl}/static/app.css").stdout == "styles\n"
+    redirected = machine.get("/shop/?a=b", host="example.com")
+    assert (redirected.status, redirected.headers["Location"]) == (308, "https://example.com/shop/?a=b")
+
+
 def test_one_word_switches_the_server_and_back(suite_machine):
     machine = suite_machine("switch")
     apps = harness.suites()["switch"]["apps"]
