@@ -22,6 +22,7 @@ import wsgi_programs
 import wsgi_release
 import wsgi_schema
 import wsgi_status_page
+import wsgi_tls
 import wsgi_wanted
 from salt.exceptions import CommandExecutionError
 from salt.utils.hashutils import get_hash
@@ -39,9 +40,9 @@ def plan():
     with ``name``, ``process_manager`` and ``tools``; those with domains first, so that a default
     site is given up before it is taken), ``absent`` (names to whether to purge), ``servers``,
     ``process_managers`` and ``tools`` (sorted lists of those in use; a tool is what a release is
-    built with), ``acme`` (bool: a site asks an authority for its certificate), ``manages_nginx`` (bool:
-    nginx itself is the formula's), ``family`` (what ``wsgi/os_family/<family>.yaml`` says), ``metrics``
-    (the sls that brings the host's metrics, or takes away those that were, or None), ``metrics_port``,
+    built with), ``acme`` (the sls that brings the client of a certificate authority, or takes away what was
+    for it, or None), ``manages_nginx`` (bool: nginx itself is the formula's), ``family`` (what
+    ``wsgi/os_family/<family>.yaml`` says), ``metrics`` (the same of the host's metrics), ``metrics_port``,
     ``metrics_socket``, and ``status_page`` (whether there is to be one, or was). Raises
     CommandExecutionError where the formula was
     updated and its modules on the minion were not.
@@ -79,14 +80,15 @@ def plan():
         "servers": sorted({app["server"] for app in settings.apps.values()}),
         "process_managers": sorted({name for app in settings.apps.values() for name in wsgi_programs.managers(app)}),
         "tools": sorted({tool for app in settings.apps.values() for tool in _tools(app)}),
-        "acme": any(site.tls and site.tls["certificate"] == "acme" for site in settings.sites.values()),
+        # A certificate of an app that has a problem is still to be renewed.
+        "acme": _sls(
+            "acme",
+            any(site.tls and site.tls["certificate"] == "acme" for site in settings.sites.values()),
+            os.path.exists(wsgi_tls.RELOAD) and not settings.broken,
+        ),
         "manages_nginx": settings.nginx["manage"],
         "family": host.family,
-        "metrics": "metrics"
-        if settings.nginx["metrics"]
-        else "metrics.absent"
-        if os.path.exists(METRICS_UNIT)
-        else None,
+        "metrics": _sls("metrics", settings.nginx["metrics"], os.path.exists(METRICS_UNIT)),
         "metrics_port": METRICS_PORT,
         "metrics_socket": METRICS_SOCKET,
         "status_page": bool(settings.status_page) or os.path.exists(wsgi_status_page.PAGE),
@@ -394,6 +396,11 @@ def logs(app, lines=50, process=None):
     if process not in names:
         raise CommandExecutionError(f"{process!r} is not a process of {app} ({', '.join(names) or 'there is none'})")
     return current.log_tail(lines, wsgi_programs.log(current, process))
+
+
+def _sls(name, wanted, there):
+    """The sls that brings something, or takes away what there is of it, or None."""
+    return name if wanted else f"{name}.absent" if there else None
 
 
 def _tools(app):

@@ -236,10 +236,7 @@ def check(host, *names):
     is no good.
     """
     for name in names:
-        site = site_of(host, name)
-        wsgi_tls.check(host, site, built(host))
-        if wsgi_tls.prepare(host, site, built(host)):
-            forget(host)
+        wsgi_tls.check(host, site_of(host, name), built(host))
     return _sound(host, *names)
 
 
@@ -457,7 +454,9 @@ def _sound(host, *names, without=None):
 
 
 def _tried(host, *names, **how):
-    """What ``pending`` says, if nginx takes it."""
+    """What ``pending`` says, if nginx takes it; the certificates that it takes are made for that."""
+    if wsgi_tls.prepare(host, [site_of(host, name) for name in names], built(host)):
+        forget(host)
     changes = pending(host, *names, **how)
     if changes:
         for name in names:

@@ -76,9 +76,13 @@ def _proxies(value):
     return _network(value) and ipaddress.ip_network(value, strict=False).prefixlen > 0
 
 
+def _plain_path(value):
+    return absolute_path(value) and not set(" ;{}\"'$\\#") & set(value)
+
+
 def _file(value):
     """A file on the machine, what would be in it, or where Salt finds that."""
-    return isinstance(value, str) and (absolute_path(value) or value.startswith("sdb://") or "-----BEGIN " in value)
+    return isinstance(value, str) and (_plain_path(value) or value.startswith("sdb://") or "-----BEGIN " in value)
 
 
 def _decoded_path(value):
@@ -118,13 +122,14 @@ CONFIGURATION = Rule("nginx's own words", lambda value: isinstance(value, str) a
 
 # Where a certificate comes from that pillar does not hold.
 CERTIFICATES = ("self_signed", "acme", "none")
+FILE = "a file's absolute path without spaces and quotes"
 
 TLS = {
     "certificate": Rule(
-        "self_signed, acme, none, a file's absolute path, a certificate, or sdb://…",
+        f"self_signed, acme, none, {FILE}, a certificate, or sdb://…",
         lambda value: value in CERTIFICATES or _file(value),
     ),
-    "key": Rule("a file's absolute path, a private key, or sdb://…", _file, secret=True),
+    "key": Rule(f"{FILE}, a private key, or sdb://…", _file, secret=True),
     "listen": integer(1, 65535),
     "redirect": BOOLEAN,
     "http2": BOOLEAN,
@@ -231,7 +236,7 @@ ACME = {
     "server": Rule(
         "the URL of an ACME directory, https://…", lambda value: one_line(value) and value.startswith("https://")
     ),
-    "ca_bundle": Rule("a file's absolute path", absolute_path),
+    "ca_bundle": Rule(FILE, _plain_path),
     "key_type": Rule("ecdsa or rsa", lambda value: value in ("ecdsa", "rsa")),
 }
 

@@ -654,7 +654,7 @@ class _Loader:
 
     @staticmethod
     def _refused(name, value, rule):
-        if rule.secret:
+        if rule.secret or "PRIVATE KEY" in str(value):
             return f"is {_kind(value)}; it must be {rule.allowed}"
         shown = without_credentials(repr(value))
         if name == "source" and isinstance(value, str):

@@ -56,6 +56,8 @@ RENEWAL_LEFT = 2 * DAY
 OWN_LEFT = 14 * DAY
 
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
+# What OpenSSL says of a key that is another certificate's: of one like it, and of one of another kind.
+MISMATCHES = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 NAMED = re.compile(r"^\s*ssl_certificate(?:_key)? ([^;]+);", re.MULTILINE)
 # Object identifiers of https://www.rfc-editor.org/rfc/rfc5280 as they stand in DER.
 ALTERNATIVE_NAMES = bytes.fromhex("551d11")
@@ -142,11 +144,12 @@ def _time(tag, text):
 def paths(host, site):
     """What nginx reads for a site that has TLS: the paths of its certificate and of its key."""
     wanted = site.tls["certificate"]
-    if wanted == "acme" and os.path.exists(f"{lineage(site.id)}/fullchain.pem"):
-        return f"{lineage(site.id)}/fullchain.pem", f"{lineage(site.id)}/privkey.pem"
+    certified = f"{lineage(site.id)}/fullchain.pem", f"{lineage(site.id)}/privkey.pem"
+    if wanted == "acme" and all(map(os.path.exists, certified)):
+        return certified
     if wanted in ("acme", "self_signed"):
         return self_signed_paths(host, site.id)
-    own = zip((wanted, site.tls["key"]), _private(host, f"{site.id}"))
+    own = zip((wanted, site.tls["key"]), _private(host, site.id))
     return tuple(said if said.startswith("/") else written for said, written in own)
 
 
@@ -160,7 +163,9 @@ def texts(host, site):
         if not said.startswith("/"):
             where = f"{key_of(host, site)}:{key}"
             if (site.id, key) not in host.certificates:
-                host.certificates[site.id, key] = wsgi_wanted.looked_up(host, where, said).strip() + "\n"
+                # Lines end as they do when they are read again.
+                lines = str(wsgi_wanted.looked_up(host, where, said)).strip().splitlines()
+                host.certificates[site.id, key] = "\n".join(lines) + "\n"
             found[path] = host.certificates[site.id, key]
     return found
 
@@ -261,26 +266,37 @@ def _checked_pair(host, site, key):
     """The certificate of a site, which its key belongs to."""
     written = texts(host, site)
     with tempfile.TemporaryDirectory() as folder:  # for root alone
-        files = []
+        pair = []
         for what, path in zip(("certificate", "key"), paths(host, site)):
-            text = written.get(path) or _own(f"{key}:{what}", path)
-            if path in written:
-                path = f"{folder}/{what}"
-                wsgi_host.write(path, text, 0o600)
-            files.append(path)
+            pair.append(written.get(path) or _own(f"{key}:{what}", path))
+            # As OpenSSL wants it: in a file.
+            wsgi_host.write(f"{folder}/{what}", pair[-1], 0o600)
         try:
-            with open(files[0], encoding="utf-8") as file:
-                certificate = parse(file.read())
+            certificate = parse(pair[0])
         except ValueError as error:
             raise Problem(f"{key}:certificate: {error}") from error
         try:
             # An empty password: OpenSSL would ask the terminal for one.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files, password="")
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(f"{folder}/certificate", f"{folder}/key", password="")
         except (ssl.SSLError, ValueError) as error:
-            mismatch = getattr(error, "reason", None) == "KEY_VALUES_MISMATCH"
-            why = "it is another certificate's" if mismatch else "not a private key without a password"
-            raise Problem(f"{key}:key: {why}") from error
+            raise Problem(f"{key}:{_unfit(pair[0], error)}") from error
     return certificate
+
+
+def _unfit(text, error):
+    """Which of a certificate and its key OpenSSL does not take, and why: the end of a problem."""
+    reason = getattr(error, "reason", None) or ""
+    if reason in MISMATCHES:
+        return "key: it is another certificate's"
+    if reason.endswith(("_TOO_SMALL", "_TOO_WEAK")):
+        return f"certificate: it is too weak: OpenSSL says {reason}"
+    try:
+        chain = "\n".join(found[0] for found in CERTIFICATE.finditer(text))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=chain)
+    except (ssl.SSLError, TypeError):
+        return "certificate: one of those that follow it can't be read"
+    return "key: not a private key without a password"
 
 
 def _own(key, path):
@@ -333,11 +349,11 @@ def unknown_paths(host, built):
     return None if built.version >= REJECT_SINCE else self_signed_paths(host, "unknown")
 
 
-def prepare(host, site, built):
-    """Make the self-signed certificates that a site needs; returns whether there were any to make."""
-    wanted = {self_signed_paths(host, site.id): _names(site)} if due(host, site) else {}
+def prepare(host, sites, built):
+    """Make the self-signed certificates that some sites need; returns whether there were any to make."""
+    wanted = {self_signed_paths(host, site.id): _names(site) for site in sites if due(host, site)}
     unknown = unknown_paths(host, built)
-    if site.tls and unknown and not all(map(os.path.exists, unknown)):
+    if unknown and any(site.tls for site in sites) and not all(map(os.path.exists, unknown)):
         wanted[unknown] = ["invalid"]
     for files, names in wanted.items():
         make_self_signed(files, names)
@@ -367,7 +383,8 @@ def make_self_signed(files, names):
         command = ["openssl", "req", "-x509", "-sha256", "-days", str(SELF_SIGNED_DAYS), "-config", f"{folder}/request"]
         command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
         _run([*command, "-out", made[0], "-keyout", made[1]], "openssl made no certificate")
-        for path, source in zip(files, made):
+        # The key first: a run that is killed in between leaves a certificate that is still due.
+        for path, source in reversed([*zip(files, made)]):
             wsgi_host.write(path, wsgi_host.read(source), 0o600)
 
 

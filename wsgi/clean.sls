@@ -3,9 +3,11 @@
 {%- if 'wsgi' not in salt['saltutil.list_extmods']().get('modules', []) %}
 {%- do salt['saltutil.sync_all'](refresh=False) %}
 {%- endif %}
-{%- if salt['wsgi.plan']().metrics %}
+{%- set plan = salt['wsgi.plan']() %}
 
 include:
+  - wsgi.acme.absent
+{%- if plan.metrics %}
   - wsgi.metrics.absent
 {%- endif %}
 
@@ -25,9 +27,8 @@ wsgi-services:
 wsgi-files:
   file.absent:
     - names:
-      - {{ salt['wsgi.plan']().family.nginx.conf_dir }}/wsgi.conf
-      - {{ salt['wsgi.plan']().family.nginx.own_dir }}
-      - /etc/systemd/system/certbot.service.d/wsgi.conf
+      - {{ plan.family.nginx.conf_dir }}/wsgi.conf
+      - {{ plan.family.nginx.own_dir }}
       - /etc/systemd/system/wsgi-circus.service
       - /etc/systemd/system/wsgi-emperor.service
       - /etc/systemd/system/wsgi-gaffer.service

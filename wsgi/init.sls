@@ -15,7 +15,7 @@ include:
   - wsgi.common
   - wsgi.nginx
 {%- if plan.acme %}
-  - wsgi.acme
+  - wsgi.{{ plan.acme }}
 {%- endif %}
 {%- for server in plan.servers %}
   - wsgi.{{ server }}
@@ -65,7 +65,7 @@ include:
 
 wsgi-nginx:
   wsgi.nginx: []
-{%- if plan.acme %}
+{%- if plan.acme == 'acme' %}
 
 wsgi-certificates:
   wsgi.certificates:

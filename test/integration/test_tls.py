@@ -1,9 +1,11 @@
 """TLS: certificates of one's own, self-signed ones, and those of an authority; what clients get to see of them."""
 
 import json
+import re
 
 import pytest
 from pillars import app, inspected
+from test_idle_run import observed
 
 OWN, SELF, AUTHORITY = "own.example.com", "self.example.com", "acme.example.com"
 ALIAS = f"www.{AUTHORITY}"
@@ -23,7 +25,7 @@ MAKE = r"""
 mkdir -p /root/tls && cd /root/tls
 for name in localhost own.example.com other.example.com; do
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 90 -subj "/CN=$name" \
-        -addext "subjectAltName=DNS:$name" -keyout $name.key -out $name.crt
+        -addext "subjectAltName=DNS:$name" -addext 'authorityInfoAccess=OCSP;URI:http://127.0.0.1/' -keyout $name.key -out $name.crt
 done
 """
 
@@ -35,6 +37,8 @@ def tls(machine):
     machine.exec(MAKE)
     machine.exec(f"echo 127.0.0.1 {AUTHORITY} {ALIAS} >> /etc/hosts")
     machine.put("/root/tls/pebble.json", json.dumps(PEBBLE))
+    machine.put("/etc/salt/minion.d/vault.conf", "vault: {driver: yaml, files: [/srv/vault.yaml]}\n", 0o600)
+    machine.put("/srv/vault.yaml", json.dumps({"own": {"key": pem(machine, f"{OWN}.key")}}), 0o600)
     return machine
 
 
@@ -42,11 +46,11 @@ def pem(machine, name):
     return machine.exec(["cat", f"/root/tls/{name}"]).stdout
 
 
-def pillar(machine, own=None, self_signed=None, nginx=None):
+def pillar(machine, own=None, self_signed=None, nginx=None, server="waitress", aliases=(ALIAS,)):
     return {
         "apps": {
             "own": app(
-                "gunicorn",
+                server,
                 domains=[OWN],
                 workers=1,
                 tls={
@@ -63,7 +67,7 @@ def pillar(machine, own=None, self_signed=None, nginx=None):
                 workers=1,
                 tls={"certificate": "self_signed", "redirect": False, "hsts": 300, **(self_signed or {})},
             ),
-            "authority": app("gunicorn", domains=[AUTHORITY], redirect_domains=[ALIAS], workers=1, tls="acme"),
+            "authority": app("gunicorn", domains=[AUTHORITY], redirect_domains=[*aliases], workers=1, tls="acme"),
         },
         "nginx": {"acme": {"server": DIRECTORY, "ca_bundle": "/root/tls/localhost.crt"}, **(nginx or {})},
     }
@@ -92,7 +96,7 @@ def changes_of(run):
 @pytest.fixture(scope="module")
 def first_run(tls):
     """All three sites, while no authority answers."""
-    tls.pillar(pillar(tls))
+    tls.pillar(pillar(tls, server="gunicorn"))
     return tls.apply(ok=False)
 
 
@@ -188,7 +192,8 @@ def test_intermediate_is_what_mozilla_says(tls, first_run):
 
 @pytest.fixture(scope="module")
 def certified(tls, first_run):
-    """The authority answers now."""
+    """The authority answers now; and the same key is in sdb."""
+    tls.pillar(pillar(tls, {"key": "sdb://vault/own:key"}, server="gunicorn"))
     environment = "-E PEBBLE_VA_NOSLEEP=1 -E PEBBLE_WFE_NONCEREJECT=0"
     tls.exec(f"systemd-run --unit=pebble {environment} pebble -config /root/tls/pebble.json")
     tls.exec("timeout 20 sh -c 'until curl -sk https://localhost:14000/dir; do sleep 0.2; done'")
@@ -200,7 +205,12 @@ def test_the_authoritys_certificate_is_taken_up_as_soon_as_there_is_one(tls, cer
     assert "Pebble" in shown(tls, AUTHORITY, "-issuer")
     assert f"DNS:{AUTHORITY}, DNS:{ALIAS}" in shown(tls, AUTHORITY, "-ext", "subjectAltName")
     assert tls.exec("ls /etc/nginx/wsgi/private | grep acme", check=False).stdout == ""
-    assert tls.apply().changed == set()
+
+
+def test_a_run_that_changes_nothing_starts_neither_openssl_nor_certbot_nor_nginx(tls, certified):
+    started = re.findall(r"Popen \['(?:/\S*/)?([^/']+)'", "\n".join(observed(tls, "wsgi")["started"]))
+    assert "systemctl" in started
+    assert {*started} & {"openssl", "certbot", "nginx"} == set()
 
 
 def test_a_renewal_by_the_clients_timer_is_taken_up_and_loses_no_request(tls, certified):
@@ -214,7 +224,17 @@ def test_a_renewal_by_the_clients_timer_is_taken_up_and_loses_no_request(tls, ce
     assert tls.apply().changed == set()
 
 
-def test_certificates_are_switched_under_load_and_the_profile_with_them(tls, certified):
+def test_a_site_serves_on_with_its_certificate_where_the_authority_gives_no_better_one(tls, certified):
+    before = shown(tls, AUTHORITY, "-serial")
+    tls.exec("systemctl stop pebble")
+    tls.pillar(pillar(tls, server="gunicorn", aliases=[ALIAS, f"shop.{AUTHORITY}"]))
+    run = tls.apply(ok=False)
+    assert (run.changed, run.failed) == ({"authority-site", "wsgi-nginx"}, {"wsgi-certificates"})
+    assert shown(tls, AUTHORITY, "-serial") == before
+    assert curl(tls, f"https://{AUTHORITY}/").startswith("HTTP/2 200")
+
+
+def test_certificates_the_profile_and_the_server_are_switched_under_load(tls, certified):
     own = {"certificate": "self_signed", "key": None}
     key = {"certificate": "/root/tls/other.example.com.crt", "key": "/root/tls/other.example.com.key"}
     tls.pillar(pillar(tls, own, key, {"tls_profile": "modern"}))
@@ -224,7 +244,8 @@ def test_certificates_are_switched_under_load_and_the_profile_with_them(tls, cer
     ):
         run = tls.apply()
     assert (one.report["lost"], other.report["lost"]) == (0, 0), (one.report, other.report)
-    assert run.changed == {"own-site", "self-site", "wsgi-nginx"}
+    assert {"own-live", "own-site", "self-site", "wsgi-nginx"} <= run.changed
+    assert "wsgi-certificates" not in run.changed  # its hosts are the old ones again
     assert f"DNS:{OWN}" in shown(tls, OWN, "-ext", "subjectAltName")
     assert "other.example.com" in shown(tls, SELF, "-subject")
     warnings = [state.get("warnings") for state in run.raw.values() if state["__id__"] == "self-site"]
@@ -246,20 +267,36 @@ def test_a_certificate_that_another_hand_replaces_is_taken_up(tls, certified):
     assert OWN in shown(tls, SELF, "-subject")
 
 
-def test_a_key_of_another_certificate_is_refused_before_anything_is_touched(tls, certified):
-    sums = "find /etc/nginx -type f -name '*_80*' -exec sha256sum {} + | sort"
-    before = tls.exec(sums).stdout
-    mismatch = {"key": pem(tls, "localhost.key"), "hsts": 0}
-    tls.pillar(pillar(tls, mismatch, {"certificate": "/root/tls/none.crt", "key": "/root/tls/own.example.com.key"}))
-    run = tls.apply("test=True", ok=False)
-    assert run.failed == {"own-site", "self-site"}
-    assert "wsgi:apps:own:tls:key: it is another certificate's" in run.states["own-site"]["comment"]
-    assert "wsgi:apps:self:tls:certificate: '/root/tls/none.crt' is not there" in run.states["self-site"]["comment"]
-    run = tls.apply(ok=False)
-    assert run.failed == {"own-site", "self-site"}
-    assert "PRIVATE KEY" not in changes_of(run)
-    assert tls.exec(sums).stdout == before
+SITES = "find /etc/nginx -type f -name '*_80*' -exec sha256sum {} + | sort"
+
+
+@pytest.fixture(scope="module")
+def refused(tls, certified):
+    """What was there before each site was wrong in its own way; a dry run with these, and a real one."""
+    before = tls.exec(SITES).stdout
+    missing = {"certificate": "/root/tls/none.crt", "key": "/root/tls/own.example.com.key"}
+    wrong = pillar(tls, {"key": pem(tls, "localhost.key"), "hsts": 0}, missing, {"tls_profile": "modern"})
+    wrong["apps"]["authority"]["workers"] = "many"
+    tls.pillar(wrong)
+    return before, tls.apply(test=True, ok=False), tls.apply(ok=False)
+
+
+def test_a_key_of_another_certificate_is_refused_before_anything_is_touched(tls, refused):
+    before, *runs = refused
+    for run in runs:
+        assert run.failed == {"wsgi-pillar", "own-site", "self-site"}
+        assert "wsgi:apps:own:tls:key: it is another certificate's" in run.states["own-site"]["comment"]
+        assert "wsgi:apps:self:tls:certificate: '/root/tls/none.crt' is not there" in run.states["self-site"]["comment"]
+        assert "PRIVATE KEY" not in changes_of(run)
+    assert runs[-1].changed == set()
+    assert tls.exec(SITES).stdout == before
     assert curl(tls, f"https://{OWN}/").startswith("HTTP/2 200")
+
+
+def test_an_app_with_a_problem_keeps_its_certificate_and_the_renewals(tls, refused):
+    assert "Pebble" in shown(tls, AUTHORITY, "-issuer")
+    assert tls.exec("ls /etc/letsencrypt/renewal").stdout == f"wsgi-{AUTHORITY}_80.conf\n"
+    assert tls.exec("test -x /usr/local/lib/wsgi/reload-nginx", check=False).rc == 0
 
 
 def test_http3_is_served_where_the_installed_nginx_has_it_and_refused_elsewhere(tls, certified):
@@ -292,5 +329,7 @@ def test_a_site_that_goes_takes_its_certificates_along(tls, certified):
     tls.apply()
     assert tls.exec("ls /etc/nginx/wsgi/private").stdout == ""
     assert tls.exec("find /etc/letsencrypt -name 'wsgi-*'").stdout == ""
+    files = "/usr/local/lib/wsgi/reload-nginx /etc/systemd/system/certbot.service.d/wsgi.conf"
+    assert tls.exec(f"ls {files}", check=False).stdout == ""
     assert curl(tls, f"http://{OWN}/").startswith("HTTP/1.1 200")
     assert tls.apply().changed == set()

@@ -1,7 +1,10 @@
 """TLS: what a certificate says, what nginx is told of it, and what can't be had."""
 
 import calendar
+import os
 import re
+import shutil
+import subprocess
 
 import pytest
 import wsgi_host
@@ -14,6 +17,7 @@ NEW = wsgi_nginx.Built((1, 26, 3), ("http_v2_module", "http_v3_module"), (3, 5, 
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
 PAIR = {"certificate": "/etc/ssl/shop.pem", "key": "/etc/ssl/shop.key"}
 ID = "example.com_80"
+BAG = "Bag Attributes\n-----BEGIN PRIVATE KEY-----\n"
 # openssl req -x509 … -days 9999 -addext subjectAltName=DNS:example.com,DNS:*.example.com,IP:127.0.0.1
 # -addext 'authorityInfoAccess=caIssuers;URI:http://ca.example.com/ca.crt,OCSP;URI:http://ocsp.example.com'
 RICH = """\
@@ -113,6 +117,8 @@ def test_a_site_has_a_self_signed_certificate_until_it_has_its_own(make_files, t
     live = tmp_path / f"letsencrypt/live/wsgi-{ID}"
     live.mkdir(parents=True)
     (live / "fullchain.pem").write_text(RICH)
+    assert "letsencrypt" not in wsgi_nginx.texts(host, "shop")[f"{tmp_path}/own/sites/{ID}.conf"]  # half of a pair
+    (live / "privkey.pem").touch()
     text = wsgi_nginx.texts(host, "shop")[f"{tmp_path}/own/sites/{ID}.conf"]
     assert (f"ssl_certificate {live}/fullchain.pem;" in text) == (certificate == "acme")
     assert ("ssl_stapling on" in text) == (certificate == "acme")  # as it names a responder
@@ -128,11 +134,12 @@ def test_one_of_a_path_stays_where_it_is_and_one_of_pillar_is_roots_alone(make_f
 
 def test_a_key_may_be_in_sdb(make_host):
     host = make_host({"apps": {"shop": {**SHOP, "tls": {"certificate": RICH, "key": "sdb://vault/key"}}}})
-    asked = []
-    host.salt = {**host.salt, "sdb.get": lambda uri, strict: asked.append(uri) or "-----BEGIN PRIVATE KEY-----"}
+    asked, key = [], "-----BEGIN PRIVATE KEY-----\r\nhunter2"
+    host.salt = {**host.salt, "sdb.get": lambda uri, strict: asked.append(uri) or key}
     for _ in range(2):
         found = wsgi_nginx.texts(host, "shop")[f"/etc/nginx/wsgi/private/{ID}.key"]
-    assert found == wsgi_nginx.Private("-----BEGIN PRIVATE KEY-----\n")
+    # As it will be read from its file, or it would differ in each run.
+    assert found == wsgi_nginx.Private("-----BEGIN PRIVATE KEY-----\nhunter2\n")
     assert asked == ["sdb://vault/key"]
 
 
@@ -234,6 +241,8 @@ def test_the_challenge_is_answered_over_plain_http_by_every_host_of_the_site(mak
         ({"tls": {"certificate": "/etc/ssl/shop.pem"}}, "tls:key: missing; it must be the certificate's"),
         ({"tls": {"certificate": "self-signed"}}, "tls:certificate: 'self-signed' must be self_signed, acme, none"),
         ({"tls": {**PAIR, "key": "hunter2"}}, "tls:key: is a string; it must be a file's absolute path"),
+        ({"tls": {**PAIR, "key": "/etc/ssl/my key.pem"}}, "tls:key: is a string; it must be a file's absolute path"),
+        ({"tls": {**PAIR, "certificate": "/etc/ssl/$x.pem"}}, "tls:certificate: '/etc/ssl/$x.pem' must be self_signed"),
     ],
     ids=str,
 )
@@ -244,9 +253,18 @@ def test_what_can_be_no_site_is_a_problem(load, own, problem):
 
 
 def test_what_openssl_exports_is_never_shown(load):
-    bag = "Bag Attributes\n-----BEGIN PRIVATE KEY-----\nhunter2\n"
+    bag = f"{BAG}hunter2\n"
     settings = load({"apps": {"shop": {**SHOP, "tls": {"certificate": bag, "key": bag}}}})
     assert settings.problems == ["wsgi:apps:shop:tls:certificate: holds a private key, which goes into key"]
+
+
+@pytest.mark.parametrize(
+    "tls", [f"{BAG}hunter2", [{"key": f"{BAG}hunter2"}], {"certificate": "PRIVATE KEY hunter2"}], ids=type
+)
+def test_a_key_in_the_wrong_place_is_not_shown_either(load, tls):
+    problems = load({"apps": {"shop": {**SHOP, "tls": tls}}}).problems
+    assert problems
+    assert "hunter2" not in str(problems)
 
 
 def test_sites_of_one_host_can_not_meet_at_the_port_of_tls(load):
@@ -276,6 +294,41 @@ def test_what_this_machine_can_not_do_is_a_problem(make_files, tls, problem):
     with pytest.raises(wsgi_host.Problem) as raised:
         wsgi_tls.check(host, wsgi_nginx.site_of(host, "shop"), USUAL)
     assert str(raised.value).startswith(problem)
+
+
+def openssl(folder, *arguments):
+    """The text of what OpenSSL makes."""
+    made = folder / f"made-{len(list(folder.iterdir()))}"
+    subprocess.run(["openssl", *arguments, "-out", made], check=True, capture_output=True, cwd=folder)
+    return made.read_text()
+
+
+def test_a_pair_that_does_not_fit_is_a_problem_that_says_why(make_files, tmp_path):
+    pair = tmp_path / "crt", tmp_path / "key"
+    wsgi_tls.make_self_signed(tuple(map(str, pair)), ["example.com"])
+    certificate, key = (path.read_text() for path in pair)
+    alike = openssl(tmp_path, "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
+    of_another_kind = openssl(tmp_path, "genpkey", "-algorithm", "RSA")
+    with_password = openssl(tmp_path, "pkcs8", "-topk8", "-in", str(pair[1]), "-passout", "pass:hunter2")
+    short = ["-newkey", "rsa:512", "-nodes", "-keyout", "short", "-subj", "/CN=x", "-config", "/dev/null"]
+    weak = openssl(tmp_path, "req", "-x509", "-sha256", *short)
+
+    def said(certificate, key):
+        host, _ = make_files({"shop": {"tls": {"certificate": certificate, "key": key}}})
+        try:
+            return wsgi_tls.check(host, wsgi_nginx.site_of(host, "shop"), USUAL)
+        except wsgi_host.Problem as problem:
+            return str(problem)
+
+    assert said(certificate, key) == []
+    assert said(certificate + PLAIN, key) == []
+    assert said(certificate, alike) == "wsgi:apps:shop:tls:key: it is another certificate's"
+    assert said(certificate, of_another_kind) == "wsgi:apps:shop:tls:key: it is another certificate's"
+    assert said(certificate, with_password) == "wsgi:apps:shop:tls:key: not a private key without a password"
+    chain = certificate + PLAIN.replace("\nMIIB", "\nAAAA")
+    assert said(chain, key) == "wsgi:apps:shop:tls:certificate: one of those that follow it can't be read"
+    found = said(weak, (tmp_path / "short").read_text())
+    assert found == "wsgi:apps:shop:tls:certificate: it is too weak: OpenSSL says EE_KEY_TOO_SMALL"
 
 
 def test_sites_of_a_newer_nginx_may_differ_in_http2(make_files):
@@ -345,6 +398,60 @@ def test_what_no_site_names_is_left_over_and_another_hands_is_not(make_files, tm
         f"{renewal}/wsgi-gone.example.com_80.conf",
         f"{tmp_path}/letsencrypt/archive/wsgi-gone.example.com_80",
     ]
+
+
+@pytest.fixture
+def installed(make_files, tmp_path, monkeypatch):
+    """installed(apps) are the files of such apps, on the disk; and nginx refuses what names a certificate that is not."""
+
+    def tested(host, changes):
+        for path in wsgi_tls.NAMED.findall("".join(file.read_text() for file in tmp_path.glob("own/**/*.conf"))):
+            if not os.path.exists(path):
+                raise wsgi_host.Problem(f"{path} is not there")
+
+    def put(apps):
+        host, _ = make_files(apps)
+        wsgi_nginx._put(wsgi_nginx._sound(host, *apps))
+        wsgi_nginx.forget(host)
+        return host
+
+    monkeypatch.setattr(wsgi_nginx, "_test", tested)
+    monkeypatch.setattr(wsgi_nginx, "_check_ports", lambda host, name: None)
+    return put
+
+
+def test_sites_whose_certificates_all_got_lost_come_back(installed, tmp_path):
+    apps = {name: {"tls": "acme", "domains": [f"{name}.example.com"]} for name in ("blog", "shop")}
+    for name in apps:
+        live = tmp_path / f"letsencrypt/live/wsgi-{name}.example.com_80"
+        live.mkdir(parents=True)
+        (live / "fullchain.pem").write_text(RICH)
+        (live / "privkey.pem").touch()
+    host = installed(apps)
+    assert "letsencrypt" in wsgi_nginx.on_disk(host)[f"{tmp_path}/own/sites/shop.example.com_80.conf"]
+    shutil.rmtree(tmp_path / "letsencrypt")
+    changes = wsgi_nginx.check(host, "blog")
+    assert {path for path in changes if "/sites/" in path} == {
+        f"{tmp_path}/own/sites/{name}.example.com_80.conf" for name in apps
+    }
+
+
+def test_a_self_signed_certificate_that_was_half_made_is_made_anew(installed, tmp_path, monkeypatch):
+    host = installed({"shop": {"tls": "self_signed"}})
+    site = wsgi_nginx.site_of(host, "shop")
+    (tmp_path / f"own/private/{ID}.self-signed.crt").write_text(PLAIN)  # for no host: it is due
+    write, written = wsgi_host.write, []
+
+    def killed(path, *arguments):
+        if written:
+            raise KeyboardInterrupt
+        write(path, *arguments)
+        written.extend([path] if "/private/" in path else [])
+
+    monkeypatch.setattr(wsgi_host, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        wsgi_tls.make_self_signed(wsgi_tls.self_signed_paths(host, ID), ["example.com"])
+    assert wsgi_tls.due(host, site)
 
 
 def test_a_self_signed_certificate_is_for_its_hosts_and_root_alone(tmp_path):
