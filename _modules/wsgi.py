@@ -159,7 +159,7 @@ def validate():
     return [*problems, *(f"warning: {sentence}" for sentence in wsgi_release.warnings(host))] or True
 
 
-def status(app=None, patience=None):
+def status(app=None, patience=None, processes=True):
     """
     What runs, and how it fares.
 
@@ -167,11 +167,13 @@ def status(app=None, patience=None):
         One app; all that are in pillar or on this machine when not given.
     patience : float
         Seconds that all health checks may take together; each app's ``request_timeout`` when not given.
+    processes : bool
+        Whether to ask the process managers, too; what they know is left out otherwise.
 
     Returns a dict of apps to dicts: ``server``, ``version``, ``process_manager``,
     ``generation``, ``release``, ``source`` and ``revision`` it was made from, ``override`` (what a
-    deploy or a pin says instead of pillar), ``domains``, ``listen``, ``health`` (``ok``, ``status`` and
-    ``latency_ms``, of one request to the live socket), ``pids``, ``memory_mib`` (PSS of all
+    deploy or a pin says instead of pillar), ``domains``, ``listen``, ``workers``, ``health`` (``ok``,
+    ``status`` and ``latency_ms``, of one request to the live socket), ``pids``, ``memory_mib`` (PSS of all
     processes), ``uptime_s`` (of the master) and ``since`` (when it went live, local time). Where
     there are any, ``processes`` (names to PIDs, None for one that is down) and ``schedule`` (names
     to ``calendar``, ``next``, ``last`` and ``result``, which is systemd's word for it); and
@@ -189,7 +191,7 @@ def status(app=None, patience=None):
     if app is not None:
         names = [_named(app, names)]
     deadline = time.monotonic() + (math.inf if patience is None else patience)
-    return {name: _status(host, name, deadline) for name in names}
+    return {name: _status(host, name, deadline, processes) for name in names}
 
 
 def restart(app):
@@ -423,16 +425,11 @@ def _stale():
     return found
 
 
-def _status(host, name, deadline):
+def _status(host, name, deadline, processes):
     current = wsgi_generation.live(host, name)
     if current is None:
         return {"live": False}
     app = host.settings.apps.get(name)
-    pids = current.pids
-    beside = wsgi_programs.status(current)
-    all_pids = [*pids]
-    for mains in beside.get("processes", {}).values():
-        all_pids += [pid for main in mains for pid in wsgi_managers.processes(main)]
     link = f"{LIB}/live/{name}"
     return {
         "live": True,
@@ -445,13 +442,25 @@ def _status(host, name, deadline):
         **({"override": wsgi_wanted.sentence(host, name)} if app and wsgi_wanted.sentence(host, name) else {}),
         "domains": app["domains"] if app else [],
         "listen": app["listen"] if app else None,
+        "workers": current.record["settings"]["workers"],
         "health": _health(current, wsgi_generation.check_of(app) if app else current.record["check"], deadline),
+        **(_processes(current) if processes else {}),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(os.lstat(link).st_mtime)),
+        **({"maintenance": True} if wsgi_maintenance.on(name) else {}),
+    }
+
+
+def _processes(current):
+    pids = current.pids
+    beside = wsgi_programs.status(current)
+    all_pids = [*pids]
+    for mains in beside.get("processes", {}).values():
+        all_pids += [pid for main in mains for pid in wsgi_managers.processes(main)]
+    return {
         "pids": pids,
         **beside,
         "memory_mib": round(wsgi_managers.memory(all_pids) / 2**20, 1),
         "uptime_s": round(wsgi_managers.uptime(pids[0])) if pids else 0,
-        "since": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(os.lstat(link).st_mtime)),
-        **({"maintenance": True} if wsgi_maintenance.on(name) else {}),
     }
 
 

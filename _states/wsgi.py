@@ -7,6 +7,7 @@ them down in their order.
 """
 
 import contextlib
+import glob
 import json
 import os
 import pwd
@@ -26,6 +27,11 @@ import wsgi_status_page
 import wsgi_tls
 import wsgi_wanted
 from wsgi_host import ETC, LIB, LOG, SRV, Problem
+
+# systemd keeps such a link for each service that runs: unit_export_invocation_id in its src/core/unit.c.
+INVOCATION = "/run/systemd/units/invocation:{}"
+# And such ones for what starts at boot.
+WANTED = "/etc/systemd/system/*.wants/{}"
 
 
 def pillar_valid(name):
@@ -337,7 +343,7 @@ def status_page(name):
 
 def _this_run():
     """What of the formula's failed until now, ids and comments; and whether a dry run has found something to change."""
-    states = [state for tag, state in __running__.items() if tag.startswith("wsgi_|-")]
+    states = [state for state in __running__.values() if str(state.get("__sls__")).partition(".")[0] == "wsgi"]
     failures = [
         (state["__id__"], state["comment"])
         for state in states
@@ -347,12 +353,14 @@ def _this_run():
     return failures, any(state["result"] is None for state in states)
 
 
-def daemon(name):
+def daemon(name, socket=None):
     """
-    A service of the machine runs, and starts at boot. The usual case costs one look.
+    A service of the machine runs, and starts at boot. The usual case costs one look, and no process.
 
     name : str
-        The service.
+        The service, or another unit of systemd's by its whole name.
+    socket : str
+        The path of the unix socket that such a unit listens on.
 
     What differs is handed to ``service.running``.
 
@@ -362,6 +370,10 @@ def daemon(name):
           wsgi.daemon:
             - name: nginx
     """
+    unit = name if "." in name else f"{name}.service"
+    runs = socket in _host().listening if socket else os.path.lexists(INVOCATION.format(unit))
+    if runs and glob.glob(WANTED.format(unit)):
+        return _result(name, True, f"The service {name} runs, and starts at boot.")
     with contextlib.suppress(FileNotFoundError):
         shown = subprocess.run(
             ["systemctl", "show", "--property=ActiveState,UnitFileState", name],

@@ -6,6 +6,7 @@ this machine alone, or to those who have a password.
 """
 
 import base64
+import contextlib
 import hashlib
 import pwd
 import re
@@ -14,6 +15,7 @@ import time
 import wsgi_history
 import wsgi_host
 import wsgi_schema
+import wsgi_tls
 import wsgi_wanted
 from wsgi_host import LIB
 
@@ -22,8 +24,6 @@ PAGE = f"{FOLDER}/index.html"
 PATIENCE = 10  # seconds for the health checks of all apps
 CHANGES = 20  # that are shown, of all apps
 ERROR = 300  # characters of why a change failed; `wsgi.history` has the rest
-# What differs from run to run and is no change.
-FLEETING = ("health", "pids", "memory_mib", "uptime_s", "processes", "schedule")
 # On the page, for the next run to compare with.
 CONTENT = re.compile(r'data-content="([0-9a-f]+)"')
 
@@ -63,7 +63,8 @@ def facts(host, failures=()):
 
     Returns a dict.
     """
-    apps = host.salt["wsgi.status"](patience=PATIENCE)
+    # A run that changes nothing starts no process, as to ask systemd would.
+    apps = host.salt["wsgi.status"](patience=PATIENCE, processes=False)
     return {
         "host": host.grains.get("id", "localhost"),
         "apps": {name: _app(host, name, status) for name, status in apps.items()},
@@ -76,8 +77,7 @@ def facts(host, failures=()):
 def content(facts):
     """A hash of what a page tells that is not different each time; equal ones need no mention."""
     apps = {
-        name: {fact: value for fact, value in app.items() if fact not in FLEETING}
-        for name, app in facts["apps"].items()
+        name: {fact: value for fact, value in app.items() if fact != "health"} for name, app in facts["apps"].items()
     }
     changes = [
         {fact: value for fact, value in each.items() if fact not in ("at", "times")} for each in facts["changes"]
@@ -109,7 +109,22 @@ def write(host, facts):
 
 def _app(host, name, status):
     app = host.settings.apps.get(name)
-    return {**status, "links": _links(app) if app else [], "broken": name in host.settings.broken}
+    return {
+        **status,
+        "links": _links(app) if app else [],
+        "certificate": _certificate(host, name),
+        "broken": name in host.settings.broken,
+    }
+
+
+def _certificate(host, name):
+    """Until when the certificate is good that an app's site has, and whether that is soon; None where there is none."""
+    site = next((site for site in host.settings.sites.values() if name in site.apps and site.tls), None)
+    with contextlib.suppress(OSError, ValueError):
+        found = site and wsgi_tls.parse(wsgi_host.read(wsgi_tls.paths(host, site)[0]) or "")
+        until = found and time.strftime("%Y-%m-%d", time.gmtime(found.until))
+        return found and {"until": until, "soon": found.left() < wsgi_tls.OWN_LEFT}
+    return None
 
 
 def _links(app):

@@ -12,6 +12,7 @@ import base64
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -81,6 +82,7 @@ def main():
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--screenshot", help="where to put one of the whole page")
     options = parser.parse_args()
+    signal.alarm(60)  # seconds; it ends this program
     expressions = json.load(sys.stdin)
     browser = Browser()
     for domain in ("Page", "Log", "Runtime"):

@@ -2,7 +2,9 @@
 
 import base64
 import hashlib
+import json
 import re
+import time
 from subprocess import run
 
 import pytest
@@ -40,20 +42,37 @@ SEEN = {
     "text": "document.body.innerText",
     "scripts": "document.scripts.length + document.querySelectorAll('b, [onclick], img, link').length",
 }
+IN_THE_WAY = "/usr/local/lib/wsgi/maintenance.html"
 APPS = {
     "hello": app("uwsgi", domains=["hello.example.com", "*.hello.example.com"], env={"PASSWORD": SECRET}),
-    "closed": app("uwsgi", listen=8081),
+    # Of what systemd keeps, systemd alone knows the processes.
+    "closed": app(
+        "uwsgi",
+        process_manager="systemd",
+        listen=8081,
+        tls={"certificate": "self_signed", "redirect": False},
+        schedule={"tidy": {"command": "true", "calendar": "daily"}},
+    ),
     "unbuilt": app("uwsgi", source="salt://apps/nothing-of-that-name", domains=["unbuilt.example.com"]),
     "wrong": {"source": "salt://wsgi/examples/hello", "<b>bold</b>": 1},
 }
 
 
+def hashed():
+    """The password, as pillar has it."""
+    return run(["openssl", "passwd", "-6", PASSWORD], check=True, capture_output=True, text=True).stdout.strip()
+
+
 @pytest.fixture(scope="module")
 def told(machine):
-    """A machine with an app that serves, one in maintenance, one that can't be built, and one with a problem."""
+    """
+    A machine with an app that serves, one in maintenance, one that can't be built, and one with a problem; and
+    with a folder where a file is to be.
+    """
+    machine.exec(["mkdir", "--parents", IN_THE_WAY])
     machine.pillar({"apps": APPS, "status_page": {}})
     first = machine.apply(ok=False)
-    assert first.failed == {"wsgi-pillar", "unbuilt-release", "unbuilt-live", "unbuilt-site"}, first
+    assert first.failed == {"wsgi-pillar", "unbuilt-release", "unbuilt-live", "unbuilt-site", IN_THE_WAY}, first
     machine.call("wsgi.maintenance", "closed", "on")
     machine.apply(ok=False)
     return machine
@@ -73,6 +92,10 @@ def test_it_tells_how_each_app_fares(told, page):
     assert f"uwsgi {status['hello']['version']} <small>under emperor</small>" in page.body
     assert '<a href="http://hello.example.com/" rel="noreferrer">hello.example.com</a>' in page.body
     assert "in maintenance" in page.body
+    assert page.body.count("certificate until ") == 1
+    until = told.exec("openssl x509 -enddate -noout < /etc/nginx/wsgi/private/default_8081.self-signed.crt").stdout
+    day = time.strftime("%Y-%m-%d", time.strptime(until.strip(), "notAfter=%b %d %H:%M:%S %Y GMT"))
+    assert f"<small>certificate until {day}</small>" in page.body
 
 
 def test_it_tells_what_failed_and_why(page):
@@ -81,6 +104,7 @@ def test_it_tells_what_failed_and_why(page):
     assert "<b>" not in page.body
     assert re.search(r"<code>unbuilt-release</code> failed: .*salt://apps/nothing-of-that-name", page.body)
     assert re.search(r'<span class="bad">failed</span>\s*<small>.*nothing-of-that-name', page.body)
+    assert f"<code>{IN_THE_WAY}</code> failed: " in page.body
     assert '<span class="good">went live</span>' in page.body
     assert "unbuilt-site" not in page.body
 
@@ -102,6 +126,8 @@ def test_it_is_for_this_machine_alone(told):
     assert addresses == {"127.0.0.1:8079"}
     assert told.get("/../../etc/passwd", port=8079).status in (400, 404)
     assert told.get("/index.html", port=8079).status == 404
+    assert told.get("/", host="rebound.example.com", port=8079).status == 421
+    assert told.get("/", host="localhost:8079", port=8079).status == 200
 
 
 def test_a_browser_may_load_nothing_and_run_nothing(page):
@@ -129,6 +155,7 @@ def test_it_is_readable_in_a_browser(told, width, dark):
 
 
 def test_a_run_that_changes_nothing_writes_it_and_mentions_no_change(told):
+    told.exec(["rmdir", IN_THE_WAY])
     before = told.get("/", port=8079).body
     told.pillar({"apps": {name: APPS[name] for name in ("hello", "closed")}, "status_page": {}})
     gone = told.apply()
@@ -138,8 +165,16 @@ def test_a_run_that_changes_nothing_writes_it_and_mentions_no_change(told):
     assert told.apply(test=True).changed == set()
     assert told.get("/", port=8079).body == first
     assert told.apply().changed == set()
-    time = re.compile(r'<time datetime="([^"]+)">')
-    assert time.search(told.get("/", port=8079).body)[1] > time.search(first)[1] > time.search(before)[1]
+    written = re.compile(r'<time datetime="([^"]+)">')
+    assert written.search(told.get("/", port=8079).body)[1] > written.search(first)[1] > written.search(before)[1]
+
+
+def test_such_a_run_starts_no_process_for_it(told):
+    script = "/srv/formula/test/integration/observed_salt_call.py"
+    told.exec(["/opt/salt/bin/python", script, "/root/observed.json", "--out=json", "state.apply", "wsgi"])
+    started = json.loads(told.exec(["cat", "/root/observed.json"]).stdout)["started"]
+    assert started
+    assert [command for command in started if "'show', '--property" in command or "openssl" in command] == []
 
 
 def test_what_is_done_by_hand_is_on_it_at_once(told):
@@ -150,7 +185,7 @@ def test_what_is_done_by_hand_is_on_it_at_once(told):
 
 
 def test_others_need_a_password(told):
-    hash = run(["openssl", "passwd", "-6", PASSWORD], check=True, capture_output=True, text=True).stdout.strip()
+    hash = hashed()
     page = {"domain": "status.example.com", "basic_auth": {"users": {"ann": hash}}}
     told.pillar({"apps": {"hello": APPS["hello"]}, "status_page": page})
     changed = told.apply()
@@ -167,6 +202,20 @@ def test_others_need_a_password(told):
     found = told.exec(["stat", "--format=%a %U %G", "/etc/nginx/wsgi/private/_status.htpasswd"]).stdout.strip()
     assert found == "640 root www-data"
     assert told.apply().changed == set()
+
+
+def test_over_tls_it_is_a_path_of_a_site(told):
+    """As docs/edge.md has it."""
+    words = "location = /status { proxy_pass http://127.0.0.1:8079/; }"
+    hello = {**APPS["hello"], "tls": "self_signed", "nginx": {"server": words}}
+    told.pillar({"apps": {"hello": hello}, "status_page": {"basic_auth": {"users": {"ann": hashed()}}}})
+    told.apply()
+    curl = "curl --silent --insecure --resolve hello.example.com:443:127.0.0.1 --write-out '%{http_code}'"
+    url = "https://hello.example.com/status"
+    assert told.exec(f"{curl} --output /dev/null {url}").stdout == "401"
+    page = told.exec(f"{curl} --user 'ann:{PASSWORD}' {url}").stdout
+    assert "1 of 1 apps healthy" in page
+    assert page.endswith("200")
 
 
 def test_it_goes_as_it_came(told):

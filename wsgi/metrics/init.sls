@@ -45,6 +45,7 @@ nginx-exporter-service:
 metrics-socket:
   wsgi.daemon:
     - name: wsgi-metrics.socket
+    - socket: {{ plan.metrics_socket }}
     - require:
       - file: /usr/local/lib/wsgi/metrics
       - file: /etc/systemd/system/wsgi-metrics.socket
