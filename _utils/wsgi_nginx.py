@@ -9,6 +9,7 @@ import grp
 import hashlib
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -39,6 +40,7 @@ RELOADED = f"{RUN}/nginx.reloaded"
 # Below the folder that is ours.
 FOLDERS = ("apps", "locations", "sites", "private")
 LISTEN = re.compile(r"^\s*listen (\d+)([^;]*);", re.MULTILINE)
+LOG = re.compile(r"^\s*(?:access|error)_log (/[^ ;]+/wsgi-[^ ;]+)", re.MULTILINE)
 # A server block bears with a location that isn't there (yet).
 MEMBER = re.compile(r"/locations/([a-z0-9_-]+)\.con\[f\];")
 # Where it says that something is wrong; and the line above words that are pillar's own.
@@ -461,23 +463,23 @@ def _tried(host, *names, **how):
     if changes:
         for name in names:
             _check_ports(host, name)
-        with _staged(changes):
+        with _staged(host, changes):
             _test(host, changes)
     return changes
 
 
 @contextlib.contextmanager
-def _staged(changes):
+def _staged(host, changes):
     """Put files where nginx looks for them, for as long as it takes to test them."""
     before = {path: wsgi_host.read(path) for path in changes}
     for path, text in before.items():
         if text is not None and isinstance(changes[path], Private):
             before[path] = Private(text, changes[path].group)
     try:
-        _put(changes)
+        _put(host, changes)
         yield
     finally:
-        _put(before)
+        _put(host, before)
 
 
 def _sweep(host):
@@ -497,11 +499,11 @@ def source(wanted):
 
 
 def _put_for_good(host, files):
-    _put(files)
+    _put(host, files)
     forget(host)
 
 
-def _put(files):
+def _put(host, files):
     for path, wanted in files.items():
         if wanted is None:
             wsgi_host.remove(path)
@@ -511,6 +513,15 @@ def _put(files):
             wsgi_host.write(path, wanted.text, wanted.mode, gid=grp.getgrnam(wanted.group).gr_gid)
         else:
             wsgi_host.write(path, wanted, 0o644)
+            _make_logs(host, wanted)
+
+
+def _make_logs(host, text):
+    """The logs of ours that a file names, as logrotate makes them: nginx would make them for everybody to read."""
+    for log in {*LOG.findall(text)}:
+        if os.path.dirname(log) == host.family["nginx"]["log_dir"] and not os.path.lexists(log):
+            owner = pwd.getpwnam(host.family["nginx"]["user"]).pw_uid
+            wsgi_host.write(log, "", 0o640, owner, grp.getgrnam(host.family["nginx"]["log_group"]).gr_gid)
 
 
 def _text(wanted):

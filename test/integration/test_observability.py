@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import pytest
 from pillars import app, inspected
@@ -29,19 +30,36 @@ RAW = (
 )
 
 
+APPS = {
+    "shop": inspected("uwsgi", domains=["shop.example.com"], metrics=True),
+    "blog": app("gunicorn", domains=["blog.example.com"], metrics=True),
+    "quiet": app("waitress", domains=["quiet.example.com"], metrics=True, access_log="none"),
+    "plain": app("uwsgi", domains=["plain.example.com"], access_log="combined"),
+    "edge": app(
+        "uwsgi",
+        source="salt://apps/assets",
+        application="assets:application",
+        hooks={"build": ["python3 make_assets.py one"]},
+        domains=["edge.example.com"],
+        redirect_domains=["www.edge.example.com"],
+        mount="/edge",
+        tls="self_signed",
+        static={"/static/": "static/"},
+        error_pages={413: "errors/404.html"},
+        client_max_body_size="1k",
+        cors={"origins": ["https://other.example.com"]},
+        metrics=True,
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def observed(machine):
-    """A machine with four apps: two whose servers have metrics, one whose server has none, one with neither."""
-    machine.pillar(
-        {
-            "apps": {
-                "shop": inspected("uwsgi", domains=["shop.example.com"], metrics=True),
-                "blog": app("gunicorn", domains=["blog.example.com"], metrics=True),
-                "quiet": app("waitress", domains=["quiet.example.com"], metrics=True, access_log="none"),
-                "plain": app("uwsgi", domains=["plain.example.com"], access_log="combined"),
-            }
-        }
-    )
+    """
+    A machine with five apps: two whose servers have metrics, one whose server has none, one with neither, and
+    one over TLS that has nginx answer much by itself.
+    """
+    machine.pillar({"apps": APPS})
     machine.apply()
     return machine
 
@@ -64,11 +82,22 @@ def send(machine, request):
     return machine.exec(f'python3 -c "{RAW}" < /tmp/request.raw').stdout
 
 
-def metrics(machine):
-    """What Prometheus gets: a sample's name with its labels -> its value."""
-    text = machine.get("/metrics", port=8078).body
-    samples = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, _, value in samples}
+def metrics(machine, **awaited):
+    """
+    What Prometheus gets, a sample's name with its labels -> its value, when all is counted: that is done just
+    after a request was answered. `awaited` are the least values that are waited for.
+    """
+    found, before = {}, None
+    for _ in range(50):
+        text = machine.get("/metrics", port=8078).body
+        samples = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        found = {name: float(value) for name, _, value in samples}
+        counted = {name: value for name, value in found.items() if name.startswith(("wsgi", "uwsgi", "gunicorn"))}
+        if counted == before and all(found.get(name, 0) >= value for name, value in awaited.items()):
+            break
+        before = counted
+        time.sleep(0.1)
+    return found
 
 
 def test_a_request_is_a_line_of_json(observed):
@@ -80,6 +109,61 @@ def test_a_request_is_a_line_of_json(observed):
     assert line["generation"] == observed.call("wsgi.status", "shop")["shop"]["generation"]
     assert line["request_id"] == seen["HTTP_X_REQUEST_ID"]
     assert (line["app"], line["host"], line["status"]) == ("shop", "shop.example.com", 200)
+
+
+@pytest.fixture(scope="module")
+def generations(observed):
+    return {name: status["generation"] for name, status in observed.call("wsgi.status").items()}
+
+
+ASKING = ["--request", "OPTIONS", "--header", "Access-Control-Request-Method: PUT"]
+ASKING += ["--header", "Origin: https://other.example.com"]
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "status", "name", "answered"),
+    [
+        ("https://edge.example.com/edge/?by=app", [], 200, "edge", True),
+        ("https://edge.example.com/edge/static/current?by=file", [], 200, "edge", False),
+        ("https://edge.example.com/edge/static/missing?by=no-file", [], 404, "edge", False),
+        ("https://edge.example.com/edge/?by=page", ["--data", 2000 * "x"], 413, "edge", False),
+        ("https://edge.example.com/edge/?by=preflight", ASKING, 204, "edge", False),
+        ("https://edge.example.com/edge?by=mount", [], 308, "edge", False),
+        # No app's location: the site's.
+        ("https://edge.example.com/elsewhere?by=nobody", [], 404, "", False),
+        ("http://edge.example.com/edge/?by=redirect", [], 308, "", False),
+        ("https://www.edge.example.com/edge/?by=other-domain", [], 308, "", False),
+    ],
+)
+def test_whoever_answers_it_is_logged_once_for_its_app(observed, generations, url, options, status, name, answered):
+    scheme, _, host, path = url.split("/", 3)
+    sample = f'wsgi_requests_total{{app="edge",status="{status}"}}'
+    before = metrics(observed).get(sample, 0)
+    resolve = [word for port in (80, 443) for word in ("--resolve", f"{host}:{port}:127.0.0.1")]
+    curl = ["curl", "--silent", "--insecure", "--output", "/dev/null", "--write-out", "%{http_code}"]
+    assert observed.exec([*curl, *resolve, *options, url]).stdout == str(status)
+    query = url.partition("?")[2]
+    found = observed.exec(f"sleep 0.2; grep '?{query}\"' /var/log/nginx/*access.log").stdout.splitlines()
+    assert [each.partition(":")[0] for each in found] == ["/var/log/nginx/wsgi-edge.access.log"], found
+    line = json.loads(found[0].partition(":")[2])
+    assert (line["app"], line["status"], line["uri"]) == (name, status, f"/{path}")
+    assert (line["scheme"], line["host"]) == (scheme[:-1], host)
+    assert line["generation"] == (generations[name] if answered else "")
+    wanted = before + (name == "edge")
+    assert metrics(observed, **{sample: wanted}).get(sample, 0) == wanted
+
+
+def test_the_host_is_the_one_that_the_site_was_found_by(observed):
+    request = b"GET http://shop.example.com/whole HTTP/1.1\r\nHost: forged.example.com\r\nConnection: close\r\n\r\n"
+    assert " 200 " in send(observed, request)
+    assert last(observed, "shop", "/whole")["host"] == "shop.example.com"
+
+
+def test_only_administrators_read_the_logs(observed):
+    """What is in a query is nobody's business."""
+    found = observed.exec("stat --format='%a %U %G' /var/log/nginx/wsgi-*.log").stdout.splitlines()
+    assert len(found) == 9  # one app has none of access
+    assert {*found} == {"640 www-data adm"}
 
 
 def test_every_line_is_json_whatever_a_client_sends(observed):
@@ -146,13 +230,14 @@ def test_an_apps_requests_are_counted_under_every_server(observed, name):
     before = metrics(observed)
     for _ in range(5):
         assert observed.get("/", host=f"{name}.example.com").status == 200
-    found = metrics(observed)
-    for sample in (
+    samples = [
         f'wsgi_requests_total{{app="{name}",status="200"}}',
         f'wsgi_request_seconds_count{{app="{name}"}}',
         f'wsgi_request_seconds_bucket{{app="{name}",le="+Inf"}}',
-    ):
-        assert found[sample] == before.get(sample, 0) + 5
+    ]
+    wanted = {sample: before.get(sample, 0) + 5 for sample in samples}
+    found = metrics(observed, **wanted)
+    assert {sample: found[sample] for sample in samples} == wanted
     generation = observed.call("wsgi.status", name)[name]["generation"]
     assert found[f'wsgi_live{{app="{name}",generation="{generation}"}}'] == 1
 
@@ -163,9 +248,8 @@ def test_uwsgis_own_metrics_are_there(observed):
         observed.get("/", host="shop.example.com")
     found = metrics(observed)
     served = 'uwsgi_worker_requests_total{app="shop",worker='
-    assert sum(found[name] for name in found if name.startswith(served)) >= 6
     assert sum(found[name] - before[name] for name in found if name.startswith(served)) == 6
-    assert sum(found[name] for name in found if name.startswith("uwsgi_workers{")) == 2
+    assert sum(found[name] for name in found if name.startswith('uwsgi_workers{app="shop"')) == 2
     assert not [name for name in found if "plain" in name and not name.startswith("wsgi_live")]
 
 
@@ -173,13 +257,14 @@ def test_gunicorns_own_metrics_are_there(observed):
     before = metrics(observed)
     for _ in range(4):
         observed.get("/", host="blog.example.com")
-    found = metrics(observed)
-    for sample in (
+    samples = [
         'gunicorn_requests_total{app="blog"}',
         'gunicorn_request_status_total{app="blog",status="200"}',
         'gunicorn_request_duration_seconds_count{app="blog"}',
-    ):
-        assert found[sample] - before[sample] == 4
+    ]
+    wanted = {sample: before[sample] + 4 for sample in samples}
+    found = metrics(observed, **wanted)
+    assert {sample: found[sample] for sample in samples} == wanted
     assert found['gunicorn_workers{app="blog"}'] == 2
 
 
@@ -206,8 +291,34 @@ def test_a_death_of_what_counts_fails_no_request(observed):
     assert 'wsgi_live{app="blog"' in observed.get("/metrics", port=8078).body
 
 
-def test_nothing_is_left_to_do(observed):
-    assert observed.apply().changed == set()
+def test_a_run_that_changes_nothing_starts_no_process_for_it(observed):
+    script = "/srv/formula/test/integration/observed_salt_call.py"
+    argv = ["/opt/salt/bin/python", script, "/root/observed.json", "--out=json", "state.apply", "wsgi"]
+    states = json.loads(observed.exec(argv).stdout)["local"]
+    assert {state["__id__"] for state in states.values() if state["changes"]} == set()
+    started = json.loads(observed.exec(["cat", "/root/observed.json"]).stdout)["started"]
+    assert started
+    assert [command for command in started if "'show', '--property" in command] == []
+
+
+def test_what_another_hand_stopped_or_disabled_comes_back(observed):
+    observed.exec("systemctl stop prometheus-nginx-exporter wsgi-metrics.socket; systemctl disable nginx")
+    assert observed.apply().changed == {"nginx-service", "nginx-exporter-service", "metrics-socket"}
+    assert metrics(observed)["nginx_up"] == 1
+    assert observed.exec("systemctl is-enabled nginx").stdout.strip() == "enabled"
+
+
+def test_an_nginx_of_others_has_it_all_too(observed):
+    observed.pillar({"apps": APPS, "nginx": {"manage": False}, "status_page": {}})
+    observed.apply()
+    before = metrics(observed)
+    assert before["nginx_up"] == 1
+    assert observed.get("/others", host="shop.example.com").status == 200
+    assert last(observed, "shop", "/others")["app"] == "shop"
+    sample = 'wsgi_requests_total{app="shop",status="200"}'
+    wanted = before.get(sample, 0) + 1
+    assert metrics(observed, **{sample: wanted})[sample] == wanted
+    assert "5 of 5 apps healthy" in observed.get("/", port=8079).body
 
 
 def test_metrics_go_as_they_came(observed):

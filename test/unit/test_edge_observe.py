@@ -1,10 +1,11 @@
 """What is logged and counted of each request, and where the status page is: as text, and as problems."""
 
+import contextlib
 import importlib.machinery
 import importlib.util
 import socket
 import threading
-import urllib.request
+import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def counted(program, tmp_path, monkeypatch):
     (tmp_path / "live").mkdir()
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(program, "LIVE", str(tmp_path / "live"))
-    monkeypatch.setattr(program, "NGINX_EXPORTER", "http://127.0.0.1:9/")
+    monkeypatch.setattr(program, "NGINX_EXPORTER", ("127.0.0.1", 9))
     (tmp_path / "live/shop").symlink_to(tmp_path / "run")
     return program.Counted()
 
@@ -139,12 +140,11 @@ def test_a_request_is_counted_and_timed(program, counted):
         (["shop.gunicorn.requests:1|c|@1.0"] * 2, 'gunicorn_requests_total{app="shop"} 2'),
         (["shop.gunicorn.request.status.404:1|c|@1.0"], 'gunicorn_request_status_total{app="shop",status="404"} 1'),
         (["shop.gunicorn.workers:4|g", "shop.gunicorn.workers:3|g"], 'gunicorn_workers{app="shop"} 3'),
-        (["shop.gunicorn.workers:4|g", "shop.gunicorn.workers:-1|g"], 'gunicorn_workers{app="shop"} 3'),
         (
             ["shop.gunicorn.request.duration:1.5|ms", "shop.gunicorn.request.duration:2|ms"],
             'gunicorn_request_duration_seconds_sum{app="shop"} 0.0035',
         ),
-        (["shop.gunicorn.log.error:1|c|@1.0"], 'gunicorn_log_error_total{app="shop"} 1'),
+        (["shop.gunicorn.log.error:1|c|@1.0|#env:live"], 'gunicorn_log_error_total{app="shop"} 1'),
     ],
 )
 def test_what_gunicorn_tells_is_told_on(program, counted, datagrams, sample):
@@ -161,6 +161,9 @@ def test_what_gunicorn_tells_is_told_on(program, counted, datagrams, sample):
         b"elsewhere.gunicorn.requests:1|c",
         b"shop.wsgi_requests_total:1|c",
         b"shop.gunicorn.requests:NaN|c",
+        b"shop.gunicorn.of_no_such_name:1|c",
+        b"shop.gunicorn.request.status:1|c",
+        b"shop.gunicorn.workers:-1|g",
         b"../shop.gunicorn.requests:1|c",
         b"<190>Nov 23 09:26:54 wsgi: elsewhere 200 0.1",
         b'<190>Nov 23 09:26:54 wsgi: shop 200 0.1"} 1\nforged 1',
@@ -170,12 +173,6 @@ def test_what_is_nobodys_is_passed_over(program, counted, datagram):
     counted.take(datagram)
     assert counted.apps == {}
     assert [line for line in program.metrics(counted).splitlines() if "wsgi_live" not in line] == []
-
-
-def test_what_anybody_may_send_stays_small(program, counted):
-    for number in range(2 * program.SERIES):
-        counted.take(f"shop.gunicorn.x{number}:1|c".encode())
-    assert len(counted.of("shop")) == program.SERIES
 
 
 def test_an_app_that_is_gone_is_forgotten(program, counted):
@@ -220,6 +217,63 @@ def test_uwsgi_is_asked_and_prometheus_answered(program, counted, tmp_path):
     assert 'uwsgi_workers{app="shop",status="busy"} 1' in lines
 
 
+@pytest.fixture
+def answering():
+    """answering(socket, said) has one connection to a socket answered, piece by piece."""
+    threads = []
+
+    def answer(listening, said):
+        def tell():
+            connection = listening.accept()[0]
+            with connection, contextlib.suppress(OSError):
+                for each in said:
+                    connection.sendall(each)
+                # Whoever hangs up with something unread takes back what it said.
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+
+        listening.listen(1)
+        threads.append(threading.Thread(target=tell, daemon=True))
+        threads[-1].start()
+
+    yield answer
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+STATS = b'{"workers": [{"id": 1, "requests": 7, "status": "idle"}]}'
+
+
+def drops():
+    """An answer that takes its time."""
+    for _ in range(40):
+        yield b" "
+        time.sleep(0.05)
+    yield STATS
+
+
+def flood():
+    """One that would fill the memory."""
+    for _ in range(64):
+        yield b" " * 2**16
+    yield STATS
+
+
+@pytest.mark.parametrize(("said", "patience", "told"), [(drops, 0.3, 0), (flood, 30, 0), (lambda: [STATS], 30, 1)])
+def test_an_app_that_says_much_in_place_of_uwsgi_harms_nobody(
+    program, counted, tmp_path, monkeypatch, answering, said, patience, told
+):
+    monkeypatch.setattr(program, "PATIENCE", patience)
+    with socket.socket(socket.AF_UNIX) as stats:
+        stats.bind(str(tmp_path / "run/stats.sock"))
+        answering(stats, said())
+        text = program.metrics(counted)
+    assert "wsgi_live" in text
+    assert text.count("uwsgi_worker_requests_total{") == told
+
+
 def test_a_uwsgi_that_says_nothing_keeps_nobody_waiting(program, counted, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "PATIENCE", 0.1)
     with socket.socket(socket.AF_UNIX) as stats:
@@ -230,19 +284,36 @@ def test_a_uwsgi_that_says_nothing_keeps_nobody_waiting(program, counted, tmp_pa
     assert "uwsgi_" not in text
 
 
-def test_nginxs_own_come_behind(program, counted, monkeypatch):
-    class Exporter:
-        def __enter__(self):
-            return self
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "no JSON",
+        "[" * 100000,
+        "[]",
+        "null",
+        "{}",
+        '{"workers": 7}',
+        '{"workers": [7]}',
+        '{"workers": [{"id": 1, "status": 7}]}',
+        '{"workers": [{"id": "forged\\n", "status": "idle", "tx": 1}]}',
+        '{"workers": [], "load": "much"}',
+        '{"workers": [], "load": 1%s}' % ("0" * 400),
+    ],
+)
+def test_only_what_is_uwsgis_is_told_on(program, said):
+    assert program.uwsgi("shop", said.encode()) == {}
 
-        def __exit__(self, *args):
-            pass
 
-        def read(self):
-            return b"nginx_up 1\n"
-
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Exporter())
-    assert program.metrics(counted).endswith("nginx_up 1\n")
+@pytest.mark.parametrize(
+    ("head", "told"), [(b"HTTP/1.0 200 OK", True), (b"HTTP/1.0 503 Service Unavailable", False), (b"", False)]
+)
+def test_nginxs_own_come_behind(program, counted, monkeypatch, answering, head, told):
+    with socket.socket() as exporter:
+        exporter.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(program, "NGINX_EXPORTER", exporter.getsockname())
+        answering(exporter, [head + b"\r\nContent-Type: text/plain\r\n\r\nnginx_up 1\n"])
+        assert program.metrics(counted).endswith("} 1\nnginx_up 1\n") == told
 
 
 # The status page

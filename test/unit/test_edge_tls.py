@@ -411,12 +411,12 @@ def installed(make_files, tmp_path, monkeypatch):
 
     def put(apps):
         host, _ = make_files(apps)
-        wsgi_nginx._put(wsgi_nginx._sound(host, *apps))
-        wsgi_nginx.forget(host)
+        wsgi_nginx._put_for_good(host, wsgi_nginx._sound(host, *apps))
         return host
 
     monkeypatch.setattr(wsgi_nginx, "_test", tested)
     monkeypatch.setattr(wsgi_nginx, "_check_ports", lambda host, name: None)
+    monkeypatch.setattr(wsgi_nginx, "_make_logs", lambda host, text: None)
     return put
 
 
