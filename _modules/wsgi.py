@@ -172,8 +172,8 @@ def status(app=None, patience=None, processes=True):
 
     Returns a dict of apps to dicts: ``server``, ``version``, ``process_manager``,
     ``generation``, ``release``, ``source`` and ``revision`` it was made from, ``override`` (what a
-    deploy or a pin says instead of pillar), ``domains``, ``listen``, ``workers``, ``health`` (``ok``,
-    ``status`` and ``latency_ms``, of one request to the live socket), ``pids``, ``memory_mib`` (PSS of all
+    deploy or a pin says instead of pillar), ``domains``, ``listen``, ``mount``, ``tls`` (the port
+    of TLS, or None), ``workers``, ``health`` (``ok``, ``status`` and ``latency_ms``, of one request to the live socket), ``pids``, ``memory_mib`` (PSS of all
     processes), ``uptime_s`` (of the master) and ``since`` (when it went live, local time). Where
     there are any, ``processes`` (names to PIDs, None for one that is down) and ``schedule`` (names
     to ``calendar``, ``next``, ``last`` and ``result``, which is systemd's word for it); and
@@ -442,6 +442,8 @@ def _status(host, name, deadline, processes):
         **({"override": wsgi_wanted.sentence(host, name)} if app and wsgi_wanted.sentence(host, name) else {}),
         "domains": app["domains"] if app else [],
         "listen": app["listen"] if app else None,
+        "mount": app["mount"] if app else None,
+        "tls": app["tls"]["listen"] if app and app["tls"] else None,
         "workers": current.record["settings"]["workers"],
         "health": _health(current, wsgi_generation.check_of(app) if app else current.record["check"], deadline),
         **(_processes(current) if processes else {}),
