@@ -170,14 +170,14 @@ def status(app=None, patience=None, processes=True):
     processes : bool
         Whether to ask the process managers, too; what they know is left out otherwise.
 
-    Returns a dict of apps to dicts: ``server``, ``version``, ``process_manager``,
-    ``generation``, ``release``, ``source`` and ``revision`` it was made from, ``override`` (what a
-    deploy or a pin says instead of pillar), ``domains``, ``listen``, ``mount``, ``tls`` (the port
-    of TLS, or None), ``workers``, ``health`` (``ok``, ``status`` and ``latency_ms``, of one request to the live socket), ``pids``, ``memory_mib`` (PSS of all
-    processes), ``uptime_s`` (of the master) and ``since`` (when it went live, local time). Where
-    there are any, ``processes`` (names to PIDs, None for one that is down) and ``schedule`` (names
-    to ``calendar``, ``next``, ``last`` and ``result``, which is systemd's word for it); and
-    ``maintenance: True`` while it is in maintenance. An app that has no live generation has only
+    Returns a dict of apps to dicts: ``server``, ``version``, ``process_manager``, ``generation``,
+    ``release``, ``source`` and ``revision`` it was made from, ``override`` (what a deploy or a pin says
+    instead of pillar), ``domains``, ``listen``, ``mount``, ``tls`` (the port of TLS, or None), ``workers``,
+    ``health`` (``ok``, ``status`` and ``latency_ms``, of one request to the live socket), ``pids``,
+    ``memory_mib`` (PSS of all processes), ``uptime_s`` (of the master) and ``since`` (when it went live,
+    local time). Where there are any, ``processes`` (names to PIDs, None for one that is down) and
+    ``schedule`` (names to ``calendar``, ``next``, ``last`` and ``result``, which is systemd's word for it);
+    and ``maintenance: True`` while it is in maintenance. An app that has no live generation has only
     ``live: False``.
 
     CLI Example:
