@@ -20,6 +20,7 @@ MARK = "WSGI_STEP"
 # A value this long is struck from what is shown of a log.
 SECRET = 6  # characters
 KEPT_OUTPUT = 64 * 1024  # bytes
+KERNEL_THREAD = 0x00200000  # PF_KTHREAD in linux/sched.h
 
 
 def run(command, name, *, what="", uid=0, gid=0, cwd="/", env=None, timeout=BUILD_TIMEOUT, secrets=(), stdout=None):
@@ -75,8 +76,18 @@ def run(command, name, *, what="", uid=0, gid=0, cwd="/", env=None, timeout=BUIL
     if code is None:
         raise Problem(f"{what} did not end within {timeout} s:\n{tail(text)}")
     if code:
-        raise Problem(f"{what} failed:\n{tail(text)}")
+        said = tail(text) or f"  it printed nothing, and {_ended(code)}"
+        raise Problem(f"{what} failed:\n{said}")
     return text
+
+
+def _ended(code):
+    """How a process ended, by its return code as ``subprocess`` has it, for a comment."""
+    if code > 0:
+        return f"its exit status is {code}"
+    # Those of real time have no names.
+    names = {number: signal.Signals(number).name for number in signal.Signals}
+    return f"was ended by {names.get(-code, f'signal {-code}')}"
 
 
 def end(name, patience=5):
@@ -91,23 +102,44 @@ def end(name, patience=5):
     mark, found = f"{MARK}={name}".encode(), set()
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        running = set(_marked(mark))
-        if not running:
+        running, unknown = _marked(mark)
+        if not running and not unknown:
             break
         for pid in running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        found |= running
+        found.update(running)
         time.sleep(0.02)
     return sorted(found)
 
 
 def _marked(mark):
+    """The processes with a mark, and those of which it can't be said at this moment."""
+    running, unknown = [], []
     for pid in wsgi_host.pids():
-        # One that is a zombie has no environment any more.
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as variables:
-            if mark in variables.read().split(b"\0"):
-                yield pid
+        with contextlib.suppress(OSError):
+            environ = _environ(pid)
+            if mark in environ.split(b"\0"):
+                running.append(pid)
+            elif not environ and _between_programs(pid):
+                unknown.append(pid)
+    return running, unknown
+
+
+def _environ(pid):
+    # Of one that has no memory any more, newer kernels say that it is gone.
+    with contextlib.suppress(ProcessLookupError), open(f"/proc/{pid}/environ", "rb") as variables:
+        return variables.read()
+    return b""
+
+
+def _between_programs(pid):
+    """Whether a process showed no environment because it was about to run another program, or to end."""
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()  # from the third on: man 5 proc
+    state, flags, begin, end = fields[0], int(fields[6]), int(fields[47]), int(fields[48])
+    truly_empty = 0 < begin == end
+    return state not in ("Z", "X") and not flags & KERNEL_THREAD and not truly_empty
 
 
 def environment():

@@ -79,6 +79,46 @@ def test_what_a_step_leaves_running_ends_with_it_and_nothing_else_does():
         other.wait()
 
 
+def test_a_process_that_is_about_to_run_another_program_is_looked_at_again(monkeypatch):
+    """It shows no environment at that moment."""
+    looks, look = {}, wsgi_step._environ
+
+    def at_first_none(pid):
+        looks[pid] = looks.get(pid, 0) + 1
+        return look(pid) if looks[pid] > 2 else b""
+
+    monkeypatch.setattr(wsgi_step, "_environ", at_first_none)
+    pid = int(shell("setsid sleep 4324 > /dev/null 2>&1 & echo $!"))
+    assert not alive(pid)
+
+
+def test_a_process_without_any_environment_is_not_waited_for():
+    bare = subprocess.Popen(["sleep", "60"], env={})
+    try:
+        # It is there a moment before its program is.
+        deadline = time.monotonic() + 10
+        while wsgi_step._between_programs(bare.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not wsgi_step._between_programs(bare.pid)
+    finally:
+        bare.kill()
+        bare.wait()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("exit 3", "its exit status is 3"),
+        ("kill -KILL $$", "was ended by SIGKILL"),
+        ("kill -40 $$", "was ended by signal 40"),
+    ],
+)
+def test_a_step_that_fails_in_silence_tells_how_it_ended(command, said):
+    with pytest.raises(Problem) as raised:
+        shell(command, what="it")
+    assert str(raised.value) == f"it failed:\n  it printed nothing, and {said}"
+
+
 def test_a_program_that_is_not_there_is_told_as_such():
     with pytest.raises(FileNotFoundError):
         wsgi_step.run(["/nowhere/program"], "unit-test", **ME)
