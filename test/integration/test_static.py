@@ -1,6 +1,7 @@
 """nginx serves an app's files, and no other; a page finds those that it names, whichever release made it."""
 
 import contextlib
+import email
 import json
 import subprocess
 
@@ -47,13 +48,20 @@ def pillar(release="one", server="gunicorn", **home):
             "server": server,
             "static": {**shared["static"], **files},
             "internal": {"/protected/": "private"},
-            "error_pages": {404: "errors/404.html", 502: "errors/502.html", 403: "/srv/pages/403.html"},
+            "error_pages": {
+                404: "errors/404.html",
+                502: "errors/502.html",
+                403: "/srv/pages/403.html",
+                429: "/srv/pages/429.html",
+            },
+            "limits": {"rare": {"path": "/rare", "rate": "1r/m"}},
             "hooks": {"build": [f"python3 make_assets.py {release}"]},
             **home,
         },
         "shop": {
             "server": "uwsgi",
             "mount": "/shop",
+            "compression": True,
             "internal": {"/protected/": "/srv/protected/"},
             "hooks": {"build": ["python3 make_assets.py shop"]},
         },
@@ -70,6 +78,7 @@ def served(machine):
         "/srv/files/.hidden": "only-the-app-knows",
         "/srv/secret.txt": "only-the-app-knows",
         "/srv/pages/403.html": "<p>Not for you.</p>",
+        "/srv/pages/429.html": "<p>Not so often.</p>",
         "/srv/protected/shop.txt": "for customers",
     }.items():
         machine.put(path, text)
@@ -85,8 +94,7 @@ def curl(machine, path, *options):
     """The status and the body of one request, whose path is sent as it is; its headers, in lower case."""
     done = machine.exec(["curl", "-s", "--path-as-is", "-D", "/dev/stderr", *options, f"http://127.0.0.1{path}"])
     status, *lines = done.stderr.strip().splitlines()
-    headers = dict(line.lower().split(": ", 1) for line in lines)
-    return int(status.split()[1]), done.stdout, headers
+    return int(status.split()[1]), done.stdout, email.message_from_string("\n".join(lines).lower())
 
 
 def test_files_of_the_release_and_of_the_machine_are_served(machine):
@@ -114,10 +122,12 @@ def test_what_has_a_hash_in_its_name_is_kept_for_ever_and_the_rest_is_asked_for(
     assert curl(machine, "/static/app.3f9c2b1a.css")[2]["cache-control"] == "no-store"
 
 
-def test_what_was_compressed_before_is_sent_so_to_whom_can_read_it(machine):
-    hashed = machine.get("/").body
-    _, body, headers = curl(machine, hashed, "-H", "Accept-Encoding: gzip", "--compressed")
-    assert (headers["content-encoding"], headers["vary"], body) == ("gzip", "accept-encoding", "/* one */\n")
+@pytest.mark.parametrize(("mount", "body"), [("/", "/* one */\n"), ("/shop/", "/* shop */\n")])
+def test_what_was_compressed_before_is_sent_so_to_whom_can_read_it(machine, mount, body):
+    """Whether or not the app has nginx compress what was not."""
+    hashed = machine.get(mount).body
+    _, sent, headers = curl(machine, hashed, "-H", "Accept-Encoding: gzip", "--compressed")
+    assert (sent, headers["content-encoding"], headers.get_all("vary")) == (body, "gzip", ["accept-encoding"])
     assert "content-encoding" not in curl(machine, hashed)[2]
 
 
@@ -177,6 +187,12 @@ def test_nothing_is_listed_nor_written_and_what_is_missing_has_a_page(machine):
     assert (status, body) == (404, "<p>There is no such file here.</p>\n")
     assert (headers["cache-control"], headers["content-type"]) == ("no-store", "text/html; charset=utf-8")
     assert curl(machine, "/none")[:2] == (404, "not the app's")
+
+
+def test_who_asks_too_often_is_told_on_a_page_too_when_to_come_again(machine):
+    assert curl(machine, "/rare")[:2] == (404, "not the app's")
+    status, body, headers = curl(machine, "/rare")
+    assert (status, body, headers.get_all("retry-after")) == (429, "<p>Not so often.</p>", ["60"])
 
 
 def test_what_an_app_was_sent_is_served_from_its_home(machine):
