@@ -21,6 +21,7 @@ import wsgi_history
 import wsgi_hooks
 import wsgi_host
 import wsgi_lock
+import wsgi_maintenance
 import wsgi_managers
 import wsgi_nginx
 import wsgi_probe
@@ -637,6 +638,7 @@ def _go_live(generation, before):
     wsgi_host.folder(LIB, 0o755)
     wsgi_host.folder(f"{LIB}/live", 0o755)
     wsgi_host.link(generation.run, f"{LIB}/live/{name}")
+    wsgi_maintenance.clear(name)
     wsgi_programs.hand_over(before, generation)
 
 

@@ -153,6 +153,24 @@ def test_no_request_is_lost_to_on_and_off_under_load(served):
     assert min(load.report["statuses"].get(status, 0) for status in ("200", "503")) > 50, load.report
 
 
+@pytest.mark.parametrize("lost", ["short", "shortcuts/hello"])
+def test_an_app_is_found_without_its_shortcut_which_the_next_run_makes_again(served, lost):
+    served.exec(f"rm /var/lib/wsgi/{lost}")
+    assert served.get("/", host=HOST).status == 200
+    for state, status in (("on", 503), ("off", 200)):
+        served.call("wsgi.maintenance", "hello", state)
+        assert served.get("/", host=HOST).status == status
+    assert served.apply().changed == set()
+    assert served.exec("ls /var/lib/wsgi/short/hello/").stdout.split() == ["reopen", "uwsgi", "uwsgi.sock"]
+
+
+def test_a_reload_that_was_killed_costs_no_connection_once_the_next_run_was_there(served):
+    served.exec("touch /run/wsgi/nginx.closing && rm /var/lib/wsgi/short")
+    assert [ask(served, REQUESTS["GET"])[0][i] for i in (0, 3)] == [200, False]
+    served.apply()
+    assert [ask(served, REQUESTS["GET"])[0][i] for i in (0, 3)] == [200, True]
+
+
 def test_a_slow_request_in_flight_is_answered_by_the_app(served):
     served.exec(
         "systemd-run --unit=slow --collect sh -c"

@@ -309,7 +309,7 @@ def test_an_error_page_comes_after_what_the_location_does_about_that_error(make_
     own = [line.strip() for line in lines if "error_page 502" in line]
     page, again = "error_page 502 //errors/shop/502;", "error_page 502 = @shop-again;"
     # At once, as connections are closed, and asked again.
-    assert own == [again, page, again, page, page]
+    assert own == [again, page, again, page, again, page, page]
 
 
 @pytest.mark.parametrize(

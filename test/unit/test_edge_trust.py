@@ -75,7 +75,7 @@ def test_a_proxy_that_cannot_be_trusted_is_refused(load, nginx, problem):
 def test_answers_are_buffered_unless_the_app_says_otherwise(make_files):
     assert "_buffering" not in make_files()["locations/shop.conf"]
     text = make_files({"buffering": False})["locations/shop.conf"]
-    assert text.count("    proxy_buffering off;") == text.count("    uwsgi_buffering off;") == 3
+    assert text.count("    proxy_buffering off;") == text.count("    uwsgi_buffering off;") == 4
     assert "request_buffering" not in text
 
 
@@ -94,9 +94,9 @@ def test_what_a_worker_has_fallen_over_is_brought_to_no_other(make_files):
     text = make_files()["locations/shop.conf"]
     tries = [
         re.search(r"proxy_next_upstream_tries (\d);", block(text, f"location {name}"))[1]
-        for name in ("/", "@shop-closing", "@shop-again")
+        for name in ("/", "@shop-unusual", "@shop-closing", "@shop-again")
     ]
-    assert tries == ["1", "1", "0"]
+    assert tries == ["1", "1", "1", "0"]
     assert "if ($upstream_bytes_sent ~ [1-9]) {\n        return 502;" in block(text, "location @shop-again")
 
 

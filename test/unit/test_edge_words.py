@@ -166,8 +166,8 @@ def test_brotli_is_used_where_nginx_has_it(make_files):
     def brotli(*modules):
         return make_files({"compression": True}, modules)["locations/shop.conf"].count("brotli on;")
 
-    # In each of the three locations that ask the app, and in maintenance.
-    assert (brotli(), brotli("http_brotli_filter_module")) == (0, 4)
+    # In each of the four locations that ask the app, and in maintenance.
+    assert (brotli(), brotli("http_brotli_filter_module")) == (0, 5)
 
 
 def test_modules_that_the_distribution_has_nginx_load_are_known(make_host, tmp_path):
@@ -181,8 +181,8 @@ def test_modules_that_the_distribution_has_nginx_load_are_known(make_host, tmp_p
 def test_pillars_header_goes_before_that_of_security_headers(make_files):
     own = {"security_headers": True, "response_headers": {"x-frame-options": "DENY"}}
     locations = make_files(own)["locations/shop.conf"]
-    assert re.findall("(?i)add_header x-frame-options (.*);", locations) == ['"DENY" always'] * 4
-    assert locations.count("proxy_hide_header x-frame-options;") == locations.count("uwsgi_hide_header x-frame") == 3
+    assert re.findall("(?i)add_header x-frame-options (.*);", locations) == ['"DENY" always'] * 5
+    assert locations.count("proxy_hide_header x-frame-options;") == locations.count("uwsgi_hide_header x-frame") == 4
 
 
 @pytest.mark.parametrize("text", ["a", 'say "so"', "back\\slash", "ends in \\", "a; { } # b", "it's", "ä"])
@@ -196,7 +196,7 @@ def test_raw_words_stand_line_for_line_as_they_are(make_files):
     words = 'return 200 "one\n  two\n";'
     files = make_files({"nginx": {"http": words, "server": words, "location": words}})
     found = {path: text.count(f"\n{words}\n") for path, text in files.items() if text and words in text}
-    assert found == {"apps/shop.conf": 1, "sites/default_80.conf": 1, "locations/shop.conf": 3}
+    assert found == {"apps/shop.conf": 1, "sites/default_80.conf": 1, "locations/shop.conf": 4}
 
 
 def test_a_word_has_the_authoritys_challenge_stand_open(make_files):
@@ -205,13 +205,13 @@ def test_a_word_has_the_authoritys_challenge_stand_open(make_files):
     site = files["sites/shop.test_80.conf"]
     assert "location ^~ /.well-known/acme-challenge/" in site
     assert not re.search("auth_basic|allow|deny", site)
-    assert files["locations/shop.conf"].count("deny all;") == 3
+    assert files["locations/shop.conf"].count("deny all;") == 4
 
 
 def test_nobody_waits_long_for_what_may_not_be_kept(make_files):
     """Else all who ask for the same that is private were answered one after another."""
     locations = make_files({"cache": {"valid": "1m"}})["locations/shop.conf"]
-    assert locations.count("_cache_lock on;") == locations.count("_cache_lock_timeout 1s;") == 6
+    assert locations.count("_cache_lock on;") == locations.count("_cache_lock_timeout 1s;") == 8
 
 
 # An nginx that another hand runs

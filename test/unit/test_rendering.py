@@ -199,7 +199,7 @@ def test_each_time_out_leaves_time_for_the_one_within_it(make_files, server):
     program = dict(options_of(files["wsgi-shop.0123456789.conf"]))
     assert int(program["stopwaitsecs"]) > 90
     for protocol in ("proxy", "uwsgi"):
-        assert directive(files["site"], f"{protocol}_read_timeout") == ["75s"] * 3
+        assert directive(files["site"], f"{protocol}_read_timeout") == ["75s"] * 4
 
 
 @pytest.mark.parametrize(
@@ -375,8 +375,35 @@ def test_maintenance_is_looked_for_before_the_app_is_asked(make_files):
     locations = re.findall(r"(?ms)^location .*?^}", site)
     before = [location.partition("proxy_pass")[0] for location in locations]
     looks = "if (-f /var/lib/wsgi/maintenance/shop) {"
-    assert [looks in location for location in before] == [True, True, False, False]
+    # The first has a shortcut to look for, which is not there in maintenance.
+    assert [looks in location for location in before] == [False, True, True, False, False]
     assert directive(site, "add_header Retry-After") == ["77 always"]
+
+
+def test_what_is_as_usual_takes_a_shortcut_and_all_else_is_looked_into(make_files):
+    first, unusual = re.findall(r"(?ms)^location .*?^}", make_files()["site"])[:2]
+    assert [*dict.fromkeys(re.findall(r"\(-f (.*)/", first))] == ["/var/lib/wsgi/short/shop"]
+    assert first.endswith("\n    return 418;\n}")
+    assert re.findall(r"\(-f (.*)\)", unusual)[:3] == [
+        "/run/wsgi/nginx.closing",
+        "/var/lib/wsgi/maintenance/shop",
+        "/var/lib/wsgi/live/shop/uwsgi",
+    ]
+
+
+@pytest.mark.parametrize(
+    "own", [{"cors": {"origins": ["*"]}}, {"request_buffering": False}, {"nginx": {"location": "return 402;"}}]
+)
+def test_what_comes_before_the_app_is_asked_comes_after_all_that_is_unusual(make_files, own):
+    first = re.search(r"(?ms)^location .*?^}", make_files(own)["site"])[0]
+    assert first.index("if (!-e /var/lib/wsgi/short/shop) {") == first.index("if (")
+    assert "!-e" not in re.search(r"(?ms)^location .*?^}", make_files()["site"])[0]
+
+
+def test_a_server_that_keeps_connections_has_one_socket(make_host):
+    """nginx looks for one marker after the other, and takes the first."""
+    rows = make_host({"apps": {}}).servers
+    assert [name for name, row in rows.items() if row.get("keepalive") and row.get("spawned")] == []
 
 
 def test_an_apps_own_page_goes_before_the_plain_one_and_needs_no_other_site(make_files):
@@ -394,6 +421,14 @@ def test_a_503_that_is_not_of_maintenance_is_left_alone(make_files):
 def test_the_plain_page_loads_nothing_from_elsewhere():
     page = (ROOT / "wsgi/nginx/maintenance.html").read_text()
     assert re.search(r"(?:src|href|url\(|@import|//)", page) is None
+
+
+def test_maintenance_that_begins_as_a_shortcut_is_made_has_the_last_word(tmp_path, monkeypatch):
+    said = [False, True]
+    monkeypatch.setattr(wsgi_maintenance, "SHORTCUTS", f"{tmp_path}/shortcuts")
+    monkeypatch.setattr(wsgi_maintenance, "on", lambda name: said.pop(0))
+    wsgi_maintenance.clear("shop")
+    assert (said, list((tmp_path / "shortcuts").iterdir())) == ([], [])
 
 
 def test_a_page_that_salt_does_not_serve_is_refused_with_its_key(make_host):

@@ -479,8 +479,10 @@ def _tell_the_client(environ):
     if "HTTP_X_REAL_IP" not in environ:
         return True
     environ["REMOTE_ADDR"] = environ["HTTP_X_REAL_IP"]
-    environ["wsgi.url_scheme"] = environ.get("HTTP_X_FORWARDED_PROTO") or environ["wsgi.url_scheme"]
-    environ["SERVER_PORT"] = environ.get("HTTP_X_FORWARDED_PORT") or environ["SERVER_PORT"]
+    scheme = environ.get("HTTP_X_FORWARDED_PROTO") or environ["wsgi.url_scheme"]
+    environ["wsgi.url_scheme"] = scheme
+    # nginx tells of it only where it is not the scheme's usual one.
+    environ["SERVER_PORT"] = environ.get("HTTP_X_FORWARDED_PORT") or ("443" if scheme == "https" else "80")
     mount = environ.get("HTTP_X_FORWARDED_PREFIX")
     if not mount:
         return True
