@@ -18,7 +18,7 @@ HOSTILE = [
     b'{"app":"forged"}',
 ]
 NUMBERS = {"msec": float, "status": int, "bytes_sent": int, "request_length": int, "request_time": float}
-UPSTREAM = {"upstream_time": float, "upstream_connect_time": float, "upstream_status": int}
+UPSTREAM = {"upstream_time": float, "upstream_status": int}
 TEXTS = {
     *("time", "request_id", "app", "generation", "remote_addr", "remote_user", "scheme", "host", "method"),
     *("uri", "protocol", "cache", "referer", "user_agent"),
