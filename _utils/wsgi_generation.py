@@ -33,7 +33,7 @@ import wsgi_static
 import wsgi_step
 import wsgi_wanted
 from wsgi_host import ETC, LIB, LOG, RUN, TMPFILES, Problem
-from wsgi_step import tail
+from wsgi_step import cause, tail
 
 SPAWN = "/usr/local/lib/wsgi/spawn"
 # What of a server's row decides its process.
@@ -76,6 +76,7 @@ class Generation:
         self.log = f"{LOG}/{name}/{id}.log"
         # They tell nginx, which can't see sockets, where to go.
         self.markers = [f"{self.run}/{marker}" for marker in record.get("markers", [self.protocol])]
+        self.began = {}  # how long its logs were before: equal ones had the same
         self.reopen = f"{self.run}/reopen"  # touched when logs were rotated
         self.code = wsgi_release.Release(name, self.release).code
         self.environment = wsgi_environment.Environment(name, record["environment"])
@@ -115,10 +116,19 @@ class Generation:
 
     def log_tail(self, lines=15, log=None):
         """The last lines of its server's log, or of another one, without the values of the app's environment."""
-        log = log or self.log
+        return tail(self._said(log or self.log), lines)
+
+    def failure(self, log):
+        """What one of its logs tells of why it failed, without those values either."""
+        return cause(self._said(log, self.began.get(log, 0)), FAILURE_LINES)
+
+    def _said(self, log, since=0):
         wsgi_managers.written(log)
-        text = wsgi_host.read(log) or ""
-        return tail(wsgi_step.strike(text, _values(wsgi_host.read(f"{self.folder}/env") or "")), lines)
+        text = ""
+        with contextlib.suppress(FileNotFoundError), open(log, "rb") as file:
+            file.seek(since)
+            text = file.read().decode(errors="replace")  # an app may write what it likes
+        return wsgi_step.strike(text, _values(wsgi_host.read(f"{self.folder}/env") or ""))
 
 
 def wanted_id(host, app, release):
@@ -318,10 +328,10 @@ def _change(host, name, app, release, id):
         wsgi_static.build(host, name, app, release)
     except BaseException as error:
         log = getattr(error, "log", new.log)
-        lines = new.log_tail(FAILURE_LINES, log)
+        said = new.failure(log)
         retire(host, name, new.id)
-        if isinstance(error, (Problem, OSError)) and lines:
-            raise Problem(f"{error}\nThe last lines of {log}:\n{lines}") from error
+        if isinstance(error, (Problem, OSError)) and said:
+            raise Problem(f"{error}\n{log} says:\n{said}") from error
         raise
     wsgi_history.keep(name, new, app)
     release.remember(new.gid, live=time.time())
@@ -539,6 +549,7 @@ def _prepare(host, name, app, release, id):
         if not os.path.exists(log):
             wsgi_host.write(log, "", 0o640)
         os.chown(log, uid, gid)
+        new.began[log] = os.path.getsize(log)
     for path, mode, owner, group in _folders(new):
         wsgi_host.folder(path, mode, owner, group)
     for path in (*new.markers, new.reopen):

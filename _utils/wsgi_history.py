@@ -19,7 +19,7 @@ HISTORY = f"{LIB}/history"
 KEEP_ENTRIES = 200
 # Generations whose settings stay, as long as their release does.
 KEEP_SETTINGS = 10
-REASON = 4000  # characters of what failed, and of why
+REASON = 8000  # characters of what failed, and of why: all that a comment quotes, unless its lines are very long
 # What of an app's settings is a generation's own: it comes back with it.
 OWN = ("server_options", "hooks", "health")
 

@@ -20,6 +20,7 @@ MARK = "WSGI_STEP"
 # A value this long is struck from what is shown of a log.
 SECRET = 6  # characters
 KEPT_OUTPUT = 64 * 1024  # bytes
+TRACEBACK = "Traceback (most recent call last)"
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD in linux/sched.h
 
 
@@ -162,4 +163,28 @@ def strike(text, secrets):
 
 def tail(text, lines=15):
     """The last lines of a text, indented, for a comment."""
-    return "\n".join("  " + line for line in text.rstrip().splitlines()[-lines:])
+    return _indented(text.rstrip().splitlines()[-lines:])
+
+
+def cause(text, lines, end=15):
+    """
+    What tells why a program failed, indented, for a comment.
+
+    text : str
+        All that it said.
+    lines, end : int
+
+    Returns its last ``lines``; where its first traceback is further up, as many from there on, and the last
+    ``end``: those whom a worker takes with it when it fails have tracebacks of their own.
+    """
+    said = text.rstrip().splitlines()
+    before = range(max(len(said) - lines, 0))
+    first = next((number for number in before if TRACEBACK in said[number]), before.stop)
+    told = said[first:]
+    if len(told) > lines + end:
+        told[lines:-end] = ["…"]
+    return _indented(told)
+
+
+def _indented(lines):
+    return "\n".join("  " + line for line in lines)

@@ -69,6 +69,32 @@ class Manager:
         return None if unit in self.down else 1
 
 
+@pytest.fixture
+def said(make_generation, monkeypatch, tmp_path):
+    """said(bytes, …): a generation whose log has that in it, and was as long as its first part when it began."""
+    monkeypatch.setattr(wsgi_generation, "LOG", str(tmp_path))
+    monkeypatch.setattr(wsgi_generation, "_values", lambda text: ["hunter2"])
+    (tmp_path / "shop").mkdir()
+
+    def generation_of(before, *since):
+        generation = make_generation({})
+        Path(generation.log).write_bytes(b"".join([before, *since]))
+        generation.began[generation.log] = len(before)
+        return generation
+
+    return generation_of
+
+
+def test_a_failure_tells_what_was_said_since_its_generation_began_without_secrets(said):
+    generation = said("an equal one, of yesterday, ends in dépit\n".encode(), b"ImportError: hunter2\n")
+    assert generation.failure(generation.log) == "  ImportError: ***"
+    assert generation.log_tail() == "  an equal one, of yesterday, ends in dépit\n  ImportError: ***"
+
+
+def test_a_log_need_be_no_text(said):
+    assert said(b"caf\xe9").log_tail() == "  caf\ufffd"
+
+
 def test_an_apps_server_comes_first_then_each_process_as_often_as_it_counts(make_generation):
     programs = make_generation(BESIDE).programs
     assert [program.unit for program in programs] == [

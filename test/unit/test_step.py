@@ -119,6 +119,33 @@ def test_a_step_that_fails_in_silence_tells_how_it_ended(command, said):
     assert str(raised.value) == f"it failed:\n  it printed nothing, and {said}"
 
 
+BANNER = [f"banner {number}" for number in range(100)]
+FIRST = ["Traceback (most recent call last):", '  File "shop.py", line 1, in <module>', "ImportError: this is why"]
+INTERRUPTED = ["Traceback (most recent call last):", '  File "shop.py", line 0, in <module>', "KeyboardInterrupt"]
+
+
+def cause(*said):
+    return [line[2:] for line in wsgi_step.cause("\n".join([*BANNER, *said]), 60).splitlines()]
+
+
+def test_the_cause_is_the_first_traceback_whatever_came_after_it():
+    told = cause(*FIRST, *INTERRUPTED * 30, "goodbye")
+    assert told[:4] == [*FIRST, INTERRUPTED[0]]
+    assert told[59:62] == [INTERRUPTED[2], "…", INTERRUPTED[1]]
+    assert told[-1] == "goodbye"
+    assert len(told) == 60 + 1 + 15
+
+
+def test_nothing_is_left_out_between_the_first_traceback_and_an_end_that_is_near():
+    said = [*FIRST, *INTERRUPTED * 23, "goodbye"]
+    assert cause(*said) == said
+
+
+@pytest.mark.parametrize("said", [["goodbye"], [*FIRST, *INTERRUPTED, "goodbye"]])
+def test_the_cause_is_the_end_of_what_was_said_where_nothing_came_after_it(said):
+    assert cause(*said) == [*BANNER, *said][-60:]
+
+
 def test_a_program_that_is_not_there_is_told_as_such():
     with pytest.raises(FileNotFoundError):
         wsgi_step.run(["/nowhere/program"], "unit-test", **ME)
