@@ -170,18 +170,36 @@ def test_not_all_workers_are_replaced_at_once(guard_module):
     assert 1000 <= min(limits) <= max(limits) <= 1100
 
 
-def run(code):
+def run(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
     """A worker in a process of its own: its exit code, what it wrote, and how long it took."""
     begun = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", "import sys, time, threading; import wsgi_guard\n" + textwrap.dedent(code)],
-        env={"PYTHONPATH": str(COMMON)},
-        capture_output=True,
+        env={"PYTHONPATH": str(COMMON), **environment},
+        stdout=stdout,
+        stderr=stderr,
         text=True,
         timeout=60,
         check=False,
     )
     return done, time.monotonic() - begun
+
+
+def test_what_a_worker_says_is_written_in_whole_lines():
+    """The workers of a generation share one pipe: parts of lines would mix there."""
+    ours, its = os.pipe2(os.O_DIRECT)  # keeps apart what was written apart
+    code = """
+        wsgi_guard.guarded("wsgiref.simple_server:demo_app", "wsgi")
+        print("worker", 1, "ends", flush=True)
+        raise RuntimeError("and why")
+        """
+    run(code, stdout=its, stderr=its, PYTHONUNBUFFERED="1")
+    os.close(its)
+    with open(ours, "rb", buffering=0) as pipe:
+        written = list(iter(lambda: pipe.read(65536).decode(), ""))
+    assert written[0] == "worker 1 ends\n"
+    assert written[-1] == "RuntimeError: and why\n"
+    assert all(each.endswith("\n") for each in written), written
 
 
 @pytest.mark.parametrize("hang", ["time.sleep(600)", "while True: pass"])

@@ -46,6 +46,7 @@ def guarded(application, interface, **settings):
     Returns a callable of the same interface. Raises what the app's import raises.
     """
     _live_no_longer_than_master()
+    _say_whole_lines()
     module, _, path = application.partition(":")
     found = importlib.import_module(module)
     for name in path.split("."):
@@ -518,6 +519,13 @@ def _live_no_longer_than_master():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != master:
             os._exit(1)
+
+
+def _say_whole_lines():
+    """Unbuffered, Python hands on a line's end, and parts of a line, on their own: lines of several workers would mix."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # its server has put another one there
+            stream.reconfigure(line_buffering=True, write_through=False)
 
 
 def _relieved():
