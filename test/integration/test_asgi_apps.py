@@ -46,11 +46,12 @@ def in_background(machine, command):
     return output
 
 
-def eventually(what, seconds=20):
+def eventually(what, seconds=20, otherwise=lambda: None):
+    """Waits until `what` is true; fails with what `otherwise` says."""
     deadline = time.monotonic() + seconds
     while not what() and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert what()
+    assert what(), otherwise()
 
 
 def logged(machine, words):
@@ -142,11 +143,18 @@ def test_websocket_outlives_a_change_and_is_told_to_come_back(served):
     assert seconds < QUICK["graceful_timeout"] + 12
 
 
-def test_app_is_told_that_it_ends(served):
-    log = f"/var/log/wsgi/echo/{served.call('wsgi.status')['echo']['generation']}.log"
+def test_app_is_told_that_it_ends_in_each_worker(served):
+    status = served.call("wsgi.status")["echo"]
+
+    def log():
+        return served.exec(["cat", f"/var/log/wsgi/echo/{status['generation']}.log"]).stdout
+
+    workers = [pid for pid in status["pids"] if f"lifespan.startup of {pid}" in log().splitlines()]
+    assert len(workers) == 2, (status, log())
     converge(served, served.server, env={"CHANGED": str(time.time())})
+    ends = {f"lifespan.shutdown of {pid}" for pid in workers}
     # supervisord may not have read what they said last.
-    eventually(lambda: served.exec(["grep", "-c", "lifespan.shutdown of", log], check=False).stdout.strip() == "2")
+    eventually(lambda: ends <= set(log().splitlines()), otherwise=lambda: (workers, log()))
 
 
 def test_changes_between_interfaces_lose_nothing(machine):
