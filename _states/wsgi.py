@@ -447,7 +447,7 @@ def absent(name, purge=False):
             f"{wsgi_history.HISTORY}/{name}",
             wsgi_maintenance.marker(name),
             wsgi_maintenance.page(name),
-            wsgi_maintenance.shortcut(name),
+            *wsgi_maintenance.shortcuts(name).values(),
             *wsgi_nginx.paths(host, name),
             wsgi_static.root(name),
             *wsgi_nginx.cache_folders(host, name).values(),

@@ -648,6 +648,7 @@ def _go_live(generation, before):
     _write_record(generation)
     wsgi_host.folder(LIB, 0o755)
     wsgi_host.folder(f"{LIB}/live", 0o755)
+    wsgi_maintenance.block(name)
     wsgi_host.link(generation.run, f"{LIB}/live/{name}")
     wsgi_maintenance.clear(name)
     wsgi_programs.hand_over(before, generation)

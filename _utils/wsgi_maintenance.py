@@ -2,8 +2,9 @@
 Maintenance: an app's site answers 503 with a page as long as a file lies on the disk. Nothing is
 reloaded for it, requests in flight are finished, and it outlasts highstates, changes and reboots.
 
-nginx looks for the file with each request that finds no shortcut to the app's live sockets. A shortcut
-that is missing, in maintenance or for any other reason, costs some microseconds and nothing else.
+nginx looks for the file with each request that finds no shortcut: a file that says what the live
+generation speaks. A shortcut that is missing, in maintenance or for any other reason, costs some
+microseconds and nothing else.
 """
 
 import os
@@ -12,7 +13,10 @@ import wsgi_host
 from wsgi_host import LIB, Problem
 
 FOLDER = f"{LIB}/maintenance"
+# A look at few folders: each costs.
 SHORTCUTS = f"{LIB}/shortcuts"
+# What tells nginx how to ask a live generation: wsgi/nginx/pass.jinja.
+MARKERS = ("uwsgi", "keepalive", "http", "workers")
 PLAIN_PAGE = "/usr/local/lib/wsgi/maintenance.html"
 
 
@@ -26,9 +30,9 @@ def page(name):
     return f"{FOLDER}/{name}.html"
 
 
-def shortcut(name):
-    """The path of the link to an app's live sockets that is there while it is not in maintenance."""
-    return f"{SHORTCUTS}/{name}"
+def shortcuts(name):
+    """The paths of the files that may be there while an app is not in maintenance, each by its marker's name."""
+    return {marker: f"{SHORTCUTS}/{name}.{marker}" for marker in MARKERS}
 
 
 def on(name):
@@ -53,12 +57,20 @@ def switch(name, wanted):
 
 
 def clear(name):
-    """Have an app's shortcut be there, unless the app is in maintenance."""
-    path, target = shortcut(name), f"../live/{name}"
-    if not on(name) and not (os.path.islink(path) and os.readlink(path) == target):
-        wsgi_host.folder(SHORTCUTS, 0o755)
-        wsgi_host.link(target, path)
-    if on(name):  # by another hand's word, too, that came meanwhile
+    """Have the shortcuts to an app be its live generation's, unless the app is in maintenance."""
+    for marker, path in shortcuts(name).items():
+        if on(name) or not os.path.exists(f"{LIB}/live/{name}/{marker}"):
+            wsgi_host.remove(path)
+        elif not os.path.exists(path):
+            wsgi_host.folder(SHORTCUTS, 0o755)
+            wsgi_host.write(path, "", 0o644)
+    if on(name):  # by the word of another hand, that came meanwhile
+        block(name)
+
+
+def block(name):
+    """Have nginx look into all that may be unusual with an app."""
+    for path in shortcuts(name).values():
         wsgi_host.remove(path)
 
 

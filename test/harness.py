@@ -143,9 +143,12 @@ class Machine(Container):
     pillar_path = "/srv/pillar/wsgi.sls"
 
     @classmethod
-    def boot(cls, platform="debian-12", provisioned=True, labels=()):
-        """A new machine with an empty pillar. `provisioned`: the usual packages are installed already."""
-        options = [f"--label={label}" for label in labels]
+    def boot(cls, platform="debian-12", provisioned=True, labels=(), volumes=()):
+        """A new machine with an empty pillar.
+
+        `provisioned`: the usual packages are installed already; `volumes`: folders that lie on the host's disk.
+        """
+        options = [f"--label={label}" for label in labels] + [f"--volume={path}" for path in volumes]
         machine = cls.start(image(platform, provisioned), *options, file_roots=["/srv/formula/test"])
         machine.pillar({})
         return machine

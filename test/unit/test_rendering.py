@@ -382,8 +382,9 @@ def test_maintenance_is_looked_for_before_the_app_is_asked(make_files):
 
 def test_what_is_as_usual_takes_a_shortcut_and_all_else_is_looked_into(make_files):
     first, unusual = re.findall(r"(?ms)^location .*?^}", make_files()["site"])[:2]
-    assert [*dict.fromkeys(re.findall(r"\(-f (.*)/", first))] == ["/var/lib/wsgi/short/shop"]
-    assert first.endswith("\n    return 418;\n}")
+    shortcuts = [f"/var/lib/wsgi/short/shop.{marker}" for marker in wsgi_maintenance.MARKERS]
+    assert re.findall(r"\(-f (.*)\)", first) == shortcuts
+    assert first.endswith("\n    return 427;\n}")
     assert re.findall(r"\(-f (.*)\)", unusual)[:3] == [
         "/run/wsgi/nginx.closing",
         "/var/lib/wsgi/maintenance/shop",
@@ -394,10 +395,10 @@ def test_what_is_as_usual_takes_a_shortcut_and_all_else_is_looked_into(make_file
 @pytest.mark.parametrize(
     "own", [{"cors": {"origins": ["*"]}}, {"request_buffering": False}, {"nginx": {"location": "return 402;"}}]
 )
-def test_what_comes_before_the_app_is_asked_comes_after_all_that_is_unusual(make_files, own):
+def test_where_more_may_decide_no_shortcut_goes_before_it(make_files, own):
     first = re.search(r"(?ms)^location .*?^}", make_files(own)["site"])[0]
-    assert first.index("if (!-e /var/lib/wsgi/short/shop) {") == first.index("if (")
-    assert "!-e" not in re.search(r"(?ms)^location .*?^}", make_files()["site"])[0]
+    assert re.search(r"if \((.*)\)", first)[1] == "-f /run/wsgi/nginx.closing"
+    assert "/short/" not in make_files(own)["site"]
 
 
 def test_a_server_that_keeps_connections_has_one_socket(make_host):
@@ -424,11 +425,33 @@ def test_the_plain_page_loads_nothing_from_elsewhere():
 
 
 def test_maintenance_that_begins_as_a_shortcut_is_made_has_the_last_word(tmp_path, monkeypatch):
-    said = [False, True]
+    said = [False] * len(wsgi_maintenance.MARKERS)
     monkeypatch.setattr(wsgi_maintenance, "SHORTCUTS", f"{tmp_path}/shortcuts")
-    monkeypatch.setattr(wsgi_maintenance, "on", lambda name: said.pop(0))
+    monkeypatch.setattr(wsgi_maintenance, "LIB", str(tmp_path))
+    monkeypatch.setattr(wsgi_maintenance, "on", lambda name: not said or said.pop())
+    live = tmp_path / "live" / "shop"
+    live.mkdir(parents=True)
+    (live / "uwsgi").touch()
     wsgi_maintenance.clear("shop")
     assert (said, list((tmp_path / "shortcuts").iterdir())) == ([], [])
+
+
+def test_shortcuts_say_what_the_live_generation_speaks_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(wsgi_maintenance, "FOLDER", f"{tmp_path}/maintenance")
+    monkeypatch.setattr(wsgi_maintenance, "SHORTCUTS", f"{tmp_path}/shortcuts")
+    monkeypatch.setattr(wsgi_maintenance, "LIB", str(tmp_path))
+    live = tmp_path / "live" / "shop"
+    live.mkdir(parents=True)
+    for there in (["uwsgi"], ["http", "keepalive"], []):
+        for marker in wsgi_maintenance.MARKERS:
+            (live / marker).unlink(missing_ok=True)
+        for marker in there:
+            (live / marker).touch()
+        wsgi_maintenance.clear("shop")
+        found = sorted(path.name for path in (tmp_path / "shortcuts").iterdir())
+        assert found == [f"shop.{marker}" for marker in there]
+    wsgi_maintenance.block("shop")
+    assert not list((tmp_path / "shortcuts").iterdir())
 
 
 def test_a_page_that_salt_does_not_serve_is_refused_with_its_key(make_host):
