@@ -90,6 +90,11 @@ class Generation:
         return self.sockets[0]
 
     @property
+    def version(self):
+        """Its server's version: a tuple of the numbers that it begins with, empty where it is not known."""
+        return tuple(int(number) for number in re.findall(r"\d+", self.record.get("version") or "")[:3])
+
+    @property
     def hash(self):
         """The id without the count of equals."""
         return self.id.partition("-")[0]

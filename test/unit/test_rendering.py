@@ -51,11 +51,11 @@ def make_files(make_app, tmp_path, monkeypatch):
     nobody = pwd.struct_passwd(("nobody", "x", 65534, 65534, "", "/", "/bin/false"))
     monkeypatch.setattr(pwd, "getpwnam", lambda name: nobody)
 
-    def files_of(own=None):
+    def files_of(own=None, version="1.0"):
         host, app, release = make_app(own)
         for folder in ("conf_dir", "own_dir"):
             host.family["nginx"][folder] = str(tmp_path)  # not this machine's
-        record = wsgi_generation.record_of(host, app, release, version="1.0")
+        record = wsgi_generation.record_of(host, app, release, version)
         generation = wsgi_generation.Generation(host, "shop", "0123456789", record)
         site = wsgi_nginx.pending(host, "shop")
         return {
@@ -190,6 +190,20 @@ def test_the_emperor_is_told_which_uwsgi_to_run(make_files):
         "wsgi.conf",
     }
     assert files["program"] == "/usr/bin/uwsgi\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "hook"),
+    [
+        (None, "py-call-osafterfork"),
+        ("2.0.21-debian", "py-call-osafterfork"),
+        ("2.0.28-debian", "py-call-uwsgi-fork-hooks"),
+        ("2.0.30.post1", "py-call-uwsgi-fork-hooks"),
+    ],
+)
+def test_uwsgi_tells_python_of_a_fork_in_the_way_that_its_version_knows(make_files, version, hook):
+    options = options_of(make_files({"server": "uwsgi"}, version)["uwsgi.ini"])
+    assert [option for option in options if "fork" in option[0]] == [(hook, "true")]
 
 
 @pytest.mark.parametrize("server", SERVERS)
