@@ -40,6 +40,8 @@ RELOADED = f"{RUN}/nginx.reloaded"
 # Below the folder that is ours.
 FOLDERS = ("apps", "locations", "sites", "private")
 LISTEN = re.compile(r"^\s*listen (\d+)([^;]*);", re.MULTILINE)
+SERVER_NAME = re.compile(r"^\s*server_name ([^;]*);", re.MULTILINE)
+PLAIN_NAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
 LOG = re.compile(r"^\s*(?:access|error)_log (/[^ ;]+/wsgi-[^ ;]+)", re.MULTILINE)
 # A server block bears with a location that isn't there (yet).
 MEMBER = re.compile(r"/locations/([a-z0-9_-]+)\.con\[f\];")
@@ -387,7 +389,6 @@ def _shared_values(host):
         "metrics_port": METRICS_PORT,
         "metrics_socket": METRICS_SOCKET,
         "built": built(host),
-        "known_domains": _known_domains(host),
         "log_dir": host.family["nginx"]["log_dir"],
         "own_dir": host.family["nginx"]["own_dir"],
         "ipv6": os.path.exists("/proc/net/if_inet6"),
@@ -396,10 +397,10 @@ def _shared_values(host):
     }
 
 
-def _known_domains(host):
+def _known_domains(sites):
     """The hosts of all sites that nginx can tell by their whole name, as far as a map of its takes them."""
-    found = {domain for site in host.settings.sites.values() for domain in (*site.domains, *site.redirect_domains)}
-    return sorted(name for name in found if "*" not in name and "." in name and len(name) <= MAP_KEY)
+    found = {name for text in sites for names in SERVER_NAME.findall(text) for name in names.split()}
+    return sorted(name for name in found if PLAIN_NAME.fullmatch(name) and len(name) <= MAP_KEY)
 
 
 def _shared(host, sites):
@@ -419,7 +420,9 @@ def _shared(host, sites):
     return {
         f"{host.family['nginx']['own_dir']}/proxy.conf": host.render("nginx/proxy.conf.jinja", **values),
         f"{host.family['nginx']['own_dir']}/tls.conf": host.render("nginx/tls.conf.jinja", **values),
-        entry_path(host): host.render("nginx/wsgi.conf.jinja", ports=ports, **values),
+        entry_path(host): host.render(
+            "nginx/wsgi.conf.jinja", ports=ports, known_domains=_known_domains(sites), **values
+        ),
         wsgi_status_page.passwords_path(host): passwords and Private(passwords, host.family["nginx"]["user"]),
     }
 

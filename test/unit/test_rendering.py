@@ -367,6 +367,12 @@ def test_the_site_for_unknown_hosts_can_be_left_to_others(make_host, tmp_path):
     assert "server {" not in wsgi_nginx.pending(host, "shop")[f"{tmp_path}/wsgi.conf"]
 
 
+def test_hosts_are_known_by_their_whole_names_as_far_as_nginx_can_hold_them():
+    names = ["shop.test", "*.shop.test", "localhost", f"{'a' * 41}.test", f"{'a' * 42}.test", r"~^(?<word>.+)\.test$"]
+    sites = [f"server {{\n    server_name {' '.join(names)};\n}}\n", 'server {\n    server_name "";\n}\n']
+    assert wsgi_nginx._known_domains(sites) == [f"{'a' * 41}.test", "shop.test"]
+
+
 @pytest.mark.parametrize("server", SERVERS)
 def test_a_site_is_the_same_under_every_server(make_files, server):
     """A change of server needs no reload."""
