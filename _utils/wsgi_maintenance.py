@@ -59,13 +59,15 @@ def switch(name, wanted):
 def clear(name):
     """Have the shortcuts to an app be its live generation's, unless the app is in maintenance."""
     for marker, path in shortcuts(name).items():
-        if on(name) or not os.path.exists(f"{LIB}/live/{name}/{marker}"):
-            wsgi_host.remove(path)
-        elif not os.path.exists(path):
+        if _fits(name, marker) and not os.path.exists(path):
             wsgi_host.folder(SHORTCUTS, 0o755)
             wsgi_host.write(path, "", 0o644)
-    if on(name):  # by the word of another hand, that came meanwhile
-        block(name)
+        if not _fits(name, marker):  # perhaps no more: another run may have changed what is live
+            wsgi_host.remove(path)
+
+
+def _fits(name, marker):
+    return not on(name) and os.path.exists(f"{LIB}/live/{name}/{marker}")
 
 
 def block(name):

@@ -444,16 +444,28 @@ def test_the_plain_page_loads_nothing_from_elsewhere():
     assert re.search(r"(?:src|href|url\(|@import|//)", page) is None
 
 
-def test_maintenance_that_begins_as_a_shortcut_is_made_has_the_last_word(tmp_path, monkeypatch):
-    said = [False] * len(wsgi_maintenance.MARKERS)
-    monkeypatch.setattr(wsgi_maintenance, "SHORTCUTS", f"{tmp_path}/shortcuts")
-    monkeypatch.setattr(wsgi_maintenance, "LIB", str(tmp_path))
-    monkeypatch.setattr(wsgi_maintenance, "on", lambda name: not said or said.pop())
-    live = tmp_path / "live" / "shop"
+@pytest.mark.parametrize("what", ["maintenance", "a change"])
+def test_what_comes_as_a_shortcut_is_made_has_the_last_word(tmp_path, monkeypatch, what):
+    for name in ("FOLDER", "SHORTCUTS", "LIB"):
+        monkeypatch.setattr(wsgi_maintenance, name, f"{tmp_path}/{name}")
+    live = tmp_path / "LIB" / "live" / "shop"
     live.mkdir(parents=True)
     (live / "uwsgi").touch()
+    write, written = wsgi_host.write, []
+
+    def interrupted(path, *args):
+        written.append(path)
+        if what == "maintenance":
+            wsgi_host.folder(wsgi_maintenance.FOLDER, 0o755, os.getuid(), os.getgid())
+            write(wsgi_maintenance.marker("shop"), "", 0o644)
+        else:
+            (live / "uwsgi").unlink()
+        write(path, *args)
+
+    monkeypatch.setattr(wsgi_host, "write", interrupted)
     wsgi_maintenance.clear("shop")
-    assert (said, list((tmp_path / "shortcuts").iterdir())) == ([], [])
+    assert written == [f"{tmp_path}/SHORTCUTS/shop.uwsgi"]
+    assert list((tmp_path / "SHORTCUTS").iterdir()) == []
 
 
 def test_shortcuts_say_what_the_live_generation_speaks_and_no_more(tmp_path, monkeypatch):
