@@ -246,7 +246,8 @@ def remove(path):
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:
-        os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):  # another hand was quicker
+            os.unlink(path)
     return True
 
 

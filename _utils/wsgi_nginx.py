@@ -355,7 +355,7 @@ def _open():
     wsgi_host.remove(CLOSING)
     for name in wsgi_host.listdir(f"{LIB}/live"):
         wsgi_maintenance.clear(name)
-    if not os.path.lexists(SHORT):
+    if os.path.isdir(wsgi_maintenance.SHORTCUTS) and not os.path.lexists(SHORT):
         wsgi_host.link(os.path.basename(wsgi_maintenance.SHORTCUTS), SHORT)
 
 
