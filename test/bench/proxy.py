@@ -152,8 +152,8 @@ def ours_with_less(machine):
         location = machine.exec(f"cat /etc/nginx/wsgi/locations/{name}.conf").stdout
         location = re.search(r"^location / \{\n.*?^\}\n", location, re.MULTILINE | re.DOTALL)[0]
         location = re.sub(r"error_page [^;]*;", "", location).replace("include /etc/nginx/wsgi/proxy.conf;", proxy)
-        log = machine.exec(f"sed -n '/^log_format wsgi_json_once_/,/;$/p' /etc/nginx/wsgi/apps/{name}.conf").stdout
-        text += log.replace("wsgi_json_once_", "bench_no_id_").replace("$wsgi_request_id", "")
+        log = machine.exec(f"sed -n '/^log_format wsgi_json_/,/;$/p' /etc/nginx/wsgi/apps/{name}.conf").stdout
+        text += log.replace("wsgi_json_", "bench_no_id_").replace("$wsgi_request_id", "")
         passed = f"uwsgi_pass wsgi-{name}-uwsgi;" if server == "uwsgi" else f"proxy_pass http://wsgi-{name}-http;"
         for kind, left in LESS.items():
             body = location
@@ -161,7 +161,7 @@ def ours_with_less(machine):
                 body = re.sub(r"access_log [^;]*;", "access_log off;", body)
             if "id" in left:
                 body = re.sub(r"(?:proxy_set_header X-Request-ID|uwsgi_param HTTP_X_REQUEST_ID) [^;]*;", "", body)
-                body = body.replace("wsgi_json_once_", "bench_no_id_")
+                body = body.replace("wsgi_json_", "bench_no_id_")
             if "look" in left:
                 body = re.sub(r"if \(-f [^{]*\{[^}]*\}", "", body)
                 body = body.replace("return 427;", f"set $wsgi_kept kept; {passed}")

@@ -124,6 +124,7 @@ ASKING += ["--header", "Origin: https://other.example.com"]
     ("url", "options", "status", "name", "answered"),
     [
         ("https://edge.example.com/edge/?by=app", [], 200, "edge", True),
+        ("https://edge.example.com/edge/sent-on?by=app-asked-twice", [], 200, "edge", True),
         ("https://edge.example.com/edge/static/current?by=file", [], 200, "edge", False),
         ("https://edge.example.com/edge/static/missing?by=no-file", [], 404, "edge", False),
         ("https://edge.example.com/edge/?by=page", ["--data", 2000 * "x"], 413, "edge", False),

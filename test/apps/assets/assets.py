@@ -1,4 +1,4 @@
-"""Names files that nginx serves: its release's style sheet, a file that it has nginx send, one that it was sent."""
+"""Names files that nginx serves: its release's style sheet, a file that it has nginx send, one that it was sent; and it sends on to itself."""
 
 import os
 from pathlib import Path
@@ -13,6 +13,8 @@ def application(environ, start_response):
     status, body = "200 OK", f"{mount}/static/{STYLE}"
     if path.startswith("/download/"):
         headers.append(("X-Accel-Redirect", f"{mount}/protected/{path[len('/download/') :]}"))
+    elif path == "/sent-on":
+        headers.append(("X-Accel-Redirect", f"{mount}/"))
     elif path.startswith("/upload/"):
         folder = Path(os.environ["HOME"], "media", "2026")
         folder.mkdir(exist_ok=True)
