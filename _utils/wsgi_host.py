@@ -58,6 +58,7 @@ class Host:
             trim_blocks=True,
             lstrip_blocks=True,
             autoescape=lambda name: name.endswith(".html.jinja"),
+            bytecode_cache=self._bytecode_cache(),
         )
         self._template_text = {}
         self._sources = {}
@@ -70,6 +71,14 @@ class Host:
         self.certificates = {}  # of wsgi_tls.texts
         self.nginx_files = None  # wsgi_nginx.on_disk
         self.nginx_built = None  # wsgi_nginx.built
+
+    def _bytecode_cache(self):
+        """Most of what a run with nothing to do costs would be to compile the templates once more."""
+        if not os.path.isdir(self.opts.get("cachedir") or ""):
+            return None
+        path = os.path.join(self.opts["cachedir"], "wsgi_templates")
+        folder(path, 0o700, os.geteuid(), os.getegid())
+        return jinja2.FileSystemBytecodeCache(path)
 
     @classmethod
     def of_run(cls, context, salt, pillar, grains, opts, saltenv):
