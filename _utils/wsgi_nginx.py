@@ -273,7 +273,10 @@ def refresh(host):
 
     Returns whether it had to be reloaded. Raises ``Problem`` as ``reload`` does.
     """
-    _open()  # after a run that was killed, too
+    # After a run that was killed, too.
+    for name in wsgi_host.listdir(f"{LIB}/live"):
+        wsgi_maintenance.clear(name)
+    _open()
     refused = None
     try:
         _put_for_good(host, _tried(host))
@@ -353,8 +356,6 @@ def _closing():
 
 def _open():
     wsgi_host.remove(CLOSING)
-    for name in wsgi_host.listdir(f"{LIB}/live"):
-        wsgi_maintenance.clear(name)
     if os.path.isdir(wsgi_maintenance.SHORTCUTS) and not os.path.lexists(SHORT):
         wsgi_host.link(os.path.basename(wsgi_maintenance.SHORTCUTS), SHORT)
 
