@@ -124,6 +124,23 @@ class Host:
         """
         return self._templates.get_template(template).render(**values)
 
+    def with_macros(self, templates, values):
+        """
+        What templates know whose macros call each other's.
+
+        templates : dict
+            Names to paths below ``wsgi/``: with ``{"log": "nginx/log.jinja"}``, ``{{ log.location() }}`` is that
+            file's macro.
+        values : dict
+            What they know beside.
+
+        Returns a dict for ``render``. The macros are made once, at the first use of one: an ``import`` with context
+        makes them anew in each template that it stands in, which took more than half of the time of an app.
+        """
+        known = dict(values)
+        known.update((name, _Macros(self._templates, path, known)) for name, path in templates.items())
+        return known
+
     def template_text(self, template):
         """The source of one of the formula's templates, for ids that must change with it."""
         self._templates.get_template(template)
@@ -182,6 +199,20 @@ class Host:
         if not path:
             raise Problem(otherwise or f"salt://wsgi/{name} is not served")
         return path
+
+
+class _Macros:
+    """A template's macros, as attributes."""
+
+    def __init__(self, environment, path, values):
+        self._make = lambda: environment.get_template(path).make_module(values)
+
+    @cached_property
+    def _module(self):
+        return self._make()
+
+    def __getattr__(self, macro):
+        return getattr(self._module, macro)
 
 
 def unix_sockets():

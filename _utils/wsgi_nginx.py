@@ -37,6 +37,10 @@ LOADED = f"{RUN}/nginx.loaded"
 BUILT = f"{RUN}/nginx.built"
 # As old as the last reload by another hand: wsgi/acme/reload-nginx.
 RELOADED = f"{RUN}/nginx.reloaded"
+# What has a template of its own, wsgi/nginx/<feature>.jinja, and what that has macros for: `host`, once; `http`,
+# for each app; `server` and `location`, within such; `locations`, beside the app's.
+FEATURES = ("access", "cache", "common", "errors", "headers", "listen", "log", "metrics", "pass", "static")
+FEATURES += ("status_page", "tls", "trust")
 # Below the folder that is ours.
 FOLDERS = ("apps", "locations", "sites", "private")
 LISTEN = re.compile(r"^\s*listen (\d+)([^;]*);", re.MULTILINE)
@@ -177,7 +181,7 @@ def texts(host, name):
         # What the app with a problem says of its site can't be known: it stays as it is.
         found[site_file] = _joined(host, before, name)
     else:
-        found[site_file] = host.render("nginx/site.conf.jinja", apps=host.settings.apps, **values)
+        found[site_file] = host.render("nginx/site.conf.jinja", **values)
         found.update((path, Private(text)) for path, text in wsgi_tls.texts(host, site).items())
     return found
 
@@ -362,10 +366,10 @@ def _open():
 
 def _values(host, name, app, site):
     """What the templates of an app know."""
-    return {
-        **_shared_values(host),
+    own = {
         "name": name,
         "app": app,
+        "apps": host.settings.apps,
         "site": site,
         "certificate": wsgi_tls.values(host, site),
         "mounted": functools.partial(wsgi_sites.mounted, app),
@@ -381,12 +385,13 @@ def _values(host, name, app, site):
             "pages": [wsgi_maintenance.page(name), wsgi_maintenance.PLAIN_PAGE],
         },
     }
+    return _shared_values(host, **own)
 
 
-def _shared_values(host):
-    return {
+def _shared_values(host, **more):
+    """What all templates know, each other's macros among it."""
+    values = {
         "nginx": host.settings.nginx,
-        "status_page": wsgi_status_page.values(host),
         "metrics_port": METRICS_PORT,
         "metrics_socket": METRICS_SOCKET,
         "built": built(host),
@@ -395,7 +400,9 @@ def _shared_values(host):
         "ipv6": os.path.exists("/proc/net/if_inet6"),
         "tls_profile": wsgi_tls.profile(host, built(host)),
         "unknown_certificate": wsgi_tls.unknown_paths(host, built(host)),
+        **more,
     }
+    return host.with_macros({feature: f"nginx/{feature}.jinja" for feature in FEATURES}, values)
 
 
 def _known_domains(sites):
@@ -410,20 +417,18 @@ def _shared(host, sites):
     for text in sites:
         for port, options in LISTEN.findall(text):
             ports.setdefault(int(port), set()).update(options.split())
-    page = host.settings.status_page
+    page = wsgi_status_page.values(host)
     if page and page["domain"]:
         ports.setdefault(page["listen"], set())
     if not (host.settings.nginx["manage"] and host.settings.nginx["default_site"]):
         ports = {}
     ports = {port: options for port, options in sorted(ports.items()) if "default_server" not in options}
-    values = _shared_values(host)
+    values = _shared_values(host, ports=ports, known_domains=_known_domains(sites), page=page)
     passwords = wsgi_status_page.passwords(host)
     return {
         f"{host.family['nginx']['own_dir']}/proxy.conf": host.render("nginx/proxy.conf.jinja", **values),
         f"{host.family['nginx']['own_dir']}/tls.conf": host.render("nginx/tls.conf.jinja", **values),
-        entry_path(host): host.render(
-            "nginx/wsgi.conf.jinja", ports=ports, known_domains=_known_domains(sites), **values
-        ),
+        entry_path(host): host.render("nginx/wsgi.conf.jinja", **values),
         wsgi_status_page.passwords_path(host): passwords and Private(passwords, host.family["nginx"]["user"]),
     }
 

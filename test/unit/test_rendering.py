@@ -6,8 +6,10 @@ import re
 import runpy
 import shlex
 import subprocess
+from collections import Counter
 from pathlib import Path
 
+import jinja2
 import pytest
 import wsgi_generation
 import wsgi_host
@@ -647,3 +649,22 @@ def test_what_all_sites_share_is_sound_without_any_app(make_host):
     text = wsgi_nginx.pending(host)[wsgi_nginx.entry_path(host)]
     known = re.findall(r"^(?:map|geo) .*\$(wsgi_\w+) \{|\?<(wsgi_\w+)>", text, re.MULTILINE)
     assert {*re.findall(r"\$(wsgi_\w+)", text)} <= {name for names in known for name in names}
+
+
+def test_macros_are_made_once_for_an_app(make_app, monkeypatch):
+    made, make_module = Counter(), jinja2.Template.make_module
+
+    def observed(template, *args, **more):
+        made[template.name] += 1
+        return make_module(template, *args, **more)
+
+    host, _, _ = make_app({"static": {"/static/": "static/"}})
+    monkeypatch.setattr(jinja2.Template, "make_module", observed)
+    wsgi_nginx.texts(host, "shop")
+    assert made["nginx/headers.jinja"]
+    assert {name: times for name, times in made.items() if times > 1} == {}
+
+
+def test_each_feature_of_nginx_has_a_template_of_macros():
+    templates = {path.stem for path in (ROOT / "wsgi/nginx").glob("*.jinja") if "." not in path.stem}
+    assert {*wsgi_nginx.FEATURES} == templates
