@@ -53,46 +53,10 @@ def plan():
 
         salt-call wsgi.plan
     """
-    stale = _stale()
-    if stale:
-        raise CommandExecutionError(
-            f"The minion's copy of {', '.join(stale)} is not the formula's any more: run saltutil.sync_all, "
-            "then this again (state.highstate does both)"
-        )
-    host = _host()
-    settings = host.settings
-    apps = sorted(settings.apps, key=lambda name: (not settings.apps[name]["domains"], name))
-    gone = set(host.known_apps()) - set(settings.apps) - settings.broken - set(settings.absent)
-    return {
-        "host_wide": settings.host_wide,
-        "apps": [
-            {
-                "name": name,
-                "process_manager": settings.apps[name]["process_manager"],
-                "tools": sorted(_tools(settings.apps[name])),
-            }
-            for name in apps
-        ],
-        "absent": {
-            **{name: settings.defaults["purge"] for name in sorted(gone)},
-            **{name: app["purge"] for name, app in settings.absent.items()},
-        },
-        "servers": sorted({app["server"] for app in settings.apps.values()}),
-        "process_managers": sorted({name for app in settings.apps.values() for name in wsgi_programs.managers(app)}),
-        "tools": sorted({tool for app in settings.apps.values() for tool in _tools(app)}),
-        # A certificate of an app that has a problem is still to be renewed.
-        "acme": _sls(
-            "acme",
-            any(site.tls and site.tls["certificate"] == "acme" for site in settings.sites.values()),
-            os.path.exists(wsgi_tls.RELOAD) and not settings.broken,
-        ),
-        "manages_nginx": settings.nginx["manage"],
-        "family": host.family,
-        "metrics": _sls("metrics", settings.nginx["metrics"], os.path.exists(METRICS_UNIT)),
-        "metrics_port": METRICS_PORT,
-        "metrics_socket": METRICS_SOCKET,
-        "status_page": bool(settings.status_page) or os.path.exists(wsgi_status_page.PAGE),
-    }
+    # Each sls asks.
+    if "wsgi.plan" not in __context__:
+        __context__["wsgi.plan"] = _plan()
+    return __context__["wsgi.plan"]
 
 
 def present():
@@ -398,6 +362,49 @@ def logs(app, lines=50, process=None):
     if process not in names:
         raise CommandExecutionError(f"{process!r} is not a process of {app} ({', '.join(names) or 'there is none'})")
     return current.log_tail(lines, wsgi_programs.log(current, process))
+
+
+def _plan():
+    stale = _stale()
+    if stale:
+        raise CommandExecutionError(
+            f"The minion's copy of {', '.join(stale)} is not the formula's any more: run saltutil.sync_all, "
+            "then this again (state.highstate does both)"
+        )
+    host = _host()
+    settings = host.settings
+    apps = sorted(settings.apps, key=lambda name: (not settings.apps[name]["domains"], name))
+    gone = set(host.known_apps()) - set(settings.apps) - settings.broken - set(settings.absent)
+    return {
+        "host_wide": settings.host_wide,
+        "apps": [
+            {
+                "name": name,
+                "process_manager": settings.apps[name]["process_manager"],
+                "tools": sorted(_tools(settings.apps[name])),
+            }
+            for name in apps
+        ],
+        "absent": {
+            **{name: settings.defaults["purge"] for name in sorted(gone)},
+            **{name: app["purge"] for name, app in settings.absent.items()},
+        },
+        "servers": sorted({app["server"] for app in settings.apps.values()}),
+        "process_managers": sorted({name for app in settings.apps.values() for name in wsgi_programs.managers(app)}),
+        "tools": sorted({tool for app in settings.apps.values() for tool in _tools(app)}),
+        # A certificate of an app that has a problem is still to be renewed.
+        "acme": _sls(
+            "acme",
+            any(site.tls and site.tls["certificate"] == "acme" for site in settings.sites.values()),
+            os.path.exists(wsgi_tls.RELOAD) and not settings.broken,
+        ),
+        "manages_nginx": settings.nginx["manage"],
+        "family": host.family,
+        "metrics": _sls("metrics", settings.nginx["metrics"], os.path.exists(METRICS_UNIT)),
+        "metrics_port": METRICS_PORT,
+        "metrics_socket": METRICS_SOCKET,
+        "status_page": bool(settings.status_page) or os.path.exists(wsgi_status_page.PAGE),
+    }
 
 
 def _sls(name, wanted, there):
