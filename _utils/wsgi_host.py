@@ -137,7 +137,7 @@ class Host:
         Returns a dict for ``render``. The macros are made once, at the first use of one: an ``import`` with context
         makes them anew in each template that it stands in, which took more than half of the time of an app.
         """
-        known = dict(values)
+        known = {**self._templates.globals, **values}
         known.update((name, _Macros(self._templates, path, known)) for name, path in templates.items())
         return known
 
@@ -205,7 +205,7 @@ class _Macros:
     """A template's macros, as attributes."""
 
     def __init__(self, environment, path, values):
-        self._make = lambda: environment.get_template(path).make_module(values)
+        self._make = lambda: environment.get_template(path).make_module(values, shared=True)
 
     @cached_property
     def _module(self):
