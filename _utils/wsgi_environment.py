@@ -239,7 +239,7 @@ class Recipe:
         self.name = name
         self.app = app
         self.code = code
-        self.python = interpreter(app)
+        self.python = interpreter(host, app)
         self.requirements = Requirements(name, app, code, required)
         # Of a folder on the machine its path has to do: the id is the same on every host.
         wheels = app["wheels"] or "/"
@@ -481,7 +481,7 @@ def ingredients(host, app):
 def _surroundings(host, app):
     """What else than its requirements. Not the installer: both make the same of it."""
     return [
-        interpreter(app),
+        interpreter(host, app),
         app["user"],
         wsgi_settings.requirement_of(app, host.servers),
         app["wheels"],
@@ -490,10 +490,15 @@ def _surroundings(host, app):
     ]
 
 
-def interpreter(app):
+def interpreter(host, app):
     """The path of an app's interpreter: /usr/bin/python3 is a link, and a new one needs a new environment."""
-    found = shutil.which(app["python"], path=PATH)
-    return os.path.realpath(found) if found else app["python"]
+    name = app["python"]
+    if name not in host.interpreters:
+        found = shutil.which(name, path=PATH)
+        if not found:  # yet
+            return name
+        host.interpreters[name] = os.path.realpath(found)
+    return host.interpreters[name]
 
 
 def interpreters():

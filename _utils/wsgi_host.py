@@ -68,6 +68,7 @@ class Host:
         self.wanted = {}
         self.overrides = {}
         self.overrides_read = {}  # as they were on the disk
+        self.interpreters = {}  # of wsgi_environment.interpreter
         self.certificates = {}  # of wsgi_tls.texts
         self.nginx_files = None  # wsgi_nginx.on_disk
         self.nginx_built = None  # wsgi_nginx.built
