@@ -34,6 +34,8 @@ DEFAULTS = {
 NEEDED = {"basic_auth": "users", "cache": "valid", "cors": "origins"}
 LIMIT_DEFAULTS = {"path": "/", "rate": None, "burst": None, "connections": None}
 SECONDS = {"s": 1, "m": 60}
+# What nginx says for a whole site where its TLS has these keys.
+TLS_HEADERS = {"hsts": "Strict-Transport-Security", "http3": "Alt-Svc"}
 # Of these an answer may have several, each with its own meaning.
 SEVERAL = ("link", "set-cookie", "vary")
 CORS_HEADERS = [
@@ -168,8 +170,7 @@ def _own_headers(app):
         "cors": CORS_HEADERS if app["cors"] else [],
         "cache": ["X-Cache-Status"] if app["cache"] else [],
         "limits": ["Retry-After"] if app["limits"] else [],
-        "tls:hsts": ["Strict-Transport-Security"] if tls.get("hsts") else [],
-        "tls:http3": ["Alt-Svc"] if tls.get("http3") else [],
+        **{f"tls:{key}": [header] for key, header in TLS_HEADERS.items() if tls.get(key)},
     }
     return {key: headers for key, headers in found.items() if headers}
 

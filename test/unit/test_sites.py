@@ -74,11 +74,15 @@ def test_apps_of_one_host_share_a_site_each_at_its_mount(make_sites):
             {"mount": "/b", "tls": {"hsts": 5}},
             "tls: 'example.com' on port 80 is shop's, too, which says something else; let one of them say it",
         ),
+        (
+            {"mount": "/b", "response_headers": {"strict-transport-security": "max-age=1"}},
+            "response_headers:strict-transport-security: 'example.com' on port 80 is shop's, too, whose tls:hsts says it",
+        ),
     ],
     ids=str,
 )
 def test_what_nginx_could_not_tell_apart_is_refused(make_sites, other, problem):
-    shop = {"tls": "self_signed"} if "mount" in other else {}
+    shop = {"tls": {"certificate": "self_signed", "hsts": 60}} if "mount" in other else {}
     _, problems = make_sites({"shop": shop, "other": other})
     assert any(found.startswith(f"wsgi:apps:other:{problem}") for found in problems), problems
 
