@@ -668,3 +668,21 @@ def test_macros_are_made_once_for_an_app(make_app, monkeypatch):
 def test_each_feature_of_nginx_has_a_template_of_macros():
     templates = {path.stem for path in (ROOT / "wsgi/nginx").glob("*.jinja") if "." not in path.stem}
     assert {*wsgi_nginx.FEATURES} == templates
+
+
+def test_what_stands_in_braces_is_indented(make_files):
+    own = {
+        "mount": "/shop",
+        "tls": "self_signed",
+        "static": {"/static/": "static/"},
+        "error_pages": {404: "errors/404.html"},
+        "cors": {"origins": ["https://example.net"]},
+        "request_buffering": False,
+    }
+    files = make_files(own)
+    for text in (files["wsgi.conf"], files["site"]):
+        depth = 0
+        for line in filter(None, text.splitlines()):
+            depth -= line.strip().startswith("}")
+            assert len(line) - len(line.lstrip()) >= 4 * depth, line
+            depth += line.endswith("{")
