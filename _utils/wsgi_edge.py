@@ -81,11 +81,15 @@ def problems(app):
         yield "cache", "can't be had with buffering: false: nginx keeps what it has read whole"
     if app["cors"] and app["cors"]["credentials"] and "*" in app["cors"]["origins"]:
         yield "cors:credentials", "can't be had with origins: ['*']: browsers refuse that; name the origins"
-    said = {header.lower(): header for header in app["response_headers"]}
     for key, headers in _own_headers(app).items():
-        for header in headers:
-            if header.lower() in said:
-                yield f"response_headers:{said[header.lower()]}", f"can't be had with {key}, which says it"
+        for header in said(app, headers):
+            yield f"response_headers:{header}", f"can't be had with {key}, which says it"
+
+
+def said(app, headers):
+    """Those of some headers that an app's ``response_headers`` say, as these write them: a list."""
+    lower = {header.lower() for header in headers}
+    return [header for header in app["response_headers"] if header.lower() in lower]
 
 
 def values(name, app):

@@ -492,13 +492,13 @@ def _surroundings(host, app):
 
 def interpreter(host, app):
     """The path of an app's interpreter: /usr/bin/python3 is a link, and a new one needs a new environment."""
-    name = app["python"]
-    if name not in host.interpreters:
-        found = shutil.which(name, path=PATH)
+    key = "interpreter", app["python"]
+    if key not in host.resolved:
+        found = shutil.which(app["python"], path=PATH)
         if not found:  # yet
-            return name
-        host.interpreters[name] = os.path.realpath(found)
-    return host.interpreters[name]
+            return app["python"]
+        host.resolved[key] = os.path.realpath(found)
+    return host.resolved[key]
 
 
 def interpreters():

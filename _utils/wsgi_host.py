@@ -63,12 +63,11 @@ class Host:
         self._template_text = {}
         self._sources = {}
         self._served = {}
-        # What others look up once per run: sources; what is wanted of each app, and said instead of pillar.
+        # What others look up once per run: sources and interpreters; what is wanted of each app, and said instead of pillar.
         self.resolved = {}
         self.wanted = {}
         self.overrides = {}
         self.overrides_read = {}  # as they were on the disk
-        self.interpreters = {}  # of wsgi_environment.interpreter
         self.certificates = {}  # of wsgi_tls.texts
         self.nginx_files = None  # wsgi_nginx.on_disk
         self.nginx_built = None  # wsgi_nginx.built

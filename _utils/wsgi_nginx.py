@@ -39,8 +39,24 @@ BUILT = f"{RUN}/nginx.built"
 RELOADED = f"{RUN}/nginx.reloaded"
 # What has a template of its own, wsgi/nginx/<feature>.jinja, and what that has macros for: `host`, once; `http`,
 # for each app; `server` and `location`, within such; `locations`, beside the app's.
-FEATURES = ("access", "cache", "common", "errors", "headers", "listen", "log", "metrics", "pass", "static")
-FEATURES += ("status_page", "tls", "trust")
+FEATURES = {
+    name: f"nginx/{name}.jinja"
+    for name in (
+        "access",
+        "cache",
+        "common",
+        "errors",
+        "headers",
+        "listen",
+        "log",
+        "metrics",
+        "pass",
+        "static",
+        "status_page",
+        "tls",
+        "trust",
+    )
+}
 # Below the folder that is ours.
 FOLDERS = ("apps", "locations", "sites", "private")
 LISTEN = re.compile(r"^\s*listen (\d+)([^;]*);", re.MULTILINE)
@@ -402,7 +418,7 @@ def _shared_values(host, **more):
         "unknown_certificate": wsgi_tls.unknown_paths(host, built(host)),
         **more,
     }
-    return host.with_macros({feature: f"nginx/{feature}.jinja" for feature in FEATURES}, values)
+    return host.with_macros(FEATURES, values)
 
 
 def _known_domains(sites):

@@ -181,11 +181,10 @@ def _clash(app, other, other_name, domain):
         return "domains", f"{where} is {other_name}'s, too; apps of one host need the same list of domains"
     if app["tls"] and other["tls"] and app["tls"] != other["tls"]:
         return "tls", f"{where} is {other_name}'s, too, which says something else; let one of them say it"
-    said = {header.lower(): header for header in app["response_headers"]}
     for key, header in wsgi_edge.TLS_HEADERS.items() if other["tls"] and not app["tls"] else ():
-        written = said.get(header.lower())
+        written = wsgi_edge.said(app, [header])
         if written and other["tls"][key]:
-            return f"response_headers:{written}", f"{where} is {other_name}'s, too, whose tls:{key} says it"
+            return f"response_headers:{written[0]}", f"{where} is {other_name}'s, too, whose tls:{key} says it"
     return None, None
 
 

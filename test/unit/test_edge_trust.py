@@ -119,7 +119,7 @@ def test_the_hosts_word_on_large_bodies_is_for_apps_that_say_nothing(make_files,
 def test_a_mount_takes_what_is_below_it_and_nothing_that_only_begins_like_it(make_files):
     text = make_files({"mount": "/shop"})["locations/shop.conf"]
     assert re.findall(r"^location (=? ?/\S*) {", text, re.MULTILINE)[:2] == ["= /shop", "/shop/"]
-    assert "return 308 /shop/$is_args$args;" in block(text, "location = /shop")
+    assert "    return 308 /shop/$is_args$args;" in block(text, "location = /shop").split("\n")
     assert 'set $wsgi_mount "/shop";' in text
 
 
