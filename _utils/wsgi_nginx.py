@@ -5,6 +5,7 @@ The shared proxy: one site per app, and a reload only when what nginx would read
 import contextlib
 import dataclasses
 import functools
+import glob
 import grp
 import hashlib
 import json
@@ -62,6 +63,10 @@ FOLDERS = ("apps", "locations", "sites", "private")
 LISTEN = re.compile(r"^\s*listen (\d+)([^;]*);", re.MULTILINE)
 SERVER_NAME = re.compile(r"^\s*server_name ([^;]*);", re.MULTILINE)
 PLAIN_NAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
+# The server_names_hash_bucket_size that any host name fits; the default is map_hash_bucket_size's.
+NAMES_BUCKET = 512
+NAMES_DIRECTIVE = re.compile(r"^[^#\n]*\bserver_names_hash_bucket_size\s", re.MULTILINE)
+INCLUDE = re.compile(r"^[^#\n]*\binclude\s+[\"']?([^;\"']+)", re.MULTILINE)
 LOG = re.compile(r"^\s*(?:access|error)_log (/[^ ;]+/wsgi-[^ ;]+)", re.MULTILINE)
 # A server block bears with a location that isn't there (yet).
 MEMBER = re.compile(r"/locations/([a-z0-9_-]+)\.con\[f\];")
@@ -427,6 +432,44 @@ def _known_domains(sites):
     return sorted(name for name in found if PLAIN_NAME.fullmatch(name) and len(name) <= MAP_KEY)
 
 
+def _is_long(name):
+    """Whether nginx's hash of host names has no place for one; of a wildcard, it has one for each label."""
+    return any(len(part) > MAP_KEY for part in (name.split(".") if "*" in name else [name]))
+
+
+def _names_bucket(host, names):
+    """
+    Return the server_names_hash_bucket_size that nginx must be given: NAMES_BUCKET where one of some host names
+    is long, and else None, since another hand may say it, and nginx takes it once only.
+    """
+    if not any(map(_is_long, names)):
+        return None
+    raw = [host.settings.nginx["http"], *(app["nginx"]["http"] for app in host.settings.apps.values())]
+    raw += [on_disk(host).get(paths(host, name)[0]) or "" for name in host.settings.broken]
+    texts = [*raw, *_other_files(os.path.dirname(host.family["nginx"]["conf_dir"]), "nginx.conf", {entry_path(host)})]
+    return None if any(map(NAMES_DIRECTIVE.search, texts)) else NAMES_BUCKET
+
+
+def _other_files(folder, pattern, seen):
+    """
+    Yield the texts of some of nginx's files and of all that they include.
+
+    folder : str
+        nginx's own, from which every path of its configuration leads.
+    pattern : str
+        As an ``include`` has it.
+    seen : set
+        Paths that are left out; those that were read are added.
+    """
+    for path in sorted({*glob.glob(os.path.join(folder, pattern))} - seen):
+        seen.add(path)
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+            yield text
+            for included in INCLUDE.findall(text):
+                yield from _other_files(folder, included.strip(), seen)
+
+
 def _shared(host, sites):
     """The files that are no app's alone, path to text: how an app is asked, and what leads to all others."""
     ports = {}
@@ -439,7 +482,16 @@ def _shared(host, sites):
     if not (host.settings.nginx["manage"] and host.settings.nginx["default_site"]):
         ports = {}
     ports = {port: options for port, options in sorted(ports.items()) if "default_server" not in options}
-    values = _shared_values(host, ports=ports, known_domains=_known_domains(sites), page=page)
+    names = [name for text in sites for line in SERVER_NAME.findall(text) for name in line.split()]
+    names += [page["domain"]] if page and page["domain"] else []
+    values = _shared_values(
+        host,
+        ports=ports,
+        known_domains=_known_domains(sites),
+        page=page,
+        long_names=_names_bucket(host, names),
+        map_key=MAP_KEY,
+    )
     passwords = wsgi_status_page.passwords(host)
     return {
         f"{host.family['nginx']['own_dir']}/proxy.conf": host.render("nginx/proxy.conf.jinja", **values),

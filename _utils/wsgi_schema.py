@@ -11,15 +11,24 @@ from urllib.parse import parse_qsl, urlsplit
 import wsgi_schema_edge
 from wsgi_schema_rules import (
     BOOLEAN,
+    CREDENTIALS,  # noqa: F401 - the same
+    DOMAIN_LENGTH,
     MAPPING,
+    NAME_LENGTH,
+    SIZE,
+    TEXT_LENGTH,
+    UNWRITABLE,
     Rule,
     absolute_path,
+    byte_length,
+    has_file_names,
     integer,
     is_domain,
     list_of,
     mapping,
     matching,
     one_line,
+    without_credentials,  # noqa: F401 - other modules know it by this one's name
 )
 
 # Linux user names have at most 32 characters, five of which are `wsgi-`.
@@ -27,13 +36,23 @@ APP_NAME = re.compile(r"[a-z][a-z0-9_-]{0,26}")
 # /etc/wsgi/vassals is the emperor's, /etc/wsgi/circus and /run/wsgi/circus are circus's, and so on.
 RESERVED_NAMES = ("circus", "gaffer", "vassals")
 USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# The shell that reads the environment gives OPTIND a meaning, and ends where it is no number.
+ENV_NAME = re.compile(r"(?!OPTIND$)[A-Za-z_][A-Za-z0-9_]*")
+ENV_NAMES = "letters, digits and _, no digit first, and not OPTIND, which is the shell's own"
+# exec() takes no longer NAME=value, its NUL included: MAX_ARG_STRLEN of linux/binfmts.h.
+VARIABLE_LENGTH = 131072
+# exec() takes 2 MiB of words and variables, as long as a stack may have 8 MiB.
+ENVIRONMENT_LENGTH = 2**20
+COMMAND_LENGTH = 65536
+OPTION_LENGTH = 4000
 APPLICATION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 VERSION = re.compile(r"[0-9]+(\.[0-9]+)*([a-z.+-]+[0-9]+)*")
+VERSION_LENGTH = 100
 # What a `command` may name in braces besides the neutral settings.
 COMMAND_PLACEHOLDERS = ("socket", "application", "environment", "code", "folder")
 PLACEHOLDER = re.compile(r"\{(\w*)\}")
-OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+PYTHON = re.compile(r"(/[\w./-]+/)?(python|pypy)[\w.-]*")
+OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 # Of `processes` and `schedule`: it stands in the names of units and logs.
 PROGRAM_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 # <app>.<generation>.log.service is what writes a log under systemd.
@@ -44,14 +63,13 @@ ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 # hashlib's name of each, and its length in hexadecimal digits.
 HASHES = {"sha256": 64, "sha384": 96, "sha512": 128}
 PINNED = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w.,\s-]+\])?\s*==\s*[0-9][\w.!+-]*(\s+--hash=\w+:[0-9a-f]+)*", re.ASCII)
-CREDENTIALS = re.compile(r"(?P<scheme>[a-z+]+)://(?P<user>[^/\s:]*)(?P<password>:[^/\s]*)?@")
 # The moments at which an app's own commands run, in their order.
 HOOKS = ("build", "before_live", "after_live", "before_retire")
 
 
 def is_version(value):
     """Whether a value is a version that pip could install."""
-    return isinstance(value, str) and VERSION.fullmatch(value) is not None
+    return isinstance(value, str) and len(value) <= VERSION_LENGTH and VERSION.fullmatch(value) is not None
 
 
 @dataclass(frozen=True)
@@ -100,6 +118,8 @@ def parse_source(text):
     """
     if not one_line(text):
         raise ValueError(f"must be {SOURCE_FORMS}")
+    if byte_length(text) > TEXT_LENGTH or not has_file_names(text):
+        raise ValueError(f"is too long: {TEXT_LENGTH} bytes at most, and {NAME_LENGTH} between two slashes")
     if PINNED.fullmatch(text):
         return Source("requirement", text)
     plain, _, fragment = text.partition("#")
@@ -152,27 +172,23 @@ def _archive_source(plain, options, subdirectory):
     return Source("archive", plain, subdirectory=subdirectory, hash=(algorithm, digest))
 
 
+def find_variable_flaw(name, value):
+    """
+    Return what keeps a variable out of an environment, a sentence's end that shows nothing of the value, or None.
+
+    name, value : str
+    """
+    if UNWRITABLE.search(value):
+        return "holds a character that no variable can, such as NUL"
+    length = byte_length(f"{name}={value}") + 1
+    return (
+        f"is {length} bytes long, of which a variable can have {VARIABLE_LENGTH}" if length > VARIABLE_LENGTH else None
+    )
+
+
 def _no_more(options, known):
     for name in options:
         raise ValueError(f"#{name} is nothing that it can say ({', '.join(f'#{each}=' for each in known)})")
-
-
-def without_credentials(text):
-    """
-    A text whose URLs have no password and no token any more.
-
-    .. code-block:: python
-
-        >>> without_credentials("https://me:secret@example.com/simple and ssh://git@example.com/x")
-        'https://me:***@example.com/simple and ssh://git@example.com/x'
-    """
-
-    def hidden(found):
-        if found["password"]:
-            return f"{found['scheme']}://{found['user']}:***@"
-        return f"{found['scheme']}://***@" if "http" in found["scheme"] else found[0]
-
-    return CREDENTIALS.sub(hidden, text)
 
 
 def _source(value):
@@ -187,13 +203,19 @@ def _url(value):
 
 
 def _inner_path(value):
-    return one_line(value) and not value.startswith(("/", "-")) and ".." not in value.split("/")
+    inside = one_line(value) and not value.startswith(("/", "-")) and ".." not in value.split("/")
+    return inside and has_file_names(value)
+
+
+def _is_word(value):
+    return type(value) in (str, int, float) and one_line(str(value))
 
 
 def _command(value):
     if isinstance(value, str):
-        return value.strip() != "" and "\0" not in value
-    return list_of(value, lambda word: one_line(str(word)) and type(word) in (str, int, float)) and value != []
+        return value.strip() != ""
+    length = sum(byte_length(str(word)) + 1 for word in value) if list_of(value, _is_word) else 0
+    return 0 < length <= COMMAND_LENGTH
 
 
 def _words(value):
@@ -205,9 +227,15 @@ def _words(value):
         return False
 
 
-COMMAND = Rule("a shell's command, or a list of words", _command)
+COMMAND = Rule(
+    f"a shell's command, or a list of words, of {COMMAND_LENGTH} bytes in all", _command, most=COMMAND_LENGTH
+)
 # No shell runs it: one would stand between it and the signal that stops it.
-WORDS = Rule("a command of one line, whose words a shell could tell apart, or a list of words", _words)
+WORDS = Rule(
+    f"a command of one line, whose words a shell could tell apart, or a list of words, of {COMMAND_LENGTH} bytes in all",
+    _words,
+    most=COMMAND_LENGTH,
+)
 
 HEALTH = {
     "path": Rule(
@@ -216,7 +244,7 @@ HEALTH = {
     ),
     "status": integer(100, 599),
     "deadline": integer(1, 3600),
-    "host": Rule("a host name", lambda value: is_domain(value) and not value.startswith("*")),
+    "host": Rule("a host name", lambda value: is_domain(value) and not value.startswith("*"), most=DOMAIN_LENGTH),
 }
 
 MAINTENANCE = {
@@ -243,21 +271,18 @@ APP = {
     "application": matching(APPLICATION, "module:callable"),
     "interface": Rule("wsgi or asgi", lambda value: value in ("wsgi", "asgi")),
     "command": Rule(
-        "a list of words that holds {socket}",
-        lambda value: (
-            list_of(value, lambda word: one_line(str(word)) and type(word) in (str, int, float))
-            and any("{socket}" in str(word) for word in value)
-        ),
+        f"a list of words that holds {{socket}}, of {COMMAND_LENGTH} bytes in all",
+        lambda value: isinstance(value, list) and _command(value) and any("{socket}" in str(word) for word in value),
+        most=COMMAND_LENGTH,
     ),
     "source": Rule(SOURCE_FORMS, _source),
     "deploy_key": Rule(
         "a private key that OpenSSH reads",
         lambda value: (
-            isinstance(value, str)
-            and (value.startswith("sdb://") or value.lstrip().startswith("-----BEGIN "))
-            and "\0" not in value
+            isinstance(value, str) and (value.startswith("sdb://") or value.lstrip().startswith("-----BEGIN "))
         ),
         secret=True,
+        most=SIZE,
     ),
     "known_hosts": Rule(
         "lines as ssh-keyscan prints them",
@@ -266,6 +291,7 @@ APP = {
             and value.strip() != ""
             and all(line.startswith("#") or len(line.split()) >= 3 for line in value.strip().splitlines())
         ),
+        most=SIZE,
     ),
     "requirements": Rule(
         "a file in the source, or a list of requirements",
@@ -280,7 +306,7 @@ APP = {
     "extra_index": Rule("a list of indexes' URLs", lambda value: list_of(value, _url)),
     "python": Rule(
         "an interpreter's name or absolute path",
-        lambda value: isinstance(value, str) and re.fullmatch(r"(/[\w./-]+/)?(python|pypy)[\w.-]*", value) is not None,
+        lambda value: isinstance(value, str) and PYTHON.fullmatch(value) is not None and has_file_names(value),
     ),
     "user": Rule(
         "a user's name, not root",
@@ -322,10 +348,22 @@ PROCESS_DEFAULTS = {"count": 1}
 # One of `schedule`.
 SCHEDULED = {
     "command": WORDS,
-    "calendar": Rule("a time as `systemd-analyze calendar` takes it", one_line),
+    "calendar": Rule("a time as `systemd-analyze calendar` takes it", one_line, most=NAME_LENGTH),
     "timeout": integer(1, 86400),
 }
 SCHEDULED_DEFAULTS = {"timeout": 3600}
+
+
+def _option(value):
+    if isinstance(value, list):
+        return all(_option(item) and not isinstance(item, list) for item in value)
+    if isinstance(value, str):
+        return value.isprintable()
+    return isinstance(value, (bool, int, float))
+
+
+# One of `server_options`.
+OPTION = Rule("a one-line string, a number, true, false or a list of them", _option, most=OPTION_LENGTH)
 
 NGINX = wsgi_schema_edge.NGINX
 STATUS_PAGE = wsgi_schema_edge.STATUS_PAGE

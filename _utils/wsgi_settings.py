@@ -16,7 +16,8 @@ from typing import Any
 import wsgi_edge
 import wsgi_schema
 import wsgi_sites
-from wsgi_schema import APP, PLACEHOLDER, without_credentials
+from wsgi_schema import APP, PLACEHOLDER
+from wsgi_schema_rules import byte_length, describe, describe_name, find_excess, find_flaw
 
 # The settings that reach the process. A change of any other one makes no new generation.
 PROCESS_SETTINGS = (
@@ -366,7 +367,7 @@ class _Loader:
             settings.broken.add(name)
             settings.apps.pop(name, None)
         self._check_status_page()
-        settings.broken = {str(name) for name in settings.broken}
+        settings.broken = {describe_name(name) for name in settings.broken}
         return settings
 
     def _check_trust(self, key, nginx):
@@ -386,13 +387,13 @@ class _Loader:
 
     def _app(self, name, own):
         """An app's merged settings, or None where its name can't be one."""
-        key = f"wsgi:apps:{name}"
+        key = f"wsgi:apps:{describe_name(name)}"
         before = len(self.settings.problems)
         app = None
         if not isinstance(name, str) or not wsgi_schema.APP_NAME.fullmatch(name):
             self._problem(
                 key,
-                f"{name!r} can't be an app's name: a lower-case letter, then at most 26 of a-z, "
+                f"{describe(name)} can't be an app's name: a lower-case letter, then at most 26 of a-z, "
                 "0-9, - and _, because it names a user and files",
             )
         elif name in wsgi_schema.RESERVED_NAMES:
@@ -434,7 +435,7 @@ class _Loader:
         said = self._check(key, own, APP)
         if said.get("server") not in (None, *self.servers):
             server = said.pop("server")
-            self._problem(f"{key}:server", f"{server!r} is not a server" + _nearest(server, self.servers))
+            self._problem(f"{key}:server", f"{describe(server)} is not a server" + _nearest(server, self.servers))
         if isinstance(said.get("tls"), str):
             said["tls"] = {"certificate": said["tls"]}
         if "env" in said:
@@ -491,13 +492,13 @@ class _Loader:
         self._known(key, by_server, self.servers, "server")
         for server, version in by_server.items():
             if version is not None and not wsgi_schema.is_version(version):
-                self._problem(f"{key}:{server}", f"{version!r} must be a version, quoted, e.g. '23.0.0'")
+                self._problem(f"{key}:{server}", f"{describe(version)} must be a version, quoted, e.g. '23.0.0'")
         return {server: version for server, version in by_server.items() if wsgi_schema.is_version(version)}
 
     def _check_command(self, key, app):
         known = {*wsgi_schema.COMMAND_PLACEHOLDERS, *NEUTRAL_SETTINGS}
         for name in sorted(_placeholders(app) - known):
-            self._problem(key, f"'{{{name}}}' stands for nothing" + _nearest(name, sorted(known)))
+            self._problem(key, f"'{{{describe_name(name)}}}' stands for nothing" + _nearest(name, sorted(known)))
 
     def _check_manager(self, key, manager):
         """A process manager, or the part of a mapping of servers to them that has no problem."""
@@ -505,7 +506,7 @@ class _Loader:
             known = sorted({name for row in self.servers.values() for name in row["process_managers"]})
             if manager in known:
                 return manager
-            self._problem(key, f"{manager!r} is not a process manager" + _nearest(manager, known))
+            self._problem(key, f"{describe(manager)} is not a process manager" + _nearest(manager, known))
             return None
         self._known(key, manager, self.servers, "server")
         return {
@@ -517,7 +518,7 @@ class _Loader:
     def _check_holds(self, key, server, manager):
         offered = self.servers[server]["process_managers"]
         if manager not in offered:
-            self._problem(key, f"{manager!r} can't hold {server}" + _nearest(manager, offered))
+            self._problem(key, f"{describe(manager)} can't hold {server}" + _nearest(manager, offered))
             return False
         limit = self.os_family.get("process_managers", {}).get(manager)
         if limit and self.system not in limit["only_on"]:
@@ -527,18 +528,25 @@ class _Loader:
 
     def _check_env(self, key, env):
         # Never the value: it may be a secret.
+        length = 0
         for name, value in env.items():
             if not isinstance(name, str) or not wsgi_schema.ENV_NAME.fullmatch(name):
                 # {NAME=value} is a key, too.
                 name = str(name).partition("=")[0]
-                self._problem(key, f"{name!r} can't be a variable's name: letters, digits and _, no digit first")
+                self._problem(key, f"{describe(name)} can't be a variable's name: {wsgi_schema.ENV_NAMES}")
             elif type(value) not in (str, int, float):
                 self._problem(
                     f"{key}:{name}",
                     f"is {_kind(value)}; it must be a string or a number (quote it if the app is to see the word)",
                 )
-            elif not _encodable(str(value)):
-                self._problem(f"{key}:{name}", "holds a character that no variable can, such as NUL")
+            else:
+                length += byte_length(f"{name}={value}") + 1
+                flaw = wsgi_schema.find_variable_flaw(name, str(value))
+                if flaw:
+                    self._problem(f"{key}:{describe_name(name)}", flaw)
+        if length > wsgi_schema.ENVIRONMENT_LENGTH:
+            most = wsgi_schema.ENVIRONMENT_LENGTH
+            self._problem(key, f"its variables have {length} bytes, of which an environment can have {most}")
 
     def _check_hooks(self, key, hooks):
         """The part of ``hooks`` that has no problem."""
@@ -571,8 +579,8 @@ class _Loader:
         for name, said in programs.items():
             if not isinstance(name, str) or not wsgi_schema.PROGRAM_NAME.fullmatch(name):
                 self._problem(
-                    f"{key}:{name}",
-                    f"{name!r} can't be a name: a lower-case letter, then at most 31 of a-z, 0-9, - and _",
+                    f"{key}:{describe_name(name)}",
+                    f"{describe(name)} can't be a name: a lower-case letter, then at most 31 of a-z, 0-9, - and _",
                 )
             elif name in wsgi_schema.RESERVED_PROGRAMS:
                 self._problem(f"{key}:{name}", f"{name!r} is the formula's own name")
@@ -595,26 +603,31 @@ class _Loader:
         """The part of ``server_options`` that has no problem."""
         self._known(key, by_server, self.servers, "server")
         return {
-            server: {
-                name: value
-                for name, value in self._mapping(f"{key}:{server}", options).items()
-                if self._check_option(f"{key}:{server}:{name}", server, name, value)
-            }
+            server: self._check_own_options(f"{key}:{server}", server, options)
             for server, options in by_server.items()
             if server in self.servers
         }
 
+    def _check_own_options(self, key, server, options):
+        sound = {
+            name: value
+            for name, value in self._mapping(key, options).items()
+            if self._check_option(f"{key}:{describe_name(name)}", server, name, value)
+        }
+        length, most = sum(byte_length(word) + 1 for word in long_options(sound)), wsgi_schema.COMMAND_LENGTH
+        if length > most:
+            self._problem(key, f"the options have {length} bytes, of which a command can have {most}")
+        return sound
+
     def _check_option(self, key, server, name, value):
         reserved = self.servers[server]["reserved"]
         if not isinstance(name, str) or not wsgi_schema.OPTION_NAME.fullmatch(name):
-            self._problem(key, f"{name!r} can't be an option's name")
+            self._problem(key, f"{describe(name)} can't be an option's name")
         elif name in reserved:
             instead = f"set {reserved[name]!r} instead" if reserved[name] else "leave it out"
             self._problem(key, f"is the formula's own; {instead}")
-        elif not _option_value(value):
-            self._problem(key, f"{value!r} must be a one-line string, a number, true, false or a list of them")
         else:
-            return True
+            return self._checked(key, name, value, wsgi_schema.OPTION) is not None
         return False
 
     def _check(self, key, mapping, rules):
@@ -626,6 +639,11 @@ class _Loader:
         for name, value in mapping.items():
             if name not in rules or value is None:
                 continue
+            flaw = find_flaw(value)
+            if flaw:
+                place, sentence = flaw
+                self._problem(":".join([key, name, *place]), sentence)
+                continue
             sound = self._checked(f"{key}:{name}", name, value, rules[name])
             if sound is not None:
                 said[name] = sound
@@ -633,6 +651,10 @@ class _Loader:
 
     def _checked(self, key, name, value, rule):
         """The part of a value that has no problem, or None."""
+        excess = find_excess(value, rule)
+        if excess:
+            self._problem(key, excess)
+            return None
         if not rule.test(value):
             if rule.allowed == wsgi_schema.MAPPING.allowed:
                 self._mapping(key, value)
@@ -645,9 +667,11 @@ class _Loader:
             return value
         sound = {}
         for item, said in value.items():
-            if not rule.names.test(item):
-                shown = "a name" if rule.names.secret else repr(item)
-                self._problem(key if rule.names.secret else f"{key}:{item}", f"{shown} must be {rule.names.allowed}")
+            excess = find_excess(item, rule.names)
+            if excess or not rule.names.test(item):
+                shown = "a name" if rule.names.secret else describe(item)
+                where = key if rule.names.secret else f"{key}:{describe_name(item)}"
+                self._problem(where, excess or f"{shown} must be {rule.names.allowed}")
             elif said is not None:
                 sound[item] = self._checked(f"{key}:{item}", item, said, rule.each)
         return {item: said for item, said in sound.items() if said is not None}
@@ -656,7 +680,7 @@ class _Loader:
     def _refused(name, value, rule):
         if rule.secret or "PRIVATE KEY" in str(value):
             return f"is {_kind(value)}; it must be {rule.allowed}"
-        shown = without_credentials(repr(value))
+        shown = describe(value)
         if name == "source" and isinstance(value, str):
             try:
                 wsgi_schema.parse_source(value)
@@ -667,7 +691,7 @@ class _Loader:
     def _known(self, key, mapping, known, noun="key"):
         for name in mapping:
             if name not in known:
-                self._problem(f"{key}:{name}", f"not a {noun}" + _nearest(name, known))
+                self._problem(f"{key}:{describe_name(name)}", f"not a {noun}" + _nearest(name, known))
 
     def _mapping(self, key, value):
         """The value, or an empty mapping where it is none. A problem does not tell what else it
@@ -689,7 +713,7 @@ def _hook(said):
 
 def _nearest(found, known):
     names = [str(name) for name in known]
-    near = difflib.get_close_matches(str(found).lower(), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(describe_name(found).lower(), names, n=1, cutoff=0.5)
     return (f"; did you mean {near[0]!r}?" if near else "") + f" ({', '.join(names)})"
 
 
@@ -704,21 +728,6 @@ def _kind(value):
         list: "a list",
     }
     return "a mapping" if isinstance(value, Mapping) else words.get(type(value), f"a {type(value).__name__}")
-
-
-def _encodable(text):
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
-
-
-def _option_value(value):
-    if isinstance(value, list):
-        return all(_option_value(item) and not isinstance(item, list) for item in value)
-    if isinstance(value, str):
-        return value.isprintable()
-    return isinstance(value, (bool, int, float))
 
 
 def process_settings(app):

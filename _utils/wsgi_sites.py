@@ -4,6 +4,7 @@ Sites: which apps share nginx's server block, because they answer to the same ho
 This module is pure: it reads no file and starts nothing.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import wsgi_edge
@@ -22,13 +23,18 @@ TLS_DEFAULTS = {
 }
 
 
+# A file's name has 255 bytes at most, of which its ending and what is added while it is written need some.
+MOST_STEM = 180
+
+
 @dataclass(frozen=True)
 class Site:
     """
     One server block of nginx.
 
     id : str
-        Names its files: the first of its domains, or ``default``, and its port.
+        Names its files: the first of its domains, or ``default``, and its port. A long domain is cut, and has a
+        hash behind it.
     listen : int
         The port of plain HTTP.
     domains : tuple of str
@@ -149,6 +155,8 @@ def _site(listen, domains, names, apps):
     tls = next((apps[name]["tls"] for name in names if apps[name]["tls"]), None)
     redirected = dict.fromkeys(domain for name in names for domain in apps[name]["redirect_domains"])
     first = (domains or ("default",))[0].lower().replace("*", "_")
+    if len(first) > MOST_STEM:
+        first = f"{first[: MOST_STEM - 11]}-{hashlib.sha256(first.encode()).hexdigest()[:10]}"
     return Site(f"{first}_{listen}", listen, domains, tuple(names), tls, tuple(redirected))
 
 

@@ -169,7 +169,12 @@ def _variables(host, name, app):
     for path in app["env_files"]:
         values.update(_file_variables(f"{key}:env_files", path))
     values.update(app["env"])
-    return {variable: looked_up(host, f"{key}:env:{variable}", value) for variable, value in values.items()}
+    found = {variable: looked_up(host, f"{key}:env:{variable}", value) for variable, value in values.items()}
+    for variable, value in found.items():
+        flaw = wsgi_schema.find_variable_flaw(variable, str(value))
+        if flaw:
+            raise Problem(f"{key}:env:{variable}: {flaw}")
+    return found
 
 
 def _file_variables(key, path):
@@ -193,8 +198,9 @@ def _file_variables(key, path):
             if len(words) != 1:
                 raise Problem(f"{key}: line {number} of {path!r}: its quotes don't match")
             value = words[0]
-        if "\0" in value:
-            raise Problem(f"{key}: line {number} of {path!r} holds a character that no variable can, such as NUL")
+        flaw = wsgi_schema.find_variable_flaw(name, value)
+        if flaw:
+            raise Problem(f"{key}: line {number} of {path!r} {flaw}")
         values[name] = value
     return values
 

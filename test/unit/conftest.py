@@ -25,18 +25,18 @@ def cache_file(url, saltenv):
     return str(path) if path.is_file() else ""
 
 
+def host_of(wsgi, system="Debian-12", opts=None):
+    """A Debian host whose pillar holds that below `wsgi`."""
+    salt = {"cp.list_master": list_master, "cp.cache_file": cache_file}
+    grains = {"os_family": "Debian", "osfinger": system}
+    host = wsgi_host.Host(salt, pillar={"wsgi": wsgi}, grains=grains, saltenv="base", opts=opts)
+    host.nginx_built = wsgi_nginx.Built((1, 22, 1), ("http_v2_module", "http_gzip_static_module"))
+    return host
+
+
 @pytest.fixture
 def make_host():
     """make_host(wsgi, system="Debian-12") is a Debian host whose pillar holds that below `wsgi`."""
-
-    def host_of(wsgi, system="Debian-12"):
-        salt = {"cp.list_master": list_master, "cp.cache_file": cache_file}
-        host = wsgi_host.Host(
-            salt, pillar={"wsgi": wsgi}, grains={"os_family": "Debian", "osfinger": system}, saltenv="base"
-        )
-        host.nginx_built = wsgi_nginx.Built((1, 22, 1), ("http_v2_module", "http_gzip_static_module"))
-        return host
-
     return host_of
 
 

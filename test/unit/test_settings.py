@@ -168,7 +168,7 @@ def test_an_absent_app_needs_to_say_nothing_else(load):
 # What is refused, and how
 
 APP_KEYS = f"({', '.join(wsgi_schema.APP)})"
-DOMAINS = "must be a list of host names, of which the first label may be *"
+DOMAINS = f"must be {wsgi_schema.APP['domains'].allowed}"
 REQUIREMENTS = "must be a file in the source, or a list of requirements"
 SOURCE = f"must be {wsgi_schema.SOURCE_FORMS}"
 INDEX = "must be an index's URL, or false for none"
@@ -253,11 +253,11 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"env": {"A": None}}, f"env:A: is null; {VARIABLE}"),
         ({"env": {"A": ["b"]}}, f"env:A: is a list; {VARIABLE}"),
         ({"env": {"A": {"b": 1}}}, f"env:A: is a mapping; {VARIABLE}"),
-        ({"env": {"A": "b\0c"}}, "env:A: holds a character that no variable can, such as NUL"),
-        ({"env": {"A": "\ud800"}}, "env:A: holds a character that no variable can, such as NUL"),
-        ({"env": {"9A": "b"}}, "env: '9A' can't be a variable's name: letters, digits and _, no digit first"),
-        ({"env": {9: "b"}}, "env: '9' can't be a variable's name: letters, digits and _, no digit first"),
-        ({"env": {"A; rm": "b"}}, "env: 'A; rm' can't be a variable's name: letters, digits and _, no digit first"),
+        ({"env": {"A": "b\0c"}}, "env:A: holds a character that no file can hold, such as NUL"),
+        ({"env": {"A": "\ud800"}}, "env:A: holds a character that no file can hold, such as NUL"),
+        ({"env": {"9A": "b"}}, f"env: '9A' can't be a variable's name: {wsgi_schema.ENV_NAMES}"),
+        ({"env": {9: "b"}}, f"env: '9' can't be a variable's name: {wsgi_schema.ENV_NAMES}"),
+        ({"env": {"A; rm": "b"}}, f"env: 'A; rm' can't be a variable's name: {wsgi_schema.ENV_NAMES}"),
         ({"index": True}, f"index: True {INDEX}"),
         ({"index": "https://me:hunter2@ x"}, f"index: 'https://me:***@ x' {INDEX}"),
         ({"extra_index": "https://x"}, "extra_index: 'https://x' must be a list of indexes' URLs"),
@@ -352,7 +352,7 @@ def test_a_problem_names_the_app_the_key_the_value_and_what_is_allowed(problems,
         ),
         (
             {"nginx": {"client_max_body_size": "10 MB"}},
-            "wsgi:nginx:client_max_body_size: '10 MB' must be a size in nginx's words, e.g. 10m",
+            "wsgi:nginx:client_max_body_size: '10 MB' must be a size in nginx's words, e.g. 10m, below 2^63 bytes",
         ),
         ({"nginx": {"default_site": 1}}, "wsgi:nginx:default_site: 1 must be true or false"),
     ],
