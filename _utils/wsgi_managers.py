@@ -154,8 +154,11 @@ class Supervisor(_Daemon):
 
     @staticmethod
     def line(command):
-        """A command as a program's section has it: it expands %, and a comment begins in quotes too."""
-        quoted = shlex.join(command).replace("%", "%%")
+        """
+        A command as a program's section has it: it expands %, and a comment begins in quotes too. Before that it puts
+        a folder in the place of %(here)s, whatever stands before it: quotes that end and begin keep that apart.
+        """
+        quoted = shlex.join(command).replace("%", "%%").replace("%(here)s", "%''(here)s")
         return re.sub(r"(?<=\s)(?=[;#])", "''", quoted)
 
     def start(self, program):

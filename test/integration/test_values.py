@@ -1,0 +1,207 @@
+"""What validation lets through, the programs take that read it: nginx, supervisor, systemd, circus, uWSGI, the shell."""
+
+import ast
+import contextlib
+import io
+import json
+import os
+import pwd
+import subprocess
+import tarfile
+from unittest import mock
+
+import pytest
+import values
+from container import ROOT
+from hypothesis import HealthCheck, Phase, given, settings
+from pillars import app
+from unit.conftest import host_of
+
+import wsgi_generation  # isort: skip
+import wsgi_managers
+import wsgi_nginx
+import wsgi_release
+import wsgi_wanted
+
+FOLDER = "/tmp/values"
+LONG = "ec2-203-0-113-255.eu-central-1.compute.amazonaws.com"
+# Two names of a site may be the same, or one network hold the other; a hash of ours need not be optimal.
+HARMLESS = r"conflicting server name|could not build optimal|low address bits|duplicate network|duplicate MIME"
+NOBODY = pwd.struct_passwd(("www-data", "x", 33, 33, "", "/", "/bin/false"))
+
+
+def drawn(strategy, count):
+    """Some examples of a strategy, the same in each run."""
+    found = []
+
+    @settings(
+        derandomize=True,
+        database=None,
+        deadline=None,
+        max_examples=count,
+        phases=[Phase.generate],
+        suppress_health_check=[*HealthCheck],
+    )
+    @given(strategy)
+    def draw(example):
+        found.append(example)
+
+    draw()
+    return found
+
+
+def on_port(number, said):
+    """An app on ports of its own: two may have drawn one host name."""
+    tls = {"tls": {**said["tls"], "listen": 9100 + number}} if "tls" in said else {}
+    return {**said, "listen": 9000 + number, **tls}
+
+
+def hosts(apps, size, cachedir):
+    """Hosts of so many of some apps each; of what their words together can't be, validation has told."""
+    taken = 0
+    for start in range(0, len(apps), size):
+        named = {f"a{start + number}": on_port(number, each) for number, each in enumerate(apps[start : start + size])}
+        host = host_of({"apps": named, "nginx": {"metrics": True}}, opts={"cachedir": str(cachedir)})
+        taken += len(host.settings.apps)
+        yield host
+    assert taken > 0.7 * len(apps), f"only {taken} of {len(apps)} apps were taken"
+
+
+def edge_cases(host, folder):
+    """The files of all that nginx reads of a host, path to text, and what is to be asked."""
+    host.family["nginx"].update(
+        conf_dir=f"{folder}/conf.d", own_dir=f"{folder}/wsgi", log_dir=f"{folder}/log", cache_dir=f"{folder}/cache"
+    )
+    files = wsgi_nginx.pending(host, *host.settings.apps)
+    files = {path: getattr(text, "text", text) for path, text in files.items() if text}
+    files[f"{folder}/log/.there"] = ""
+    files[f"{folder}/cache/.there"] = ""
+    files[f"{folder}/nginx.conf"] = (
+        f"pid {folder}/pid;\nevents {{ }}\nhttp {{\n    include {folder}/conf.d/*.conf;\n}}\n"
+    )
+    return files, [{"kind": "nginx", "path": f"{folder}/nginx.conf", "says": HARMLESS}]
+
+
+def process_cases(host, name, folder):
+    """The same of an app's generation."""
+    app = host.settings.apps[name]
+    release = wsgi_wanted.release(host, name)
+    generation = wsgi_generation.Generation(
+        host, name, "0123456789", wsgi_generation.record_of(host, app, release, "2.0.21")
+    )
+    texts = wsgi_generation.files_of(generation, app)
+    expected = {program.unit: program for program in generation.programs}
+    files, cases = {}, []
+    for path, text in texts.items():
+        base = os.path.basename(path)
+        place = f"{folder}/{base}"
+        case = {"path": place, "words": None, "says": None}
+        if base == "env":
+            variables = {variable: str(value) for variable, value in app["env"].items()}
+            case = {**case, "kind": "environment", "says": variables}
+        elif path.startswith("/etc/systemd"):
+            job = next((job for job in generation.jobs if base == job.service), None)
+            program = expected.get(base[len("wsgi-") : -len(".service")])
+            command = job.command if job else program.command if program else None
+            prefix = [wsgi_managers.WITH_ENVIRONMENT, generation.folder]
+            case = {**case, "kind": "systemd", "words": command and [*prefix, *command]}
+        elif path.startswith("/etc/supervisor"):
+            program = expected[base[len("wsgi-") : -len(".conf")]]
+            case = {**case, "kind": "supervisor", "words": program.manager._wrapped(program)}
+        elif path.startswith("/etc/wsgi/circus"):
+            program = expected[base[: -len(".ini")]]
+            case = {**case, "kind": "circus", "words": program.manager._wrapped(program)}
+        elif base == "uwsgi.ini":
+            case = {**case, "kind": "uwsgi", "says": list(plain_lines(app["server_options"].get("uwsgi", {})))}
+        elif base.endswith(".py"):
+            ast.parse(text, path)
+            continue
+        else:
+            continue
+        files[place] = text
+        cases.append(case)
+    return files, cases
+
+
+def plain_lines(options):
+    """The lines of uWSGI's options that it has no words of its own in."""
+    for option, value in options.items():
+        for item in value if isinstance(value, list) else [value]:
+            text = str(item).lower() if isinstance(item, bool) else str(item)
+            if not set(text) & set("%$@") and text.strip() == text and text:
+                yield f"{option} = {text}"
+
+
+def archive(files):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for path, text in files.items():
+            member, content = tarfile.TarInfo(path.lstrip("/")), text.encode()
+            member.size, member.mode = len(content), 0o644
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    """Files, path to text, and cases for real_parsers.py, of all that was drawn."""
+    cache = tmp_path_factory.mktemp("cache")
+    files, cases = {}, []
+
+    def add(found):
+        files.update(found[0])
+        cases.extend(found[1])
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(pwd, "getpwnam", lambda name: NOBODY))
+        stack.enter_context(mock.patch.object(wsgi_release.Release, "record", {"environment": "abcdef0123"}))
+        for number, host in enumerate(hosts(drawn(values.edges(), 150), 6, cache)):
+            add(edge_cases(host, f"{FOLDER}/edge/{number}"))
+        for number, host in enumerate(hosts(drawn(values.processes(), 100), 10, cache)):
+            for name in host.settings.apps:
+                add(process_cases(host, name, f"{FOLDER}/processes/{number}/{name}"))
+    return files, cases
+
+
+@pytest.fixture(scope="module")
+def wrong(machine, rendered):
+    """What the programs on the machine did not take: a list of a file's path and what was said."""
+    files, cases = rendered
+    files = {**files, f"{FOLDER}/cases.json": json.dumps(cases)}
+    copied = ["docker", "exec", "-i", machine.name, "tar", "x", "-C", "/", "--no-same-owner"]
+    subprocess.run(copied, input=archive(files), check=True)
+    machine.exec("install -D -m 755 /srv/formula/wsgi/common/with-environment /usr/local/lib/wsgi/with-environment")
+    machine.exec(
+        "/opt/salt/bin/python -m pip install -q --target /tmp/circus circus==0.19.0 psutil==7.1.0 pyzmq==27.1.0 tornado==6.5.10"
+    )
+    machine.put("/tmp/real_parsers.py", (ROOT / "test/integration/real_parsers.py").read_text())
+    return json.loads(machine.exec(f"PYTHONPATH=/tmp/circus python3 /tmp/real_parsers.py {FOLDER}").stdout)
+
+
+@pytest.mark.parametrize("kind", ["nginx", "supervisor", "circus", "uwsgi", "systemd", "environment"])
+def test_what_validation_lets_through_its_reader_takes_as_it_was_meant(rendered, wrong, kind):
+    paths = {os.path.dirname(case["path"]) for case in rendered[1] if case["kind"] == kind}
+    paths |= {case["path"] for case in rendered[1] if case["kind"] == kind}
+    assert len(paths) > 20
+    assert [each for each in wrong if each[0] in paths] == []
+
+
+def test_a_long_host_name_is_served_beside_others(machine):
+    machine.exec("rm -rf /run/systemd/system/wsgi-*; systemctl daemon-reload")
+    longest = values.domain_of(253)
+    machine.pillar(
+        {
+            "apps": {
+                "long": app("uwsgi", domains=["bravo.test", LONG, longest]),
+                "star": app("uwsgi", domains=["*.compute.amazonaws.com"]),
+            }
+        }
+    )
+    machine.apply()
+    assert [machine.get("/", host=host).status for host in (LONG, longest, "a.compute.amazonaws.com")] == [200] * 3
+    assert not machine.apply().changed
+    # Another hand says it, too: nginx takes that directive only once.
+    machine.exec("echo 'server_names_hash_bucket_size 1024;' > /etc/nginx/conf.d/hand.conf")
+    machine.apply()
+    machine.exec("nginx -t")
+    assert machine.get("/", host=LONG).status == 200
