@@ -18,6 +18,7 @@ COMMON = Path(__file__).resolve().parents[2] / "wsgi/common"
 @pytest.fixture
 def guard_module(monkeypatch):
     """A copy of the module of its own; what it would kill stands in its `killed`."""
+    monkeypatch.syspath_prepend(COMMON)
     spec = importlib.util.spec_from_file_location("wsgi_guard", COMMON / "wsgi_guard.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -159,6 +160,7 @@ def test_a_worker_asks_its_master_to_be_replaced_after_max_requests(guard_module
 def test_a_spawned_worker_asks_spawn(guard_module, monkeypatch):
     monkeypatch.setenv("WSGI_SPAWN_LINK", "/run/http-1.sock")
     monkeypatch.setenv("WSGI_SPAWN_PID", "4711")
+    monkeypatch.setenv("WSGI_SPAWN_SOCKET", "/run/http-1.1.sock")
     guard = guard_module.Guard(max_requests=1)
     call(guard_module.WSGI(hello, guard))
     assert (4711, signal.SIGUSR1) in guard_module.killed
