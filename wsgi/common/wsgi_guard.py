@@ -198,9 +198,7 @@ class Guard:
         """The requests that have taken too long. One of an event loop has been cancelled by then."""
         limit = self.request_timeout + (STUBBORN if self.loop else 0)
         return {
-            key
-            for key, (since, request) in list(self.running.items())
-            if len(request) == 1 and now - since >= limit
+            key for key, (since, request) in list(self.running.items()) if len(request) == 1 and now - since >= limit
         }
 
     def _beaten(self):
