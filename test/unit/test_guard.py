@@ -241,6 +241,35 @@ def test_the_requests_beside_a_hung_one_may_finish():
     assert done.stdout.splitlines() == ["retires", "answered"]
 
 
+def test_a_worker_with_a_hung_request_serves_until_its_successor_does():
+    done, _ = run(
+        """
+        import wsgi_successor
+        begun = time.monotonic()
+        class Late(wsgi_successor.Alone):
+            def ask(self):
+                pass
+            def relieved(self):
+                return time.monotonic() >= begun + 5
+            def leave(self):
+                print("leaves", flush=True)
+        wsgi_successor.of_this_process = Late
+        application = wsgi_guard.WSGI(lambda environ, _: time.sleep(environ["seconds"]) or [],
+                                      wsgi_guard.Guard(request_timeout=1, graceful_timeout=1))
+        def ask(seconds):
+            application({"REQUEST_METHOD": "GET", "seconds": seconds}, None)
+        threading.Thread(target=ask, args=[600], daemon=True).start()
+        while time.monotonic() < begun + 4.5:  # more than both time-outs
+            ask(0.2)
+        print("has served alone", flush=True)
+        while True:
+            ask(0.2)
+        """
+    )
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[:2] == ["has served alone", "leaves"]
+
+
 def test_a_worker_in_which_no_python_runs_any_more_ends():
     """A C extension that hangs with the interpreter's lock held."""
     done, _ = run(
