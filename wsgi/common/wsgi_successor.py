@@ -151,16 +151,17 @@ class Uwsgi(Alone):
     def __init__(self, uwsgi):
         super().__init__()
         self._uwsgi = uwsgi
+        self._path = uwsgi.opt.get("master-fifo")  # None where pillar has a cheaper of its own
         self._fifo = None
         self._since = None  # when there were enough workers without this one
-        with contextlib.suppress(KeyError):  # where pillar has a cheaper of its own
-            self._fifo = os.open(uwsgi.opt["master-fifo"], os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def ask(self):
-        if self._fifo is None:
+        if self._path is None:
             self.leave()
             return
         with contextlib.suppress(OSError):  # another worker is being replaced
+            if self._fifo is None:
+                self._fifo = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             fcntl.lockf(self._fifo, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if sum(map(_serves, self._uwsgi.workers())) > int(self._uwsgi.opt["cheaper"]):
                 self._since = self._since or time.monotonic()
@@ -169,10 +170,10 @@ class Uwsgi(Alone):
                 os.write(self._fifo, b"+")
 
     def relieved(self):
-        return self._fifo is None or (self._since is not None and time.monotonic() >= self._since + self.CERTAIN)
+        return self._path is None or (self._since is not None and time.monotonic() >= self._since + self.CERTAIN)
 
     def leave(self):
-        if self._fifo is not None and not self._leaves:
+        if self._path is not None and not self._leaves:
             self._uwsgi.atexit = functools.partial(self._exit, getattr(self._uwsgi, "atexit", None))
         super().leave()
 
