@@ -274,8 +274,7 @@ def test_a_successor_takes_over_when_it_has_answered(spawned, tmp_path):
     old = ask(each.links[0])
     (tmp_path / "silent").touch()
     ask(each.links[0], "replace")
-    successor = tmp_path / "http-1.2.sock"
-    eventually(successor.exists)
+    eventually(lambda: list(tmp_path.glob("http-1.*2.sock")))  # it listens
     for _ in range(20):
         assert ask(each.links[0]) == old
         time.sleep(0.05)
