@@ -192,9 +192,10 @@ def command(host, app, generation):
         return words
     spawn = [SPAWN, "--workers", str(app["workers"]), "--link", f"{generation.run}/{generation.protocol}"]
     spawn += ["--patience", str(app["graceful_timeout"])]
-    # Without a query, which may hold what no process list should.
-    check = check_of(app)
-    spawn += ["--health-path", check["path"].partition("?")[0], "--health-host", check["host"]]
+    if row.get("loads_late"):
+        check = check_of(app)
+        # Without a query, which may hold what no process list should.
+        spawn += ["--health-path", check["path"].partition("?")[0], "--health-host", check["host"]]
     spawn += ["--accept-timeout", str(app["request_timeout"] + ACCEPT_SLACK)]
     if app["memory_limit"]:
         spawn += ["--memory-limit", str(app["memory_limit"])]

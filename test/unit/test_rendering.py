@@ -268,7 +268,7 @@ def test_a_server_of_one_process_is_spawned_once_for_each_worker(make_files):
     command = command_of(files)
     assert (
         " /usr/local/lib/wsgi/spawn --workers 3 --link /run/wsgi/shop/0123456789/http --patience 8 "
-        "--health-path / --health-host localhost --accept-timeout 45 --memory-limit 200 -- "
+        "--accept-timeout 45 --memory-limit 200 -- "
     ) in command
     assert command.endswith("/bin/python /etc/wsgi/shop/0123456789/waitress_worker.py {socket}")
     assert "f /run/wsgi/shop/0123456789/workers " in files["tmpfiles.d/wsgi-shop.0123456789.conf"]

@@ -155,7 +155,7 @@ class Guard:
                 self._look_at_memory()
             if self._retiring:
                 self._look_for_successor()
-            time.sleep(INTERVAL)
+            time.sleep(INTERVAL / 4 if self._retiring else INTERVAL)
 
     def _expect_python(self):
         """Should nothing of Python run any more, C ends the worker."""
@@ -213,6 +213,8 @@ class Guard:
         if used > self.memory_limit and not self._retiring:
             self._say(f"this worker uses {used} MiB")
             self.retire()
+        if used > 1.5 * self.memory_limit:  # it grows too fast to wait for anyone
+            self._successor.leave()
 
     def _end(self, hung):
         """

@@ -5,7 +5,7 @@ How a worn worker is replaced: its successor is started first, and takes over wh
 
 - ``ask()`` has a successor started. It may be called again and again.
 - ``relieved()`` says whether that one is there.
-- ``leave()`` ends this worker when its requests are answered.
+- ``leave()`` ends this worker when its requests are answered, relieved or not.
 
 The functions below ``Gunicorn`` are hooks of gunicorn's, which its configuration imports.
 """
@@ -146,7 +146,7 @@ class Uwsgi(Alone):
 
     end_signal = signal.SIGHUP
     GO_CHEAP = 15  # UWSGI_GO_CHEAP_CODE of uwsgi.h: the exit status of a worker whose place is to stay empty
-    CERTAIN = 1  # second for which a successor must have been there: a place tells of its last worker for a moment
+    CERTAIN = 0.5  # second for which a successor must have been there: a place tells of its last worker for a moment
 
     def __init__(self, uwsgi):
         super().__init__()
@@ -173,7 +173,7 @@ class Uwsgi(Alone):
         return self._path is None or (self._since is not None and time.monotonic() >= self._since + self.CERTAIN)
 
     def leave(self):
-        if self._path is not None and not self._leaves:
+        if self._path is not None and self.relieved() and not self._leaves:
             self._uwsgi.atexit = functools.partial(self._exit, getattr(self._uwsgi, "atexit", None))
         super().leave()
 
