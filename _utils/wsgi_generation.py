@@ -36,6 +36,8 @@ from wsgi_host import ETC, LIB, LOG, RUN, TMPFILES, Problem
 from wsgi_step import cause, tail
 
 SPAWN = "/usr/local/lib/wsgi/spawn"
+# Seconds beyond a request's time-out in which a worker must have accepted a connection that waits.
+ACCEPT_SLACK = 15
 # What of a server's row decides its process.
 DECIDING = ("protocol", "spawned", "keepalive", "notify", "config", "command")
 # Logs of retired generations that stay, for each app.
@@ -190,6 +192,11 @@ def command(host, app, generation):
         return words
     spawn = [SPAWN, "--workers", str(app["workers"]), "--link", f"{generation.run}/{generation.protocol}"]
     spawn += ["--patience", str(app["graceful_timeout"])]
+    if row.get("loads_late"):
+        check = check_of(app)
+        # Without a query, which may hold what no process list should.
+        spawn += ["--health-path", check["path"].partition("?")[0], "--health-host", check["host"]]
+    spawn += ["--accept-timeout", str(app["request_timeout"] + ACCEPT_SLACK)]
     if app["memory_limit"]:
         spawn += ["--memory-limit", str(app["memory_limit"])]
     return [*spawn, "--", *words]

@@ -203,6 +203,12 @@ def honoured(app, servers):
     return honours
 
 
+def replaces_late(app: Mapping, servers: Mapping) -> bool:
+    """Return whether a worn worker of an app ends before its successor has loaded the app."""
+    late = servers[app["server"]].get("replaces_late", False)
+    return late if isinstance(late, bool) else not app["server_options"].get(app["server"], {}).keys().isdisjoint(late)
+
+
 def long_options(options):
     """
     A server's own options as words of its command line.
@@ -331,6 +337,7 @@ class _Loader:
         self.servers = servers
         self.system = system
         self.settings = Settings()
+        self.own_defaults = {}
 
     def load(self, pillar):
         settings = self.settings
@@ -348,7 +355,7 @@ class _Loader:
             # A pillar top file that no longer matches must not take every app away.
             self._problem("wsgi:apps", "missing; it must be a mapping, {} for no app at all")
         settings.host_wide = bool(settings.problems)
-        own_defaults = self._check_app("wsgi:defaults", own_defaults)
+        own_defaults = self.own_defaults = self._check_app("wsgi:defaults", own_defaults)
         defaults_broken = bool(settings.problems)
         settings.defaults = merge(self.os_family["app"], self.defaults["app"], own_defaults)
         found = {name: self._app(name, own) for name, own in apps.items()}
@@ -410,6 +417,7 @@ class _Loader:
             return app
         if own.get("server") in (None, app["server"]):
             self._check_server(key, app)
+        self._settle_max_requests(key, app, {**self.own_defaults, **own})
         for required in ("command" if app["server"] == "command" else "application", "source"):
             if app[required] is None and own.get(required) is None:
                 self._problem(f"{key}:{required}", f"missing; it must be {APP[required].allowed}")
@@ -475,6 +483,19 @@ class _Loader:
         self._check_version(key, app, row)
         if server == "command":
             self._check_command(f"{key}:command", app)
+
+    def _settle_max_requests(self, key, app, said):
+        """Where nobody would answer while the successor of a worn worker loads the app, none is ever worn."""
+        if not replaces_late(app, self.servers):
+            return
+        if said.get("max_requests") is None:
+            app["max_requests"] = 0
+        elif app["max_requests"] and app["workers"] == 1 and "max_requests" in honoured(app, self.servers):
+            self._problem(
+                f"{key}:max_requests",
+                f"{app['max_requests']} would leave nobody to answer while the next worker loads the app, because "
+                f"{app['server']} ends the only one before; say workers: 2 or more, or max_requests: 0",
+            )
 
     def _check_version(self, key, app, row):
         """A version that pip is to install must be one without a known hole."""

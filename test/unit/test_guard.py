@@ -18,6 +18,7 @@ COMMON = Path(__file__).resolve().parents[2] / "wsgi/common"
 @pytest.fixture
 def guard_module(monkeypatch):
     """A copy of the module of its own; what it would kill stands in its `killed`."""
+    monkeypatch.syspath_prepend(COMMON)
     spec = importlib.util.spec_from_file_location("wsgi_guard", COMMON / "wsgi_guard.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -159,6 +160,7 @@ def test_a_worker_asks_its_master_to_be_replaced_after_max_requests(guard_module
 def test_a_spawned_worker_asks_spawn(guard_module, monkeypatch):
     monkeypatch.setenv("WSGI_SPAWN_LINK", "/run/http-1.sock")
     monkeypatch.setenv("WSGI_SPAWN_PID", "4711")
+    monkeypatch.setenv("WSGI_SPAWN_SOCKET", "/run/http-1.1.sock")
     guard = guard_module.Guard(max_requests=1)
     call(guard_module.WSGI(hello, guard))
     assert (4711, signal.SIGUSR1) in guard_module.killed
@@ -237,6 +239,35 @@ def test_the_requests_beside_a_hung_one_may_finish():
     )
     assert done.returncode == 1
     assert done.stdout.splitlines() == ["retires", "answered"]
+
+
+def test_a_worker_with_a_hung_request_serves_until_its_successor_does():
+    done, _ = run(
+        """
+        import wsgi_successor
+        begun = time.monotonic()
+        class Late(wsgi_successor.Alone):
+            def ask(self):
+                pass
+            def relieved(self):
+                return time.monotonic() >= begun + 5
+            def leave(self):
+                print("leaves", flush=True)
+        wsgi_successor.of_this_process = Late
+        application = wsgi_guard.WSGI(lambda environ, _: time.sleep(environ["seconds"]) or [],
+                                      wsgi_guard.Guard(request_timeout=1, graceful_timeout=1))
+        def ask(seconds):
+            application({"REQUEST_METHOD": "GET", "seconds": seconds}, None)
+        threading.Thread(target=ask, args=[600], daemon=True).start()
+        while time.monotonic() < begun + 4.5:  # more than both time-outs
+            ask(0.2)
+        print("has served alone", flush=True)
+        while True:
+            ask(0.2)
+        """
+    )
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[:2] == ["has served alone", "leaves"]
 
 
 def test_a_worker_in_which_no_python_runs_any_more_ends():

@@ -84,8 +84,10 @@ def command_of(files):
 
 
 @pytest.fixture
-def make_conf(make_files, tmp_path):
+def make_conf(make_files, tmp_path, monkeypatch):
     """make_conf({key: value, …}) are the names that gunicorn gets out of such an app's configuration."""
+
+    monkeypatch.syspath_prepend(ROOT / "wsgi/common")
 
     def conf_of(own=None):
         path = tmp_path / "gunicorn.conf.py"
@@ -99,23 +101,34 @@ def make_conf(make_files, tmp_path):
 
 
 def test_gunicorn_gets_the_neutral_settings_as_its_own(make_conf):
-    own = {"workers": 3, "threads": 2, "request_timeout": 7, "graceful_timeout": 8, "max_requests": 90}
+    own = {"workers": 3, "threads": 2, "request_timeout": 7, "graceful_timeout": 8}
     conf = make_conf(own)
     assert (conf["wsgi_app"], conf["pythonpath"]) == ("wsgi_application:application", "/etc/wsgi/shop/0123456789")
     assert conf["bind"] == "unix:/run/wsgi/shop/0123456789/http.sock"
     assert (conf["workers"], conf["threads"], conf["worker_class"]) == (3, 2, "gthread")
     # The guard comes first.
     assert (conf["timeout"], conf["graceful_timeout"]) == (12, 8)
-    assert (conf["max_requests"], conf["max_requests_jitter"]) == (90, 9)
 
 
 def test_uwsgi_gets_the_neutral_settings_as_its_own(make_files):
-    own = {"workers": 3, "threads": 2, "request_timeout": 7, "graceful_timeout": 8, "max_requests": 90}
+    own = {"workers": 3, "threads": 2, "request_timeout": 7, "graceful_timeout": 8}
     options = dict(options_of(make_files({**own, "server": "uwsgi"})["uwsgi.ini"]))
     assert (options["module"], options["pythonpath"]) == ("wsgi_application:application", "/etc/wsgi/shop/0123456789")
     assert options["socket"] == "/run/wsgi/shop/0123456789/uwsgi.sock"
-    assert (options["processes"], options["threads"]) == ("3", "2")
-    assert (options["harakiri"], options["worker-reload-mercy"], options["max-requests"]) == ("7", "8", "90")
+    # One more is the place of a successor.
+    assert (options["cheaper"], options["processes"], options["threads"]) == ("3", "4", "2")
+    assert (options["harakiri"], options["worker-reload-mercy"]) == ("7", "8")
+
+
+def test_uwsgis_own_cheaper_is_left_to_pillar(make_files):
+    own = {"server": "uwsgi", "workers": 3, "server_options": {"uwsgi": {"cheaper": 1, "cheaper-algo": "busyness"}}}
+    options = options_of(make_files(own)["uwsgi.ini"])
+    assert [value for option, value in options if option in ("processes", "cheaper", "cheaper-algo")] == [
+        "3",
+        "1",
+        "busyness",
+    ]
+    assert "master-fifo" not in dict(options)
 
 
 def test_one_thread_is_one_request_at_a_time_under_gunicorn(make_conf):
@@ -161,11 +174,11 @@ def test_the_options_of_another_server_wait_there(make_files, server, other):
 
 
 @pytest.mark.parametrize("server", SERVERS)
-@pytest.mark.parametrize("setting", ["workers", "threads", "graceful_timeout", "max_requests"])
+@pytest.mark.parametrize("setting", ["workers", "threads", "graceful_timeout"])
 def test_an_option_that_holds_a_setting_is_reserved_for_it(make_host, make_files, server, setting):
     row = make_host({}).servers[server]
     text = make_files({"server": server, setting: 777})[row["config"]]
-    holding = re.findall(r"^([\w-]+) = 777$", text, re.MULTILINE)
+    holding = re.findall(r"^([\w-]+) = 77[78]$", text, re.MULTILINE)  # 778: with a place for a successor
     assert setting in [row["reserved"].get(option) for option in holding], holding
 
 
@@ -244,8 +257,8 @@ def test_the_guard_keeps_what_the_server_cant(make_files):
         for server in ("uwsgi", "gunicorn", "waitress")
     }
     assert kept == {
-        "uwsgi": {"graceful_timeout"},
-        "gunicorn": {"graceful_timeout", "request_timeout", "memory_limit"},
+        "uwsgi": {"graceful_timeout", "max_requests", "memory_limit"},
+        "gunicorn": {"graceful_timeout", "request_timeout", "max_requests", "memory_limit"},
         "waitress": {"graceful_timeout", "request_timeout", "max_requests"},
     }
 
@@ -254,7 +267,8 @@ def test_a_server_of_one_process_is_spawned_once_for_each_worker(make_files):
     files = make_files({"server": "waitress", "workers": 3, "graceful_timeout": 8, "memory_limit": 200})
     command = command_of(files)
     assert (
-        " /usr/local/lib/wsgi/spawn --workers 3 --link /run/wsgi/shop/0123456789/http --patience 8 --memory-limit 200 -- "
+        " /usr/local/lib/wsgi/spawn --workers 3 --link /run/wsgi/shop/0123456789/http --patience 8 "
+        "--accept-timeout 45 --memory-limit 200 -- "
     ) in command
     assert command.endswith("/bin/python /etc/wsgi/shop/0123456789/waitress_worker.py {socket}")
     assert "f /run/wsgi/shop/0123456789/workers " in files["tmpfiles.d/wsgi-shop.0123456789.conf"]
@@ -269,7 +283,10 @@ def test_a_command_that_waits_changes_nothing_of_another_server(make_files):
 @pytest.mark.parametrize(
     ("words", "command"),
     [
-        (["/opt/run", "--on", "unix:{socket}"], "4 --link {run}/http --patience 30 -- /opt/run --on unix:{{socket}}"),
+        (
+            ["/opt/run", "--on", "unix:{socket}"],
+            "4 --link {run}/http --patience 30 --health-path / --health-host localhost --accept-timeout 45 -- /opt/run --on unix:{{socket}}",
+        ),
         (["/opt/run", "{socket}", "{workers}", "{threads}"], "/opt/run {run}/http.sock 4 2"),
     ],
 )

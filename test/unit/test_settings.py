@@ -781,3 +781,37 @@ def test_settings_are_shown_without_secrets_however_deep(load):
     assert "hunter2" not in str(shown)
     assert shown["tls"]["certificate"] == "/etc/ssl/a.pem"
     assert shown["basic_auth"] == {"realm": "Staff", "users": {"ann": "***"}, "except": []}
+
+
+@pytest.mark.parametrize("server", ["mod_wsgi", "passenger"])
+def test_max_requests_is_off_where_a_worn_worker_ends_before_its_successor_serves(load, server):
+    settings = load({"apps": {"shop": {**SHOP, "server": server}, "blog": {**SHOP, "domains": ["blog.example.com"]}}})
+    assert settings.problems == []
+    assert [settings.apps[name]["max_requests"] for name in ("shop", "blog")] == [0, 1000]
+
+
+@pytest.mark.parametrize("defaults", [{}, {"max_requests": 500}])
+@pytest.mark.parametrize("server", ["mod_wsgi", "passenger"])
+def test_one_worker_cannot_be_worn_where_it_ends_before_its_successor_serves(load, server, defaults):
+    own = {**SHOP, "server": server, "workers": 1, **({} if defaults else {"max_requests": 500})}
+    problem = (
+        "wsgi:apps:shop:max_requests: 500 would leave nobody to answer while the next worker loads the app, because "
+        f"{server} ends the only one before; say workers: 2 or more, or max_requests: 0"
+    )
+    assert load({"defaults": defaults, "apps": {"shop": own}}).problems == [problem]
+    for mended in ({"workers": 2}, {"max_requests": 0}):
+        assert load({"defaults": defaults, "apps": {"shop": {**own, **mended}}}).problems == []
+
+
+def test_uwsgi_replaces_late_with_a_cheaper_of_pillars(load):
+    own = {**SHOP, "server": "uwsgi", "server_options": {"uwsgi": {"cheaper": 1}}}
+    assert load({"apps": {"shop": own}}).apps["shop"]["max_requests"] == 0
+    assert load({"apps": {"shop": {**own, "server_options": {}}}}).apps["shop"]["max_requests"] == 1000
+
+
+def test_a_program_that_counts_requests_itself_replaces_late(load):
+    command = ["/opt/serve", "--max={max_requests}", "--unix={socket}"]
+    own = {**SHOP, "server": "command", "command": command, "workers": 1}
+    assert load({"apps": {"shop": own}}).apps["shop"]["max_requests"] == 0
+    problems = load({"apps": {"shop": {**own, "max_requests": 9}}}).problems
+    assert [problem.split(" would ")[0] for problem in problems] == ["wsgi:apps:shop:max_requests: 9"]

@@ -13,17 +13,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # Answers its PID to `who`; sleeps, grows or asks to be replaced as it is told, one connection at a time.
+# It answers an HTTP request alike, and only while there is no file `silent`.
 SERVER = """
 import os, signal, socket, sys, time
-if os.path.exists(sys.argv[1].rpartition("/")[0] + "/broken"):
+folder = sys.argv[1].rpartition("/")[0]
+if os.path.exists(folder + "/broken"):
     sys.exit(3)
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[1])
 listener.listen(64)
 kept = []
 while True:
     connection = listener.accept()[0]
-    word, _, number = connection.recv(100).decode().partition(" ")
+    word, _, number = connection.recv(1000).decode().partition(" ")
+    while word == "GET" and os.path.exists(folder + "/silent"):
+        time.sleep(0.05)
     if word == "sleep":
         time.sleep(float(number))
     elif word == "grow":
@@ -32,6 +37,17 @@ while True:
         os.kill(os.getppid(), signal.SIGUSR1)
     elif word == "exit":
         os._exit(1)
+    elif word == "rebind":
+        os.unlink(sys.argv[1])
+        stolen = socket.socket(socket.AF_UNIX)
+        stolen.bind(sys.argv[1])
+    elif word == "unlink":
+        os.unlink(sys.argv[1])
+    elif word == "deaf":
+        connection.sendall(str(os.getpid()).encode())
+        connection.close()
+        listener.close()
+        time.sleep(600)
     connection.sendall(str(os.getpid()).encode())
     connection.close()
 """
@@ -218,3 +234,91 @@ def test_a_successor_that_cannot_start_is_tried_again_while_the_old_one_serves(s
     assert ask(each.links[0]) == old
     (tmp_path / "broken").unlink()
     eventually(lambda: ask(each.links[0]) != old)
+
+
+@pytest.mark.parametrize("word", ["rebind", "unlink", "deaf"])
+def test_a_worker_that_nginx_reaches_no_longer_is_replaced(spawned, word):
+    """As after a child of the app has bound the socket's path; what else the app does goes on."""
+    each = spawned(1)
+    old = ask(each.links[0], word)
+    eventually(lambda: answers(each.links[0]), 30)
+    assert ask(each.links[0]) != old
+    assert f"(pid {old}) l" in each.log.read_text()
+    eventually(lambda: gone(old))
+
+
+def test_a_worker_that_accepts_nothing_any_more_is_replaced(spawned):
+    each = spawned(1, "--accept-timeout=2")
+    old = ask(each.links[0])
+    os.kill(old, signal.SIGSTOP)
+    with contextlib.closing(connect(each.links[0])):
+        eventually(lambda: os.path.realpath(each.links[0]).endswith(".2.sock"), 60)
+    assert ask(each.links[0]) != old
+    assert "has accepted no connection for 2 s" in each.log.read_text()
+
+
+def test_a_worker_that_is_busy_for_long_is_not_replaced(spawned):
+    each = spawned(1, "--accept-timeout=60")
+    old = ask(each.links[0])
+    with contextlib.closing(connect(each.links[0])) as slow:
+        slow.sendall(b"sleep 3")
+        with contextlib.closing(connect(each.links[0])) as waiting:
+            waiting.sendall(b"who")
+            assert int(waiting.recv(100)) == old
+    assert ask(each.links[0]) == old
+
+
+def test_a_successor_takes_over_when_it_has_answered(spawned, tmp_path):
+    """One that listens may still be loading its app."""
+    each = spawned(1, "--health-path=/up", "--health-host=shop.example.com")
+    old = ask(each.links[0])
+    (tmp_path / "silent").touch()
+    ask(each.links[0], "replace")
+    eventually(lambda: list(tmp_path.glob("http-1.*2.sock")))  # it listens
+    for _ in range(20):
+        assert ask(each.links[0]) == old
+        time.sleep(0.05)
+    (tmp_path / "silent").unlink()
+    eventually(lambda: ask(each.links[0]) != old)
+
+
+def test_where_nobody_serves_requests_wait_at_one_that_listens(spawned, tmp_path):
+    (tmp_path / "silent").touch()
+    each = spawned(1, "--health-path=/up")
+    assert ask(each.links[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTSTP, signal.SIGALRM])
+def test_a_signal_that_means_something_to_another_server_does_no_harm(spawned, number):
+    each = spawned(1)
+    old = ask(each.links[0])
+    each.process.send_signal(number)
+    time.sleep(0.3)
+    assert ask(each.links[0]) == old
+    each.process.terminate()
+    assert each.process.wait(20) == 0
+
+
+def test_a_hangup_replaces_all_workers_one_after_the_other_with_nothing_lost(spawned):
+    each = spawned(3)
+    old = {ask(link) for link in each.links}
+    with contextlib.closing(connect(each.links[0])) as slow:
+        slow.sendall(b"sleep 1")
+        each.process.send_signal(signal.SIGHUP)
+        seen = set()
+        while len(seen - old) < 3:
+            seen.update(ask(link) for link in each.links)
+            time.sleep(0.01)
+        assert int(slow.recv(100)) in old
+    eventually(lambda: all(map(gone, old)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_it_stops_gracefully_however_it_is_told_to(spawned, number):
+    each = spawned(1)
+    pid = ask(each.links[0])
+    with contextlib.closing(connect(each.links[0])) as slow:
+        slow.sendall(b"sleep 1")
+        each.process.send_signal(number)
+        assert int(slow.recv(100)) == pid
+    assert each.process.wait(20) == 0

@@ -14,7 +14,8 @@ wsgi-logrotate:
     - source: salt://wsgi/common/logrotate.conf
     - mode: '0644'
 
-{%- for program in ['append', 'logged', 'spawn', 'with-environment', 'wsgi_guard.py', 'wsgi_process.py'] %}
+{#- What others import comes first: workers may start at any moment. #}
+{%- for program in ['wsgi_process.py', 'wsgi_successor.py', 'wsgi_guard.py', 'append', 'logged', 'spawn', 'with-environment'] %}
 
 /usr/local/lib/wsgi/{{ program }}:
   file.managed:

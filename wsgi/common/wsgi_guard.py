@@ -2,8 +2,8 @@
 Keeps in a worker what its server can't keep by itself of an app's settings.
 
 A generation's ``wsgi_application.py`` hands the app's callable to ``guarded``. What comes back
-counts requests, ends those that take too long, and has the worker replaced when it is worn:
-by its master, whichever server's that is, or by ``spawn``.
+counts requests, ends those that take too long, and has the worker replaced when it is worn, in
+the way that ``wsgi_successor`` knows.
 """
 
 import asyncio
@@ -20,6 +20,8 @@ import threading
 import time
 import traceback
 from urllib.parse import unquote_to_bytes
+
+import wsgi_successor
 
 INTERVAL = 1  # second between two looks at what runs
 STUBBORN = 5  # seconds after which a request that was cancelled and goes on is hung for good
@@ -105,6 +107,7 @@ class Guard:
         if self._watched == os.getpid():  # by another thread's first request
             return
         self._fork()
+        self._successor = wsgi_successor.of_this_process()
         self.loop = loop
         if self.request_timeout or self.max_requests or self.memory_limit:
             threading.Thread(target=self._watch, daemon=True, name="wsgi_guard").start()
@@ -112,10 +115,13 @@ class Guard:
 
     def end(self, request):
         """A request has ended; a second time is of no account."""
-        if self.running.pop(id(request), None) and self.max_requests:
-            self._left -= 1
-            if self._left <= 0 and not self._retiring:
-                self.retire()
+        if not self.running.pop(id(request), None):
+            return
+        self._left -= 1
+        if self.max_requests and self._left <= 0 and not self._retiring:
+            self.retire()
+        elif self._retiring and self._successor.relieved():
+            self._successor.leave()
 
     def cancelled(self, request):
         """A request had its time, and is told so."""
@@ -128,38 +134,46 @@ class Guard:
 
     def wanted(self):
         """Whether nginx still brings this worker new connections."""
+        if self._retiring and self._successor.relieved():
+            return False
         link = _link()
         if link and os.path.realpath(link) != os.path.realpath(os.environ["WSGI_SPAWN_SOCKET"]):
             return False
         return not self.live or os.path.realpath(self.live) == self.run
 
     def retire(self):
-        """Have this worker replaced, when its requests are answered."""
+        """Have this worker replaced. It serves until another one does in its place."""
         self._retiring = True
-        if _link():
-            os.kill(int(os.environ["WSGI_SPAWN_PID"]), signal.SIGUSR1)
-        else:
-            os.kill(os.getpid(), signal.SIGTERM)
+        self._successor.ask()
 
     def _watch(self):
         while True:
             if self.request_timeout:
-                # Should nothing of Python run any more, C ends the worker.
-                slack = self.request_timeout + self.graceful_timeout + 10 * INTERVAL
-                faulthandler.dump_traceback_later(slack, exit=True, file=STDERR)
+                self._expect_python()
                 self._look_for_hung()
             if self.memory_limit:
                 self._look_at_memory()
-            if self._retiring and _link():
-                self.retire()  # spawn may have been too busy to hear it
-            time.sleep(INTERVAL)
+            if self._retiring:
+                self._look_for_successor()
+            time.sleep(INTERVAL / 4 if self._retiring else INTERVAL)
+
+    def _expect_python(self):
+        """Should nothing of Python run any more, C ends the worker."""
+        slack = self.request_timeout + self.graceful_timeout + 10 * INTERVAL
+        faulthandler.dump_traceback_later(slack, exit=True, file=STDERR)
+
+    def _look_for_successor(self):
+        if self._successor.relieved():
+            self._successor.leave()  # no request has ended since the last look
+        else:
+            self._successor.ask()
 
     def _look_for_hung(self):
         now = time.monotonic()
         if self.loop:
             self._look_at_loop(now)
             return
-        hung = {key for key, (since, _) in list(self.running.items()) if now - since >= self.request_timeout}
+        hung = self._hung(now)
         if hung:
             self._say(f"{self._named(hung)} took more than {self.request_timeout} s")
             self._end(hung)
@@ -168,11 +182,7 @@ class Guard:
         """An event loop that no longer turns answers nobody, and what won't be cancelled goes on for ever."""
         if self.loop.is_closed():  # the worker ends
             return
-        stubborn = {
-            key
-            for key, (since, request) in list(self.running.items())
-            if len(request) == 1 and now - since >= self.request_timeout + STUBBORN
-        }
+        stubborn = self._hung(now)
         if self._beat is None:
             self._beat = now  # before the loop is asked to take it back
             with contextlib.suppress(RuntimeError):  # it has been closed meanwhile
@@ -183,6 +193,13 @@ class Guard:
         elif now - self._beat >= self.request_timeout:
             self._say(f"the event loop has stood still for more than {self.request_timeout} s")
             self._end(set(self.running))
+
+    def _hung(self, now):
+        """The requests that have taken too long. One of an event loop has been cancelled by then."""
+        limit = self.request_timeout + (STUBBORN if self.loop else 0)
+        return {
+            key for key, (since, request) in list(self.running.items()) if len(request) == 1 and now - since >= limit
+        }
 
     def _beaten(self):
         self._beat = None
@@ -196,15 +213,32 @@ class Guard:
         if used > self.memory_limit and not self._retiring:
             self._say(f"this worker uses {used} MiB")
             self.retire()
+        if used > 1.5 * self.memory_limit:  # it grows too fast to wait for anyone
+            self._successor.leave()
 
     def _end(self, hung):
-        """Let the other requests finish and the next worker come, and go."""
+        """
+        Let the next worker come and the other requests finish, and go. As long as nobody else does,
+        this one serves with what does not hang.
+        """
         faulthandler.dump_traceback(file=STDERR)
-        deadline = time.monotonic() + self.graceful_timeout
-        if _link() or set(self.running) - hung:
+        others = set(self.running) - hung
+        if _link() or others:
             self.retire()
-        while time.monotonic() < deadline and (set(self.running) - hung or not _relieved()):
+        deadline = time.monotonic() + self.graceful_timeout
+        while others or (_link() and not self._successor.relieved()):
+            now = time.monotonic()
+            if now >= deadline:
+                break
+            self._expect_python()
+            self._look_for_successor()
+            if self.memory_limit:
+                self._look_at_memory()
             time.sleep(INTERVAL / 20)
+            hung = hung & set(self.running) | self._hung(now)
+            others = set(self.running) - hung
+            if others and not self._successor.relieved():
+                deadline = now + self.graceful_timeout
         os._exit(1)
 
     def _named(self, keys):
@@ -526,13 +560,3 @@ def _say_whole_lines():
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # its server has put another one there
             stream.reconfigure(line_buffering=True, write_through=False)
-
-
-def _relieved():
-    """Whether nginx finds another worker in the place of this one already."""
-    link = _link()
-    if not link:
-        return True
-    with contextlib.suppress(OSError):
-        return os.readlink(link) != os.path.basename(os.environ["WSGI_SPAWN_SOCKET"])
-    return False

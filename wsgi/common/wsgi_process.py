@@ -7,6 +7,17 @@ import signal
 import socket
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+CONNECTING, CONNECTED = "02", "03"  # socket_state of linux/net.h; a connection is the first until it is accepted
+# Administrators send them to other servers; by default each would end or halt a process.
+HABITUAL = {
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+}
 
 
 def unix_sockets():
@@ -16,13 +27,29 @@ def unix_sockets():
     Yields ``(path, listens)``; a connection stands there under its server's path, from the
     moment of connect(), accepted or not.
     """
+    for path, listens, _, _ in _unix_table():
+        yield path, listens
+
+
+def unix_connections(path):
+    """
+    Return what the kernel knows of one unix socket: whether a process listens there, whether a
+    connection waits to be accepted, and the inodes of those that are accepted (a set of str).
+    """
+    found = [fields for fields in _unix_table() if fields[0] == path]
+    listens = any(listens for _, listens, _, _ in found)
+    waits = any(state == CONNECTING for _, _, state, _ in found)
+    return listens, waits, {inode for _, listens, state, inode in found if state == CONNECTED and not listens}
+
+
+def _unix_table():
     with open("/proc/net/unix") as table:
         next(table)
         for line in table:
             fields = line.split(maxsplit=7)
             if len(fields) == 8:
                 # __SO_ACCEPTCON of linux/net.h marks a listening socket.
-                yield fields[7].rstrip("\n"), bool(int(fields[3], 16) & 0x10000)
+                yield fields[7].rstrip("\n"), bool(int(fields[3], 16) & 0x10000), fields[5], fields[6]
 
 
 def notify(state):

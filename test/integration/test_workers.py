@@ -1,0 +1,158 @@
+"""A worker is replaced by one that is started before, and takes over when it has loaded the app: nothing is lost,
+not even with one worker, and however long the app takes to load."""
+
+import contextlib
+import json
+import time
+
+import pytest
+from pillars import app
+
+GUNICORN = ["{environment}/bin/gunicorn", "--bind=unix:{socket}", "--workers=1", "gated:application"]
+APPS = {
+    "uwsgi": {"server": "uwsgi"},
+    "gunicorn": {"server": "gunicorn"},
+    "gunicorn-threads": {"server": "gunicorn", "threads": 4},
+    "gunicorn-asgi": {"server": "gunicorn", "interface": "asgi"},
+    "waitress": {"server": "waitress", "threads": 2},
+    "granian": {"server": "granian"},
+    "uvicorn": {"server": "uvicorn", "interface": "asgi"},
+    "hypercorn": {"server": "hypercorn"},
+    "cheroot": {"server": "cheroot"},
+    "bjoern": {"server": "bjoern"},
+    # It listens before it has loaded the app.
+    "command": {"server": "command", "command": GUNICORN, "requirements": ["gunicorn==27.0.1"]},
+}
+SPAWNED = ["waitress", "granian", "uvicorn", "hypercorn", "cheroot", "bjoern", "command"]
+# Where the app's module is not the program itself.
+REBORN = [name for name in APPS if name != "uwsgi"]
+MAX_REQUESTS = 40
+
+
+def settings_of(name, **settings):
+    own = {
+        "source": "salt://apps/gated",
+        "application": "gated:asgi_application" if APPS[name].get("interface") else "gated:application",
+        "domains": [f"{name}.example.com"],
+        "workers": 1,
+        "health": {"deadline": 60},
+        **({} if name == "command" else {"max_requests": MAX_REQUESTS}),
+    }
+    return app(**{**own, **APPS[name], **settings})
+
+
+@pytest.fixture(scope="module")
+def served(machine):
+    machine.pillar({"apps": {name: settings_of(name) for name in APPS}})
+    machine.apply()
+    return machine
+
+
+def pid_of(machine, name, path="/"):
+    """The PID of the worker that answers, or None where none does."""
+    with contextlib.suppress(ConnectionError):
+        answer = machine.get(path, host=f"{name}.example.com", timeout=5)
+        if answer.status == 200:
+            return int(answer.body.split()[0])
+    return None
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def waiting(machine):
+    """The apps of which a process waits at the gate."""
+    return set(machine.exec("cd /var/lib/wsgi/home; ls -d */waits | cut -d/ -f1", check=False).stdout.split())
+
+
+def hang_up(machine, name):
+    machine.exec(f"pkill -HUP -u wsgi-{name} -f '^[^ ]*python3 /usr/local/lib/wsgi/spawn '")
+
+
+@pytest.fixture(scope="module")
+def worn(served):
+    """What came of wearing out each app's only worker, while its successor waited to load and after that."""
+    before = {name: pid_of(served, name) for name in APPS}
+    served.exec("cd /var/lib/wsgi/home; rm -f */waits; for home in */; do touch $home/gate; done")
+    with contextlib.ExitStack() as loads:
+        load = {
+            name: loads.enter_context(served.load(clients=2, host=f"{name}.example.com", pause=0.1, mode="close-get"))
+            for name in APPS
+        }
+        hang_up(served, "command")
+        wait_for(lambda: waiting(served) >= set(APPS))
+        found = waiting(served)
+        time.sleep(2)
+        meanwhile = {name: pid_of(served, name) for name in APPS}
+        served.exec("rm -f /var/lib/wsgi/home/*/gate")
+        after = {}
+        for name in APPS:
+            wait_for(lambda name=name: pid_of(served, name) not in (None, before[name]))
+            after[name] = pid_of(served, name)
+    return {
+        name: {
+            "waited": name in found,
+            "before": before[name],
+            "meanwhile": meanwhile[name],
+            "after": after[name],
+            "report": load[name].report,
+        }
+        for name in APPS
+    }
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_the_only_worker_serves_until_its_successor_has_loaded_the_app(worn, name):
+    found = worn[name]
+    assert found["waited"], found
+    assert found["meanwhile"] == found["before"], found
+    assert found["after"] not in (None, found["before"]), found
+    assert found["report"]["lost"] == 0, json.dumps(found["report"], indent=1)
+
+
+@pytest.mark.parametrize("name", [name for name in APPS if name.startswith(("uwsgi", "gunicorn"))])
+def test_no_worker_too_many_stays(served, worn, name):
+    """gunicorn's and uWSGI's master and one worker each, as before."""
+    count = f"pgrep -c -u wsgi-{name} || true"
+    assert wait_for(lambda: int(served.exec(count).stdout) == 2), served.exec(f"ps -fu wsgi-{name}").stdout
+
+
+def test_a_successor_that_cannot_load_the_app_ends_nobody(served, worn):
+    """gunicorn's master would end with all of its workers when one of them can't."""
+    home = "/var/lib/wsgi/home/gunicorn"
+    served.exec(f"rm {home}/loaded {home}/waits; mkdir {home}/loaded; chmod 000 {home}/loaded; ls -la {home}")
+    with served.load(clients=1, host="gunicorn.example.com", pause=0.05, mode="close-get") as load:
+        assert wait_for(lambda: waiting(served) >= {"gunicorn"})
+        time.sleep(3)
+        assert pid_of(served, "gunicorn")
+        served.exec(f"rmdir {home}/loaded")
+    assert load.report["lost"] == 0, json.dumps(load.report, indent=1)
+
+
+@pytest.mark.parametrize("name", REBORN)
+def test_a_child_that_multiprocessing_spawns_does_not_serve(served, worn, name):
+    answer = served.get("/spawn", host=f"{name}.example.com")
+    assert (answer.status, answer.body.split()[1]) == (200, "9")
+    assert pid_of(served, name)
+
+
+@pytest.mark.parametrize("name", SPAWNED)
+def test_a_worker_that_lost_its_socket_is_replaced(served, worn, name):
+    old = pid_of(served, name, "/steal")
+    assert wait_for(lambda: pid_of(served, name) not in (None, old))
+
+
+def test_a_hangup_of_spawn_loses_nothing(served, worn):
+    before = pid_of(served, "waitress")
+    with served.load(clients=4, host="waitress.example.com", pause=0.02, mode="close-get") as load:
+        for _ in range(3):
+            hang_up(served, "waitress")
+            time.sleep(1)
+        assert wait_for(lambda: pid_of(served, "waitress") not in (None, before))
+    assert load.report["lost"] == 0, json.dumps(load.report, indent=1)

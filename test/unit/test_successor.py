@@ -1,0 +1,186 @@
+"""How a worn worker has its successor started first, under gunicorn and uWSGI."""
+
+import importlib.util
+import os
+import signal
+import types
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).resolve().parents[2] / "wsgi/common/wsgi_successor.py"
+
+
+@pytest.fixture
+def successor(monkeypatch):
+    """A copy of the module of its own; what it would kill stands in its `killed`."""
+    spec = importlib.util.spec_from_file_location("wsgi_successor", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.killed = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: module.killed.append((pid, number)))
+    monkeypatch.delenv("WSGI_SPAWN_LINK", raising=False)
+    return module
+
+
+class Master:
+    """As much of gunicorn's arbiter as the hooks see."""
+
+    def __init__(self, module, workers):
+        self.module = module
+        self.cfg = types.SimpleNamespace(workers=workers)
+        self.WORKERS = {}
+        self.age = 0
+        self.num_workers = workers
+        self.manage()
+
+    @property
+    def num_workers(self):
+        return self._num_workers
+
+    @num_workers.setter
+    def num_workers(self, number):
+        self._num_workers = number
+        self.module.nworkers_changed(self, number, None)
+
+    def manage(self):
+        assert len(self.WORKERS) <= self.num_workers  # it would end the oldest
+        while len(self.WORKERS) < self.num_workers:
+            self.age += 1
+            worker = types.SimpleNamespace(age=self.age, pid=1000 + self.age, ppid=4711, booted=False)
+            self.module.pre_fork(self, worker)
+            worker.guard = self.module.of_this_process()
+            self.WORKERS[worker.pid] = worker
+
+    def ttin(self):
+        self.num_workers += 1
+        self.manage()
+
+    def ended(self, age):
+        self.module.child_exit(self, self.WORKERS.pop(1000 + age))
+        self.manage()
+
+    def loaded(self, age):
+        self.module.post_worker_init(self.WORKERS[1000 + age])
+
+    @property
+    def ages(self):
+        return [worker.age for worker in self.WORKERS.values()]
+
+    def worn(self, age):
+        self.WORKERS[1000 + age].guard.ask()
+
+    def relieved(self, age):
+        return self.WORKERS[1000 + age].guard.relieved()
+
+
+def test_a_worn_worker_is_relieved_when_its_successor_has_loaded_the_app(successor):
+    master = Master(successor, 1)
+    master.worn(1)
+    master.worn(1)  # as it does every second
+    assert successor.killed == [(4711, signal.SIGTTIN)]
+    master.ttin()
+    assert (master.ages, master.relieved(1)) == ([1, 2], False)
+    master.loaded(2)
+    assert master.relieved(1)
+    master.ended(1)
+    assert (master.ages, master.num_workers) == ([2], 1)
+
+
+def test_workers_that_are_worn_at_once_have_a_successor_each(successor):
+    """Of equal signals that come at once a process hears one."""
+    master = Master(successor, 3)
+    master.worn(1)
+    master.worn(3)
+    master.ttin()
+    assert master.ages == [1, 2, 3, 4, 5]
+    master.loaded(5)
+    assert [master.relieved(age) for age in (1, 2, 3)] == [False, False, True]
+    master.ended(3)
+    master.loaded(4)
+    master.ended(1)
+    assert (master.ages, master.num_workers) == ([2, 4, 5], 3)
+
+
+def test_a_successor_that_fails_does_not_end_the_master_and_is_asked_for_again(successor):
+    master = Master(successor, 1)
+    assert not master.WORKERS[1001].booted  # where nobody serves, the process manager is to hear of it
+    master.worn(1)
+    master.ttin()
+    assert master.WORKERS[1002].booted
+    master.ended(2)
+    assert (master.ages, master.num_workers, master.relieved(1)) == ([1], 1, False)
+    master.worn(1)
+    master.ttin()
+    master.loaded(3)
+    assert master.relieved(1)
+
+
+@pytest.mark.parametrize("moment", ["before it was heard", "while its successor loads"])
+def test_a_worn_worker_that_dies_meanwhile_leaves_as_many_as_are_wanted(successor, moment):
+    master = Master(successor, 2)
+    master.worn(1)
+    if moment == "before it was heard":
+        master.ended(1)
+        master.ttin()
+    else:
+        master.ttin()
+        master.ended(1)
+    master.loaded(3)
+    assert (master.ages, master.num_workers) == ([2, 3], 2)
+
+
+class Place(dict):
+    """A worker as uwsgi.workers() tells of it."""
+
+    def __init__(self, pid, status="idle", apps=1):
+        super().__init__(pid=pid, status=status, apps=[{}] * apps)
+
+
+@pytest.fixture
+def uwsgi(successor, tmp_path, monkeypatch):
+    """uWSGI's module in a worker of two, with a place for a third one; `heard` is what its master was told."""
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr(successor.time, "monotonic", lambda: clock.now)
+    os.mkfifo(tmp_path / "fifo")
+    module = types.SimpleNamespace(
+        opt={"master-fifo": str(tmp_path / "fifo").encode(), "cheaper": b"2"},
+        places=[Place(os.getpid()), Place(os.getpid()), Place(0, "cheap")],
+        workers=lambda: module.places,
+        clock=clock,
+    )
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    module.heard = lambda: os.read(reader, 100)
+    yield module
+    os.close(reader)
+
+
+def test_uwsgi_starts_a_successor_in_the_empty_place(successor, uwsgi):
+    worker = successor.Uwsgi(uwsgi)
+    worker.ask()
+    assert uwsgi.heard() == b"+"
+    uwsgi.places[2] = Place(os.getpid(), apps=0)  # it loads
+    worker.ask()
+    assert not worker.relieved()
+    uwsgi.places[2] = Place(os.getpid())
+    worker.ask()
+    uwsgi.clock.now += 2
+    assert worker.relieved()
+    worker.leave()
+    worker.leave()
+    assert successor.killed == [(os.getpid(), signal.SIGHUP)]
+
+
+def test_a_dead_worker_that_uwsgis_master_has_not_seen_is_no_successor(successor, uwsgi):
+    uwsgi.places[2] = Place(2**22 + 1)  # no process has that number
+    worker = successor.Uwsgi(uwsgi)
+    worker.ask()
+    uwsgi.clock.now += 2
+    worker.ask()
+    assert (uwsgi.heard(), worker.relieved()) == (b"++", False)
+
+
+def test_without_a_place_for_it_uwsgi_starts_a_successor_later(successor, uwsgi):
+    del uwsgi.opt["master-fifo"]
+    successor.Uwsgi(uwsgi).ask()
+    assert successor.killed == [(os.getpid(), signal.SIGHUP)]
