@@ -44,7 +44,8 @@ ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 # hashlib's name of each, and its length in hexadecimal digits.
 HASHES = {"sha256": 64, "sha384": 96, "sha512": 128}
 PINNED = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w.,\s-]+\])?\s*==\s*[0-9][\w.!+-]*(\s+--hash=\w+:[0-9a-f]+)*", re.ASCII)
-CREDENTIALS = re.compile(r"(?P<scheme>[a-z+]+)://(?P<user>[^/\s:]*)(?P<password>:[^/\s]*)?@")
+# From the scheme's first letter on: else a long word takes the square of its length.
+CREDENTIALS = re.compile(r"(?<![a-z+])(?P<scheme>[a-z+]+)://(?P<user>[^/\s:]*)(?P<password>:[^/\s]*)?@")
 # The moments at which an app's own commands run, in their order.
 HOOKS = ("build", "before_live", "after_live", "before_retire")
 
@@ -219,6 +220,15 @@ HEALTH = {
     "host": Rule("a host name", lambda value: is_domain(value) and not value.startswith("*")),
 }
 
+# How much code an app's source may hold.
+SOURCE_LIMITS = {
+    "size": matching(
+        re.compile(r"[1-9][0-9]{0,11}[kKmMgG]?"), "a size in bytes, or with k, m or g, e.g. 2g", numbers=True
+    ),
+    "files": integer(1, 10_000_000),
+    "depth": integer(1, 200),
+}
+
 MAINTENANCE = {
     "page": Rule(
         "an HTML file that Salt serves, salt://…",
@@ -250,6 +260,7 @@ APP = {
         ),
     ),
     "source": Rule(SOURCE_FORMS, _source),
+    "source_limits": mapping(SOURCE_LIMITS),
     "deploy_key": Rule(
         "a private key that OpenSSH reads",
         lambda value: (
