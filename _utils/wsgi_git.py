@@ -38,10 +38,6 @@ SCP = re.compile(r"(?P<host>(\w[\w.-]*@)?\w[\w.-]*):(?!//)[^\s:]+")
 PLACES = ("/.git", "", ".git/.git", ".git")
 # Who may read what anybody may.
 NOBODY = 65534
-# What git says of a repository whose files it may not read.
-UNREADABLE = re.compile(
-    "[Pp]ermission denied|does not appear to be a git repository|dubious ownership|unable to access"
-)
 # What git and OpenSSH say, the app's key that mends it, and how.
 REASONS = (
     (
@@ -334,7 +330,7 @@ class Repository:
             self._run(*words, **options)
         except Problem as error:
             reader = self._reader() if self.scheme == "file" else None
-            if reader and UNREADABLE.search(str(error)):
+            if reader:
                 raise Refused(
                     "source",
                     f"{self.host} can't be read by {_name(reader[0])}, as whom it is read: root reads a repository of this "
