@@ -37,7 +37,7 @@ su eve -s /bin/sh -c '
 '
 # root's, but for a folder in it.
 git clone -q --bare /root/work /opt/open/shared.git && chown -R eve: /opt/open/shared.git/objects
-rm /opt/open/shared.git/refs/heads/* /opt/open/shared.git/packed-refs && rm -r /opt/open/shared.git/objects/??
+rm -rf /opt/open/shared.git/refs/heads/* /opt/open/shared.git/packed-refs /opt/open/shared.git/objects/??
 cp /tmp/commit /opt/open/shared.git/refs/heads/main
 su eve -s /bin/sh -c 'echo /root/secret.git/objects > /opt/open/shared.git/objects/info/alternates'
 """
@@ -101,16 +101,16 @@ def refused(machine, source, **settings):
 @pytest.mark.parametrize(
     ("repository", "told"),
     [
-        ("alternates.git", "can't be read by 'eve', as whom it is read"),
-        ("objects.git", "can't be read by 'eve', as whom it is read"),
-        ("link.git", "can't be read by 'eve', as whom it is read"),
-        ("gitdir", "can't be read by 'eve', as whom it is read"),
-        ("way/up/secret.git", "can't be read by 'eve', as whom it is read"),
-        ("../../opt/open/shared.git", "can't be read by 'nobody', as whom it is read"),
+        ("/home/eve/alternates.git", "can't be read by 'eve', as whom it is read"),
+        ("/home/eve/objects.git", "can't be read by 'eve', as whom it is read"),
+        ("/home/eve/link.git", "can't be read by 'eve', as whom it is read"),
+        ("/home/eve/gitdir", "can't be read by 'eve', as whom it is read"),
+        ("/home/eve/way/up/secret.git", "can't be read by 'eve', as whom it is read"),
+        ("/opt/open/shared.git", "can't be read by 'nobody', as whom it is read"),
     ],
 )
 def test_a_repository_leads_root_to_nothing_that_its_owner_may_not_read(site, repository, told):
-    assert told in refused(site, f"git+file:///home/eve/{repository}@main")
+    assert told in refused(site, f"git+file://{repository}@main")
 
 
 def test_a_commit_that_only_root_may_read_is_not_given_to_who_knows_its_hash(site):
@@ -177,7 +177,6 @@ def test_an_archive_beyond_a_limit_is_refused_by_the_limit_s_key(site, archive, 
     ],
 )
 def test_other_sources_have_the_same_limits(site, source, limits, told):
-    site.exec("rm -rf /srv/wsgi/shop/releases/none")
     if "shop.git" in source:
         # The live release would be taken as it is.
         site.exec(
