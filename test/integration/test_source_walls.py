@@ -36,7 +36,7 @@ su eve -s /bin/sh -c '
   git clone -q shop private; chmod 700 private
 '
 # root's, but for a folder in it.
-git clone -q --bare /root/work /opt/open/shared.git && chown -R eve: /opt/open/shared.git/objects
+git clone -q --bare --no-hardlinks /root/work /opt/open/shared.git && chown -R eve: /opt/open/shared.git/objects
 rm -rf /opt/open/shared.git/refs/heads/* /opt/open/shared.git/packed-refs /opt/open/shared.git/objects/??
 cp /tmp/commit /opt/open/shared.git/refs/heads/main
 su eve -s /bin/sh -c 'echo /root/secret.git/objects > /opt/open/shared.git/objects/info/alternates'
