@@ -19,7 +19,7 @@ import wsgi_host
 import wsgi_schema
 import wsgi_settings
 import wsgi_step
-import wsgi_tree
+import wsgi_source_tree
 from wsgi_host import LIB, PATH, SRV, Problem
 from wsgi_schema import without_credentials
 
@@ -139,7 +139,7 @@ class Requirements:
 
     def __init__(self, name, app, code, required):
         self.key = f"wsgi:apps:{name}:requirements"
-        self.tree, self._left = wsgi_tree.Tree(code), wsgi_tree.TEXT
+        self.tree, self._left = wsgi_source_tree.Tree(code), wsgi_source_tree.TEXT
         self.lines, self.file, self.lock = [*required], "", ""
         self.local = self.hashed = False
         self.editable, self.secrets, self._followed = set(), set(), set()
@@ -224,12 +224,12 @@ class Requirements:
             text = self.tree.read(path)
         except UnicodeDecodeError as error:
             raise Problem(f"{self.key}: {path!r} can't be read: it is not UTF-8: {error.reason}") from None
-        except wsgi_tree.TooLong as error:
+        except wsgi_source_tree.TooLong as error:
             raise Problem(f"{self.key}: {error}") from None
         self._left -= len(text or "")
         if self._left < 0:
             raise Problem(
-                f"{self.key}: {path!r} and those that point at it have more than {wsgi_tree.TEXT // 2**20} MiB"
+                f"{self.key}: {path!r} and those that point at it have more than {wsgi_source_tree.TEXT // 2**20} MiB"
             )
         return text
 
@@ -258,7 +258,7 @@ class Recipe:
         self.requirements = Requirements(name, app, code, required)
         # Of a folder on the machine its path has to do: the id is the same on every host.
         wheels = app["wheels"] or "/"
-        sums = None if wheels.startswith("/") else wsgi_tree.Tree(code).sums(wheels)
+        sums = None if wheels.startswith("/") else wsgi_source_tree.Tree(code).sums(wheels)
         if sums is None and not wheels.startswith("/"):
             raise Problem(
                 f"wsgi:apps:{name}:wheels: {wheels!r} is not a folder in {without_credentials(app['source'])}, "

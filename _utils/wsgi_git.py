@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 import wsgi_host
 import wsgi_lock
 import wsgi_step
-import wsgi_tree
+import wsgi_source_tree
 from wsgi_host import LIB, PATH, RUN, Problem
 from wsgi_schema import without_credentials
 from wsgi_unpack import Limits
@@ -303,7 +303,7 @@ class Repository:
             return (*self._submodule_reader, False)
         path = unquote(urlsplit(self.url).path).rstrip("/")
         places = [f"{path}{place}" for place in PLACES if os.path.lexists(f"{path}{place}")]
-        owners = {wsgi_tree.owner(place) for place in places} - {0}
+        owners = {wsgi_source_tree.owner(place) for place in places} - {0}
         if not owners and all(map(_is_roots_alone, places)):
             return None
         with contextlib.suppress(KeyError):
@@ -464,8 +464,8 @@ def _counted(listed, limits: Limits, above):
             elif size.isdigit():
                 limits.read(int(size), f"{above}{path}")
             if path == ".gitmodules" and stat.S_ISREG(int(mode, 8)):
-                if int(size) > wsgi_tree.TEXT:
-                    raise Refused("source", f"its {above}{path} has more than {wsgi_tree.TEXT // 2**20} MiB")
+                if int(size) > wsgi_source_tree.TEXT:
+                    raise Refused("source", f"its {above}{path} has more than {wsgi_source_tree.TEXT // 2**20} MiB")
                 found[path] = size
     return found
 

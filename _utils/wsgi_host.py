@@ -17,7 +17,7 @@ import jinja2
 import salt.utils.files
 import salt.utils.yaml
 import wsgi_settings
-import wsgi_tree
+import wsgi_source_tree
 
 ETC = "/etc/wsgi"  # <app>/<generation>: configuration and environment
 SRV = "/srv/wsgi"  # <app>/releases, <app>/environments
@@ -306,8 +306,8 @@ def read(path):
 
 def sha256(path):
     """The SHA-256 of a regular file, in hexadecimal. Raises ``OSError`` where there is none."""
-    with wsgi_tree.regular(path, follow=True) as file:
-        return wsgi_tree.copy(file)
+    with wsgi_source_tree.regular(path, follow=True) as file:
+        return wsgi_source_tree.copy(file)
 
 
 def digest(*parts):

@@ -22,7 +22,7 @@ import wsgi_git
 import wsgi_host
 import wsgi_schema
 import wsgi_step
-import wsgi_tree
+import wsgi_source_tree
 import wsgi_unpack
 from wsgi_host import Problem
 
@@ -86,10 +86,10 @@ class Source:
         """
         try:
             self._fetch(folder, uid, gid)
-            wsgi_tree.Tree(folder).check_links()
+            wsgi_source_tree.Tree(folder).check_links()
         except wsgi_unpack.Exceeded as error:
             raise self._exceeded(error) from error
-        except wsgi_tree.Outside as error:
+        except wsgi_source_tree.Outside as error:
             raise self._problem(
                 f"{error}; remove it from the source, or have it lead to a file of the source by a relative path"
             ) from error
@@ -128,8 +128,8 @@ class Salt(Source):
             limits.entry(inner)
             target = f"{folder}/{inner}"
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            with wsgi_tree.regular(path, follow=True) as content, open(target, "wb") as file:
-                wsgi_tree.copy(content, file, count=lambda count, inner=inner: limits.read(count, inner))
+            with wsgi_source_tree.regular(path, follow=True) as content, open(target, "wb") as file:
+                wsgi_source_tree.copy(content, file, count=lambda count, inner=inner: limits.read(count, inner))
 
     def read(self, path):
         files = self._found[0]
@@ -228,7 +228,7 @@ class Archive(Source):
             with open(archive, "wb") as file, self._opened() as content:
                 os.fchown(file.fileno(), 0, gid)
                 os.fchmod(file.fileno(), 0o640)
-                return wsgi_tree.copy(content, file, self.said.hash[0], count)
+                return wsgi_source_tree.copy(content, file, self.said.hash[0], count)
         except urllib.error.HTTPError as error:
             told = "; credentials stand in it as https://user:password@…" if error.code in (401, 403) else ""
             raise self._problem(f"{shown} can't be had: {error.code} {error.reason}{told}") from error
@@ -290,16 +290,16 @@ class Path(Source):
         if path not in self._files:
             return None
         with self._opened() as top:
-            return wsgi_tree.Tree(top).read(path)
+            return wsgi_source_tree.Tree(top).read(path)
 
     @contextlib.contextmanager
     def _opened(self):
         with contextlib.ExitStack() as opened:
             try:
-                top = opened.enter_context(wsgi_tree.folder(self._path))
+                top = opened.enter_context(wsgi_source_tree.folder(self._path))
             except NotADirectoryError:
                 raise self._problem(f"{self._path} is no folder on this machine") from None
-            except wsgi_tree.Outside as error:
+            except wsgi_source_tree.Outside as error:
                 raise self._problem(f"{self._path} is not read: {error}") from error
             yield top
 
@@ -410,13 +410,13 @@ def _take(name, here, copy, limits, path):
     def count(size):
         limits.read(size, path)
 
-    with wsgi_tree.regular(name, here) as content:
+    with wsgi_source_tree.regular(name, here) as content:
         executable = bool(os.fstat(content.fileno()).st_mode & 0o100)
         if copy is None:
-            return [wsgi_tree.copy(content, count=count), executable]
+            return [wsgi_source_tree.copy(content, count=count), executable]
         with open(copy, "wb") as file:
             os.fchmod(file.fileno(), 0o755 if executable else 0o644)
-            return [wsgi_tree.copy(content, file, count=count), executable]
+            return [wsgi_source_tree.copy(content, file, count=count), executable]
 
 
 def _raise(error):

@@ -6,7 +6,7 @@ import pytest
 import wsgi_environment
 import wsgi_host
 import wsgi_step
-import wsgi_tree
+import wsgi_source_tree
 from wsgi_environment import Environment, Recipe, Requirements, Uv
 from wsgi_host import Problem
 
@@ -131,7 +131,7 @@ def test_a_link_that_stays_in_the_code_is_followed(required, tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (b"#" * (wsgi_tree.TEXT + 1), "'requirements.txt' has more than 16 MiB"),
+        (b"#" * (wsgi_source_tree.TEXT + 1), "'requirements.txt' has more than 16 MiB"),
         (b"\xff", "'requirements.txt' can't be read: it is not UTF-8"),
     ],
     ids=["long", "not UTF-8"],
@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_read_is_named(required, tmp_path, text, told):
 
 
 def test_many_files_are_no_more_than_one(required):
-    line = "#" * (wsgi_tree.TEXT // 2) + "\n"
+    line = "#" * (wsgi_source_tree.TEXT // 2) + "\n"
     files = {"requirements.txt": line + "-r a.txt", "a.txt": line + "-r b.txt", "b.txt": line}
     with pytest.raises(Problem, match="'a.txt' and those that point at it have more than 16 MiB"):
         required("requirements.txt", files)
