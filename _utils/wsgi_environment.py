@@ -19,6 +19,7 @@ import wsgi_host
 import wsgi_schema
 import wsgi_settings
 import wsgi_step
+import wsgi_source_tree
 from wsgi_host import LIB, PATH, SRV, Problem
 from wsgi_schema import without_credentials
 
@@ -40,6 +41,8 @@ PIP_AS_UV = {
     "trusted-host": ("UV_INSECURE_HOST", " "),
     "cert": ("SSL_CERT_FILE", " "),
 }
+# Requirements files, each of which points at the next.
+MOST_NESTED = 50
 PYLOCK = re.compile(r"pylock(\.[^.]+)?\.toml")
 # Locks that neither pip nor uv reads, and what makes a file of them that both do.
 EXPORTS = {
@@ -136,7 +139,7 @@ class Requirements:
 
     def __init__(self, name, app, code, required):
         self.key = f"wsgi:apps:{name}:requirements"
-        self.code = os.path.realpath(code)
+        self.tree, self._left = wsgi_source_tree.Tree(code), wsgi_source_tree.TEXT
         self.lines, self.file, self.lock = [*required], "", ""
         self.local = self.hashed = False
         self.editable, self.secrets, self._followed = set(), set(), set()
@@ -169,15 +172,22 @@ class Requirements:
 
     def _dependencies(self, file, text):
         """What a project needs; not the project, nor what it needs for an extra."""
-        project = _toml(self.key, file, text).get("project", {})
-        if "dependencies" in project.get("dynamic", ()):
+        project = _toml(self.key, file, text).get("project")
+        project = project if isinstance(project, dict) else {}
+        dynamic = project.get("dynamic")
+        if isinstance(dynamic, list) and "dependencies" in dynamic:
             raise Problem(f"{self.key}: {file!r} leaves its dependencies to its build; ['.'] installs it with them")
         if "name" not in project:
             raise Problem(f"{self.key}: {file!r} has no [project], whose dependencies could be installed")
-        return project.get("dependencies", [])
+        found = project.get("dependencies", [])
+        if not wsgi_schema.list_of(found, wsgi_schema.one_line):
+            raise Problem(f"{self.key}: {file!r} has dependencies that are no list of strings of one line each")
+        return found
 
-    def _counting(self, text, file):
+    def _counting(self, text, file, depth=0):
         """What counts of a requirements file: its lines, and what stands in the files that they point at."""
+        if depth > MOST_NESTED:
+            raise Problem(f"{self.key}: {file!r} is the last of {MOST_NESTED} files, each of which points at the next")
         self._followed.add(file)
         for line in _logical_lines(text):
             yield without_credentials(line)
@@ -188,9 +198,9 @@ class Requirements:
             inner = os.path.normpath(os.path.join(os.path.dirname(file), target))
             if option in ("-r", "-c", "--requirement", "--constraint"):
                 pointed = None if inner in self._followed else self._read(inner)
-                yield from self._counting(pointed or "", inner)
+                yield from self._counting(pointed or "", inner, depth + 1)
             elif option in ("-f", "--find-links"):
-                yield wsgi_host.tree_sums(self._inside(inner) or "")
+                yield self.tree.sums(inner) or {}
             else:
                 if option:
                     self.local = True
@@ -201,22 +211,27 @@ class Requirements:
     def _local(self, target):
         """The sum of a wheel or an archive; of a folder's, all the code, since nobody knows what its build reads."""
         self.local = True
-        path = self._inside(re.split(r"[\s;[]", re.sub(r"^.*?\bfile:(//)?", "", target))[0])
-        return wsgi_host.sha256(path) if path and os.path.isfile(path) else self._all_code()
+        path = re.split(r"[\s;[]", re.sub(r"^.*?\bfile:(//)?", "", target))[0]
+        return self.tree.sha256(os.path.normpath(path)) or self._all_code()
 
     def _all_code(self):
         self.local = True
-        return wsgi_host.tree_sums(self.code)
+        return self.tree.sums()
 
     def _read(self, path):
         """The text of a file of the code, or None where there is none."""
-        found = self._inside(path)
-        return wsgi_host.read(found) if found and os.path.isfile(found) else None
-
-    def _inside(self, path):
-        """Where a path in the code leads; None when that is out of it: root reads here."""
-        found = os.path.realpath(os.path.join(self.code, path))
-        return found if f"{found}/".startswith(f"{self.code}/") else None
+        try:
+            text = self.tree.read(path)
+        except UnicodeDecodeError as error:
+            raise Problem(f"{self.key}: {path!r} can't be read: it is not UTF-8: {error.reason}") from None
+        except wsgi_source_tree.TooLong as error:
+            raise Problem(f"{self.key}: {error}") from None
+        self._left -= len(text or "")
+        if self._left < 0:
+            raise Problem(
+                f"{self.key}: {path!r} and those that point at it have more than {wsgi_source_tree.TEXT // 2**20} MiB"
+            )
+        return text
 
 
 class Recipe:
@@ -243,7 +258,12 @@ class Recipe:
         self.requirements = Requirements(name, app, code, required)
         # Of a folder on the machine its path has to do: the id is the same on every host.
         wheels = app["wheels"] or "/"
-        sums = None if wheels.startswith("/") else wsgi_host.tree_sums(f"{code}/{wheels}")
+        sums = None if wheels.startswith("/") else wsgi_source_tree.Tree(code).sums(wheels)
+        if sums is None and not wheels.startswith("/"):
+            raise Problem(
+                f"wsgi:apps:{name}:wheels: {wheels!r} is not a folder in {without_credentials(app['source'])}, "
+                "or a link that leads out of it"
+            )
         self.environment = Environment(
             name, wsgi_host.digest(_surroundings(host, app), self.requirements.identity, sums)
         )
@@ -346,7 +366,7 @@ class Recipe:
         words = ["--no-index"] if self.app["index"] is False else []
         if self.app["wheels"]:
             folder = os.path.join(self.code, self.app["wheels"])
-            if not os.path.isdir(folder):
+            if self.app["wheels"].startswith("/") and not os.path.isdir(folder):
                 raise Problem(f"wsgi:apps:{self.name}:wheels: {self.app['wheels']!r} is not a folder that is there")
             words += ["--find-links", folder]
         return words
@@ -539,7 +559,7 @@ def _toml(key, file, text):
         raise Problem(f"{key}: Salt's Python can't read {file!r}: it has no tomllib; name a requirements file")
     try:
         return toml.loads(text)
-    except toml.TOMLDecodeError as error:
+    except (toml.TOMLDecodeError, RecursionError) as error:
         raise Problem(f"{key}: {file!r} is not TOML: {error}") from None
 
 

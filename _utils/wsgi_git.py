@@ -3,24 +3,41 @@ git, as root runs it: repositories asked, mirrored and checked out.
 
 No hook, filter or helper of anybody's configuration runs, nothing is asked on a terminal, and
 credentials reach git by its environment, a key by a file that is gone with the command.
+
+A repository on this machine is read by ``git upload-pack``, which follows links and ``alternates`` in
+it: as root only where nobody else can have put them there. Submodules are fetched one by one, each as a
+repository of its own, so that what they hold counts before it is on the disk.
 """
 
 import contextlib
+import copy
 import difflib
 import os
+import pwd
 import re
 import shlex
 import shutil
+import stat
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote, urlsplit
 
 import wsgi_host
 import wsgi_lock
 import wsgi_step
-from wsgi_host import LIB, RUN, Problem
+import wsgi_source_tree
+from wsgi_host import LIB, PATH, RUN, Problem
+from wsgi_schema import without_credentials
+from wsgi_unpack import Limits
 
 RESOLVE_TIMEOUT = 60  # seconds, to ask a repository for its branches and tags
 CONNECT_TIMEOUT = 15  # seconds, for ssh to be greeted
+# git@example.com:shop.git, as git and OpenSSH take it beside ssh://.
+SCP = re.compile(r"(?P<host>(\w[\w.-]*@)?\w[\w.-]*):(?!//)[^\s:]+")
+# Where git looks for a repository of that path, in its order.
+PLACES = ("/.git", "", ".git/.git", ".git")
+# Who may read what anybody may.
+NOBODY = 65534
 # What git and OpenSSH say, the app's key that mends it, and how.
 REASONS = (
     (
@@ -71,7 +88,7 @@ class Repository:
     A repository somewhere, and its mirror on this machine.
 
     url : str
-        ``https://…``, with credentials or without, ``ssh://…`` or ``file://…``.
+        ``https://…``, with credentials or without, ``ssh://…``, ``git@host:…`` or ``file://…``.
     deploy_key : str
         A private key for ssh; root's own keys when not given.
     known_hosts : str
@@ -79,7 +96,8 @@ class Repository:
     """
 
     def __init__(self, url, deploy_key=None, known_hosts=None):
-        parts = urlsplit(url)
+        short = SCP.fullmatch(url)
+        parts = urlsplit(f"ssh://{short['host']}" if short else url)
         address = parts.netloc.rpartition("@")[2]
         self.scheme = parts.scheme
         self.host = address or parts.path
@@ -88,13 +106,15 @@ class Repository:
         if parts.scheme == "https" and "@" in parts.netloc:
             self._credentials = unquote(parts.username or ""), unquote(parts.password or "")
             parts = parts._replace(netloc=address)
-        self.url = parts.geturl()
+        self.url = url if short else parts.geturl()
         self._deploy_key = deploy_key
         self._known_hosts = known_hosts
         # No app's name has a dot: this lock is the mirror's, and so are the processes marked with it.
         self._lock = f"git.{wsgi_host.digest(self.url)}"
         self.mirror = f"{LIB}/git/{wsgi_host.digest(self.url)}"
         self._answers = {}
+        # Of a submodule on this machine: the UID and GID that read it.
+        self._submodule_reader = None
 
     def find(self, revision):
         """
@@ -117,7 +137,7 @@ class Repository:
             raise self._answers[others]
         return find(self._answers[others], revision)
 
-    def checkout(self, commit, revision, folder):
+    def checkout(self, commit, revision, folder, limits, builder):
         """
         Put the files of a commit, and of its submodules, into a folder, with nothing of git's.
 
@@ -126,29 +146,117 @@ class Repository:
             What it was asked for as.
         folder : str
             It must not be there yet.
+        limits : wsgi_unpack.Limits
+        builder : tuple of int
+            The UID and GID of the user who reads submodules that are on this machine.
 
-        Raises ``Refused``. What an interrupted run left of the mirror is completed; where that
+        Raises ``Refused`` and ``wsgi_unpack.Exceeded``. What an interrupted run left of the mirror is completed; where that
         can't be done it is made anew, once.
         """
         _installed()
         with wsgi_lock.locked(self._lock, "a fetch"):
             for again in (True, False):
                 try:
-                    self._fetch(commit, revision)
-                    return self._export(commit, folder)
+                    return self._checkout(commit, revision, folder, copy.copy(limits), builder)
                 except Problem as error:
                     wsgi_host.remove(folder)
                     wsgi_host.remove(self.mirror)
                     if not again:
                         raise Refused("source", f"{self.url} can't be checked out: {error}") from error
 
+    def _checkout(self, commit, revision, folder, limits, builder, above=""):
+        self._fetch(commit, revision)
+        submodules = self._count(commit, limits, above)
+        self._export(commit, folder)
+        for path, wanted, url in self._located(commit, submodules):
+            submodule = self._submodule(path, url, builder)
+            target = f"{folder}/{path}"
+            # A hostile tree may hold a link and a submodule of one path.
+            if os.path.realpath(target) != f"{os.path.realpath(folder)}/{path}":
+                raise Refused("source", f"submodule {path!r} leads through a link")
+            wsgi_host.remove(submodule.mirror)
+            try:
+                submodule._checkout(wanted, wanted, target, limits, builder, f"{above}{path}/")
+            except Refused as error:
+                raise Refused(error.key, f"submodule {path!r}: {error}") from error
+            finally:
+                wsgi_host.remove(submodule.mirror)
+
+    def _count(self, commit, limits, above):
+        """
+        Count what a commit holds, before any of it is on the disk.
+
+        above : str
+            Where it goes in the source: "", or a submodule's path and ``/``.
+
+        Returns its submodules, a dict of paths to commits. Raises ``wsgi_unpack.Exceeded``.
+        """
+        reader, writer = os.pipe()
+        with ThreadPoolExecutor(1) as pool:
+            counted = pool.submit(_counted, reader, limits, above)
+            try:
+                with open(writer, "wb") as listed:
+                    self._run(self._mirrored, "ls-tree", "-r", "-t", "-z", "--long", commit, stdout=listed)
+            except Problem:
+                # Beyond a limit nobody reads on, and git fails for that.
+                if counted.exception() is None:
+                    raise
+            return counted.result()
+
+    def _located(self, commit, submodules):
+        """What ``.gitmodules`` says of submodules, a list of paths, commits and URLs."""
+        if not submodules.pop(".gitmodules", None):
+            return []
+        said = {}
+        names = r"^submodule\..*\.(path|url|update)$"
+        with tempfile.TemporaryFile() as listed:
+            # Exits with 1 where there is nothing of that.
+            with contextlib.suppress(Problem):
+                blob = ["config", "--blob", f"{commit}:.gitmodules", "--null", "--get-regexp", names]
+                self._run(self._mirrored, *blob, stdout=listed)
+            listed.seek(0)
+            for line in listed.read().decode(errors="surrogateescape").split("\0"):
+                key, _, value = line.partition("\n")
+                name, _, word = key.rpartition(".")
+                said.setdefault(name, {})[word] = value
+        told = {each.get("path", "").strip("/"): each for each in said.values()}
+        found = []
+        for path, wanted in submodules.items():
+            if told.get(path, {}).get("update") == "none":
+                continue
+            if not told.get(path, {}).get("url"):
+                raise Refused("source", f"its .gitmodules has no URL for submodule {path!r}")
+            found.append((path, wanted, beside(self.url, told[path]["url"])))
+        return found
+
+    def _submodule(self, path, url, builder):
+        """A submodule's repository. Raises ``Refused`` where its URL is none that it may have."""
+        if url.startswith("/"):
+            url = f"file://{url}"
+        allowed = ("https", "ssh", "file") if self.scheme == "file" else ("https", "ssh")
+        if _scheme(url) not in allowed:
+            known = ", ".join(f"{each}://" for each in allowed)
+            raise Refused("source", f"submodule {path!r} is at {without_credentials(url)!r}; it can be at {known}")
+        found = Repository(url, self._deploy_key, self._known_hosts)
+        if (found.scheme, found.host) == (self.scheme, self.host) and not found._credentials:
+            found._credentials = self._credentials
+        found._lock = self._lock
+        # Not kept: a mirror would give this commit to any repository that knows its hash.
+        found.mirror = f"{self.mirror}.submodule"
+        found._submodule_reader = builder
+        return found
+
     def _references(self, others):
         only = [] if others else ["--heads", "--tags"]
         with wsgi_lock.locked(self._lock, "a look at its branches"), tempfile.TemporaryFile() as listed:
-            self._ask("ls-remote", *only, self.url, timeout=RESOLVE_TIMEOUT, stdout=listed)
+            self._ask("ls-remote", *self._upload_pack(), *only, self.url, timeout=RESOLVE_TIMEOUT, stdout=listed)
             listed.seek(0)
             lines = listed.read().decode(errors="replace").splitlines()
         return {name: commit for commit, _, name in (line.partition("\t") for line in lines)}
+
+    @property
+    def _mirrored(self):
+        return f"--git-dir={self.mirror}"
 
     def _fetch(self, commit, revision):
         for folder in (LIB, f"{LIB}/git"):
@@ -158,12 +266,12 @@ class Repository:
         if self._holds(commit):
             return
         names = ["refs/heads/*", "refs/tags/*", *([revision] if _apart(revision) else [])]
-        fetch = [f"--git-dir={self.mirror}", "fetch", "--quiet", "--no-tags", "--prune", "--force", self.url]
+        fetch = [self._mirrored, "fetch", *self._upload_pack(), "--quiet", "--no-tags", "--prune", "--force", self.url]
         try:
             self._ask(*fetch, *(f"{name}:{name}" for name in names))
         except Refused:
             # Fails with a Problem where the mirror is what is wrong.
-            self._run(f"--git-dir={self.mirror}", "fsck", "--connectivity-only", "--no-dangling", "--no-progress")
+            self._run(self._mirrored, "fsck", "--connectivity-only", "--no-dangling", "--no-progress")
             raise
         if not self._holds(commit):
             try:
@@ -174,7 +282,7 @@ class Repository:
 
     def _holds(self, commit):
         with contextlib.suppress(Problem):
-            self._run(f"--git-dir={self.mirror}", "cat-file", "-e", f"{commit}^{{commit}}")
+            self._run(self._mirrored, "cat-file", "-e", f"{commit}^{{commit}}")
             return True
         return False
 
@@ -182,22 +290,52 @@ class Repository:
         self._run("init", "--quiet", "--template=", *_format(commit), folder)
         # Nothing is copied, and `git clone` would have to be allowed to read local repositories.
         wsgi_host.write(f"{folder}/.git/objects/info/alternates", f"{self.mirror}/objects\n", 0o600)
-        inside = ["-C", folder]
-        # What relative URLs of submodules are relative to.
-        self._run(*inside, "config", "remote.origin.url", self.url)
-        self._run(*inside, "checkout", "--quiet", "--force", "--detach", commit)
-        if os.path.lexists(f"{folder}/.gitmodules"):
-            self._ask(*inside, "submodule", "--quiet", "update", "--init", "--recursive", "--force")
-        for parent, folders, files in os.walk(folder):
-            if ".git" in folders + files:
-                wsgi_host.remove(f"{parent}/.git")
-            folders[:] = [name for name in folders if name != ".git"]
+        self._run("-C", folder, "checkout", "--quiet", "--force", "--detach", commit)
+        wsgi_host.remove(f"{folder}/.git")
+
+    def _reader(self):
+        """
+        Who reads a repository on this machine.
+
+        Returns a UID, a GID, and whether all groups of the user count; None for root.
+        """
+        if self._submodule_reader:
+            return (*self._submodule_reader, False)
+        path = unquote(urlsplit(self.url).path).rstrip("/")
+        places = [f"{path}{place}" for place in PLACES if os.path.lexists(f"{path}{place}")]
+        owners = {wsgi_source_tree.owner(place) for place in places} - {0}
+        if not owners and all(map(_is_roots_alone, places)):
+            return None
+        with contextlib.suppress(KeyError):
+            if len(owners) == 1 and -1 not in owners:
+                user = pwd.getpwuid(*owners)
+                return user.pw_uid, user.pw_gid, True
+        return NOBODY, NOBODY, False
+
+    def _upload_pack(self):
+        """The option that has a repository on this machine read by who may, which a shell runs."""
+        reader = self._reader() if self.scheme == "file" else None
+        if not reader:
+            return []
+        uid, gid, groups = reader
+        # Of root's environment nothing: the user could read it.
+        words = ["env", "--ignore-environment", f"PATH={PATH}", f"HOME={self._home}", "LANG=C.UTF-8"]
+        kept = [f'{name}="${name}"' for name in ("GIT_PROTOCOL", wsgi_step.MARK)]
+        drop = ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--init-groups" if groups else "--clear-groups"]
+        return [f"--upload-pack={shlex.join(words)} {' '.join(kept)} {shlex.join(drop)} --no-new-privs git upload-pack"]
 
     def _ask(self, *words, **options):
         """Run git where it speaks to the repository: what fails then is told by what it says."""
         try:
             self._run(*words, **options)
         except Problem as error:
+            reader = self._reader() if self.scheme == "file" else None
+            if reader:
+                raise Refused(
+                    "source",
+                    f"{self.host} can't be read by {_name(reader[0])}, as whom it is read: root reads a repository of this "
+                    f"machine only where nobody else can have changed it, and no submodule: {error}",
+                ) from error
             for pattern, key, sentence in REASONS:
                 if re.search(pattern, str(error)):
                     told = sentence.format(host=self.host, keyscan=self._keyscan)
@@ -210,15 +348,20 @@ class Repository:
             secrets = self._credentials or ()
             wsgi_step.run(["git", *words], self._lock, what=f"git {verb}", env=environment, secrets=secrets, **options)
 
+    @property
+    def _home(self):
+        return f"{RUN}/{self._lock}"
+
     @contextlib.contextmanager
     def _private(self):
-        """A home for git alone, in memory, which only root may enter, for one command. What a killed
+        """A home for git alone, in memory, which only root may list, for one command. What a killed
         run left of it goes with the next one."""
-        home = f"{RUN}/{self._lock}"
+        home, local = self._home, self.scheme == "file"
         wsgi_host.remove(home)
-        wsgi_host.folder(home, 0o700)
+        # Another user may read a repository on this machine, and needs the configuration.
+        wsgi_host.folder(home, 0o711 if local else 0o700)
         try:
-            wsgi_host.write(f"{home}/.gitconfig", self._configuration(), 0o600)
+            wsgi_host.write(f"{home}/.gitconfig", self._configuration(), 0o644 if local else 0o600)
             for name, text in (("key", self._deploy_key), ("known_hosts", self._known_hosts)):
                 if text:
                     # OpenSSH reads no key whose last line has no end.
@@ -252,8 +395,8 @@ class Repository:
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_ATTR_NOSYSTEM": "1",
             "GIT_TERMINAL_PROMPT": "0",
-            # Also for submodules; ext:: would be a command.
-            "GIT_ALLOW_PROTOCOL": "https:ssh:file" if self.scheme == "file" else "https:ssh",
+            # Also where a server redirects to; ext:: would be a command.
+            "GIT_ALLOW_PROTOCOL": self.scheme,
             "GIT_SSH_COMMAND": self._ssh(home),
             "GIT_SSH_VARIANT": "ssh",
             "WSGI_GIT_USERNAME": username,
@@ -284,6 +427,94 @@ class Repository:
 
 # What git asks for credentials; printf is the shell's own, so no process is given them as arguments.
 HELPER = r"""!f() { printf 'username=%s\npassword=%s\n' "$WSGI_GIT_USERNAME" "$WSGI_GIT_PASSWORD"; }; f"""
+
+
+def beside(url, other):
+    """
+    The URL of a submodule, which may be relative to that of its repository.
+
+    .. code-block:: python
+
+        >>> beside("https://example.com/shop.git", "../shared.git")
+        'https://example.com/shared.git'
+    """
+    if not other.startswith(("./", "../")):
+        return other
+    url = url.rstrip("/")
+    while other.startswith(("./", "../")):
+        step, _, other = other.partition("/")
+        if step == "..":
+            # Of git@example.com:shop.git nothing is above but the host.
+            url = re.sub(r"(/|(?<=:))[^/:]*$", "", url)
+    return f"{url}{'' if url.endswith(':') else '/'}{other}".rstrip("/")
+
+
+def _counted(listed, limits: Limits, above):
+    """Count what ``git ls-tree`` lists; returns the submodules among it, and the size of ``.gitmodules`` where it is a
+    file."""
+    found = {}
+    with open(listed, "rb") as file:
+        for line in _lines(file):
+            said, _, path = line.partition(b"\t")
+            mode, _, commit, size = said.decode().split()
+            path = os.fsdecode(path)
+            limits.entry(f"{above}{path}")
+            if mode == "160000":
+                found[path] = commit
+            elif size.isdigit():
+                limits.read(int(size), f"{above}{path}")
+            if path == ".gitmodules" and stat.S_ISREG(int(mode, 8)):
+                if int(size) > wsgi_source_tree.TEXT:
+                    raise Refused("source", f"its {above}{path} has more than {wsgi_source_tree.TEXT // 2**20} MiB")
+                found[path] = size
+    return found
+
+
+def _lines(file):
+    """Yields what stands before each NUL; of what is too long for a path, the beginning."""
+    rest = b""
+    for part in iter(lambda: file.read1(2**16), b""):
+        *whole, rest = (rest + part).split(b"\0")
+        yield from whole
+        if len(rest) > 2**16:
+            yield rest
+
+
+def _is_roots_alone(repository):
+    """Whether nobody but root can have put anything into a repository on this machine, and nothing leads out of it."""
+    if not os.path.isdir(repository):
+        return False
+    if os.path.lexists(f"{repository}/.git"):
+        return True  # it is looked at by itself
+    if os.path.lexists(f"{repository}/objects/info/alternates") or os.path.lexists(f"{repository}/commondir"):
+        return False
+    for _, folders, files, here in os.fwalk(repository):
+        # None of these runs.
+        folders[:] = [name for name in folders if name != "hooks"]
+        for found in (os.stat(name, dir_fd=here, follow_symlinks=False) for name in [".", *folders, *files]):
+            shared = stat.S_IWOTH | (stat.S_IWGRP if found.st_gid else 0)
+            if found.st_uid or stat.S_ISLNK(found.st_mode) or found.st_mode & shared:
+                return False
+    return True
+
+
+def _scheme(url):
+    """The scheme of a URL that git can be given; "" of any other one."""
+    if SCP.fullmatch(url):
+        return "ssh"
+    with contextlib.suppress(ValueError):  # no port, or half an address in brackets
+        parts = urlsplit(url)
+        # A host that begins with - would be an option of ssh.
+        named = bool(parts.hostname) and parts.port != 0 and not parts.netloc.startswith("-")
+        if url.isprintable() and " " not in url and named != (parts.scheme == "file"):
+            return parts.scheme
+    return ""
+
+
+def _name(uid):
+    with contextlib.suppress(KeyError):
+        return f"{pwd.getpwuid(uid).pw_name!r}"
+    return f"UID {uid}"
 
 
 def find(references, revision):

@@ -17,6 +17,7 @@ import jinja2
 import salt.utils.files
 import salt.utils.yaml
 import wsgi_settings
+import wsgi_source_tree
 
 ETC = "/etc/wsgi"  # <app>/<generation>: configuration and environment
 SRV = "/srv/wsgi"  # <app>/releases, <app>/environments
@@ -173,7 +174,10 @@ class Host:
                 files[inner] = self.salt["cp.cache_file"](f"salt://{path}", self.saltenv)
             if not files or not all(files.values()):
                 raise Problem(f"{url} holds no file; is it below a folder in file_roots, or in gitfs?")
-            self._sources[url] = files, {inner: sha256(path) for inner, path in sorted(files.items())}
+            try:
+                self._sources[url] = files, {inner: sha256(path) for inner, path in sorted(files.items())}
+            except OSError as error:
+                raise Problem(f"{url}: {error.filename} can't be read: {error.strerror}") from error
         return self._sources[url]
 
     @cached_property
@@ -301,25 +305,14 @@ def read(path):
 
 
 def sha256(path):
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
+    """The SHA-256 of a regular file, in hexadecimal. Raises ``OSError`` where there is none."""
+    with wsgi_source_tree.regular(path, follow=True) as file:
+        return wsgi_source_tree.copy(file)
 
 
 def digest(*parts):
     """A short id: ten hexadecimal digits of the SHA-256 of some JSON-able values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def tree_sums(path):
-    """The SHA-256 sums of the files in a folder, by their paths in it; of a link, where it leads."""
-    sums = {}
-    for parent, folders, files in os.walk(path):
-        for name in files + [folder for folder in folders if os.path.islink(f"{parent}/{folder}")]:
-            found = f"{parent}/{name}"
-            inner = os.path.relpath(found, path)
-            sums[inner] = f"-> {os.readlink(found)}" if os.path.islink(found) else sha256(found)
-    return dict(sorted(sums.items()))
 
 
 def group(path):

@@ -247,6 +247,16 @@ HEALTH = {
     "host": Rule("a host name", lambda value: is_domain(value) and not value.startswith("*"), most=DOMAIN_LENGTH),
 }
 
+# How much code an app's source may hold.
+SOURCE_LIMITS = {
+    "size": Rule(
+        "a size in bytes, or with k, m or g, e.g. 2g",
+        lambda value: type(value) in (str, int) and re.fullmatch(r"[1-9][0-9]{0,11}[kKmMgG]?", str(value)) is not None,
+    ),
+    "files": integer(1, 10_000_000),
+    "depth": integer(1, 200),
+}
+
 MAINTENANCE = {
     "page": Rule(
         "an HTML file that Salt serves, salt://…",
@@ -276,6 +286,7 @@ APP = {
         most=COMMAND_LENGTH,
     ),
     "source": Rule(SOURCE_FORMS, _source),
+    "source_limits": mapping(SOURCE_LIMITS),
     "deploy_key": Rule(
         "a private key that OpenSSH reads",
         lambda value: (

@@ -34,6 +34,7 @@ SHOWN_NAME = 60
 # Items of a collection, and levels of nesting, that a problem shows.
 SHOWN_ITEMS, SHOWN_LEVELS = 10, 4
 # From the scheme's first letter on: else a long word takes the square of its length.
+# From the scheme's first letter on: else a long word takes the square of its length.
 CREDENTIALS = re.compile(r"(?<![a-z+])(?P<scheme>[a-z+]+)://(?P<user>[^/\s:]*)(?P<password>:[^/\s]*)?@")
 # NUL, and halves of surrogate pairs.
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")

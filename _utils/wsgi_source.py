@@ -3,12 +3,12 @@ Where an app's code comes from: each form of source resolved to what it is, the 
 and fetched into a folder.
 """
 
-import hashlib
+import contextlib
+import errno
 import http.client
 import inspect
 import os
 import re
-import shutil
 import ssl
 import stat
 import time
@@ -22,12 +22,15 @@ import wsgi_git
 import wsgi_host
 import wsgi_schema
 import wsgi_step
+import wsgi_source_tree
 import wsgi_unpack
 from wsgi_host import Problem
 
 NETWORK_TIMEOUT = 60  # seconds that a server may say nothing
 # What is no code, wherever code is taken from.
 SKIPPED = (".git", "__pycache__")
+# How a file fails to open that was another kind of file a moment ago, or is gone.
+CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO)
 
 
 class Source:
@@ -76,14 +79,33 @@ class Source:
             Empty and root's, in one that is root's too and not finished yet. Whose it becomes is
             the caller's.
         uid, gid : int
-            The app's user, who does what can't be trusted.
+            The user who does what can't be trusted.
 
-        Raises ``Problem``.
+        Raises ``Problem``, also where the source holds more than ``source_limits`` allow, or a link
+        that leads out of it.
         """
+        try:
+            self._fetch(folder, uid, gid)
+            wsgi_source_tree.Tree(folder).check_links()
+        except wsgi_unpack.Exceeded as error:
+            raise self._exceeded(error) from error
+        except wsgi_source_tree.Outside as error:
+            raise self._problem(
+                f"{error}; remove it from the source, or have it lead to a file of the source by a relative path"
+            ) from error
+
+    def _fetch(self, folder, uid, gid):
         raise NotImplementedError
 
     def read(self, path):
         """The text of one of its files, or None where that is not there, or not known without a fetch."""
+
+    def _limits(self):
+        """Its limits, with nothing counted yet."""
+        return wsgi_unpack.Limits(**self.app["source_limits"])
+
+    def _exceeded(self, error):
+        return self._problem(f"{error}; raise the limit if it is to be", f"source_limits:{error.key}")
 
     def _problem(self, sentence, key="source"):
         return Problem(f"wsgi:apps:{self.name}:{key}: {sentence}")
@@ -100,11 +122,14 @@ class Salt(Source):
     def identity(self):
         return ["salt", self._found[1]]
 
-    def fetch(self, folder, uid, gid):
+    def _fetch(self, folder, uid, gid):
+        limits = self._limits()
         for inner, path in self._found[0].items():
+            limits.entry(inner)
             target = f"{folder}/{inner}"
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            shutil.copyfile(path, target)
+            with wsgi_source_tree.regular(path, follow=True) as content, open(target, "wb") as file:
+                wsgi_source_tree.copy(content, file, count=lambda count, inner=inner: limits.read(count, inner))
 
     def read(self, path):
         files = self._found[0]
@@ -143,10 +168,10 @@ class Git(Source):
             return {"commit": self._commit}
         return {"commit": self._commit, "ref": self.said.revision}
 
-    def fetch(self, folder, uid, gid):
+    def _fetch(self, folder, uid, gid):
         whole, inner = f"{folder}.checkout", self.said.subdirectory
         try:
-            self._repository.checkout(self._commit, self.said.revision, whole)
+            self._repository.checkout(self._commit, self.said.revision, whole, self._limits(), (uid, gid))
             wanted = os.path.normpath(f"{whole}/{inner}")
             # A link there could lead anywhere.
             if not os.path.isdir(wanted) or os.path.realpath(wanted) != os.path.realpath(whole) + wanted[len(whole) :]:
@@ -171,7 +196,7 @@ class Archive(Source):
     def revision(self):
         return dict([self.said.hash])
 
-    def fetch(self, folder, uid, gid):
+    def _fetch(self, folder, uid, gid):
         archive = f"{folder}.archive"
         shown = wsgi_schema.without_credentials(self.said.location)
         algorithm, expected = self.said.hash
@@ -180,21 +205,30 @@ class Archive(Source):
             if found != expected:
                 raise self._problem(f"{shown} was not unpacked: its {algorithm} is {found}, not {expected}")
             os.chown(folder, uid, gid)
-            # Not by the Python that Salt runs on, which may be where the app's user can't read.
+            # Not by the Python that Salt runs on, which may be where that user can't read.
             program = ["/usr/bin/python3", "-I", "-c", inspect.getsource(wsgi_unpack)]
+            limits = [str(self.app["source_limits"][key]) for key in ("size", "files", "depth")]
             what = f"wsgi:apps:{self.name}:source: unpacking {shown}"
-            wsgi_step.run([*program, archive, folder, self.said.subdirectory], self.name, what=what, uid=uid, gid=gid)
+            key = f"wsgi:apps:{self.name}:source_limits"
+            words = [*program, archive, folder, self.said.subdirectory, key, *limits]
+            wsgi_step.run(words, self.name, what=what, uid=uid, gid=gid)
         finally:
             wsgi_host.remove(archive)
 
     def _copied(self, archive, shown, gid):
-        """Put it where the app's user can read it; returns its hash."""
-        deadline = time.monotonic() + wsgi_step.BUILD_TIMEOUT
+        """Put it where the user who unpacks it can read it; returns its hash."""
+        deadline, limits = time.monotonic() + wsgi_step.BUILD_TIMEOUT, self._limits()
+
+        def count(size):
+            limits.read(size, shown)
+            if time.monotonic() > deadline:
+                raise TimeoutError("it took too long")
+
         try:
             with open(archive, "wb") as file, self._opened() as content:
                 os.fchown(file.fileno(), 0, gid)
                 os.fchmod(file.fileno(), 0o640)
-                return _copy(content, file, self.said.hash[0], deadline)
+                return wsgi_source_tree.copy(content, file, self.said.hash[0], count)
         except urllib.error.HTTPError as error:
             told = "; credentials stand in it as https://user:password@…" if error.code in (401, 403) else ""
             raise self._problem(f"{shown} can't be had: {error.code} {error.reason}{told}") from error
@@ -221,60 +255,81 @@ class Requirement(Source):
     def requirements(self):
         return [self.said.location]
 
-    def fetch(self, folder, uid, gid):
+    def _fetch(self, folder, uid, gid):
         pass
 
 
 class Path(Source):
-    """A folder on the machine, copied: what is done there afterwards is another release."""
+    """
+    A folder on the machine, copied: what is done there afterwards is another release. Pipes, sockets
+    and devices in it are left out.
+
+    Others may write to it while root reads it, so no link is followed on the way.
+    """
 
     @cached_property
-    def _folder(self):
-        path = f"{self.said.location}/{self.said.subdirectory}".rstrip("/")
-        if not os.path.isdir(path):
-            raise self._problem(f"{path} is no folder on this machine")
-        return os.path.realpath(path)
+    def _path(self):
+        return f"{self.said.location}/{self.said.subdirectory}".rstrip("/")
 
     @cached_property
     def _files(self):
-        return self._taken()
+        try:
+            return self._taken()
+        except wsgi_unpack.Exceeded as error:
+            raise self._exceeded(error) from error
 
     @property
     def identity(self):
         return ["path", self._files]
 
-    def fetch(self, folder, uid, gid):
+    def _fetch(self, folder, uid, gid):
         if self._taken(folder) != self._files:
-            raise self._problem(f"{self._folder} was changed while it was copied; apply again")
+            raise self._problem(f"{self._path} was changed while it was copied; apply again")
 
     def read(self, path):
-        return wsgi_host.read(f"{self._folder}/{path}") if path in self._files else None
+        if path not in self._files:
+            return None
+        with self._opened() as top:
+            return wsgi_source_tree.Tree(top).read(path)
+
+    @contextlib.contextmanager
+    def _opened(self):
+        with contextlib.ExitStack() as opened:
+            try:
+                top = opened.enter_context(wsgi_source_tree.folder(self._path))
+            except NotADirectoryError:
+                raise self._problem(f"{self._path} is no folder on this machine") from None
+            except wsgi_source_tree.Outside as error:
+                raise self._problem(f"{self._path} is not read: {error}") from error
+            yield top
 
     def _taken(self, folder=None):
         """
         What is in it, by path: of a file its hash, and whether it is executable; of a link, where
         it leads. It is copied into a folder, where one is given.
-
-        Others may write to it while root reads it, so no link is followed on the way.
         """
-        found = {}
+        found, limits = {}, self._limits()
         try:
-            for parent, folders, files, here in os.fwalk(self._folder, onerror=_raise):
-                inner = os.path.relpath(parent, self._folder)
-                if folder:
-                    os.makedirs(f"{folder}/{inner}", exist_ok=True)
-                for name in sorted({*files, *folders} - {*SKIPPED}):
-                    path = os.path.normpath(f"{inner}/{name}")
-                    kind = os.stat(name, dir_fd=here, follow_symlinks=False).st_mode
-                    if stat.S_ISLNK(kind):
-                        found[path] = ["->", os.readlink(name, dir_fd=here)]
-                        if folder:
-                            os.symlink(found[path][1], f"{folder}/{path}")
-                    elif stat.S_ISREG(kind):
-                        found[path] = _take(name, here, folder and f"{folder}/{path}")
-                folders[:] = sorted({*folders} - {*SKIPPED})
-        except FileNotFoundError as error:
-            raise self._problem(f"{self._folder} was changed while it was read; apply again") from error
+            with self._opened() as top:
+                for parent, folders, files, here in os.fwalk(".", dir_fd=top, onerror=_raise):
+                    inner = os.path.normpath(parent)
+                    if folder:
+                        os.makedirs(f"{folder}/{inner}", exist_ok=True)
+                    folders[:] = sorted({*folders} - {*SKIPPED})
+                    for name in sorted({*files, *folders} - {*SKIPPED}):
+                        path = os.path.normpath(f"{inner}/{name}")
+                        limits.entry(path)
+                        kind = os.stat(name, dir_fd=here, follow_symlinks=False).st_mode
+                        if stat.S_ISLNK(kind):
+                            found[path] = ["->", os.readlink(name, dir_fd=here)]
+                            if folder:
+                                os.symlink(found[path][1], f"{folder}/{path}")
+                        elif stat.S_ISREG(kind):
+                            found[path] = _take(name, here, folder and f"{folder}/{path}", limits, path)
+        except OSError as error:
+            if error.errno not in CHANGED:
+                raise
+            raise self._problem(f"{self._path} was changed while it was read; apply again") from error
         return found
 
 
@@ -349,29 +404,19 @@ def _download(url):
     return opener.open(plain.geturl(), timeout=NETWORK_TIMEOUT)
 
 
-def _take(name, here, copy):
+def _take(name, here, copy, limits, path):
     """The hash of a file in an open folder, and whether it is executable; it is copied where a path is given."""
-    handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=here)
-    with open(handle, "rb") as content:
-        executable = bool(os.fstat(handle).st_mode & 0o100)
+
+    def count(size):
+        limits.read(size, path)
+
+    with wsgi_source_tree.regular(name, here) as content:
+        executable = bool(os.fstat(content.fileno()).st_mode & 0o100)
         if copy is None:
-            return [_copy(content), executable]
+            return [wsgi_source_tree.copy(content, count=count), executable]
         with open(copy, "wb") as file:
             os.fchmod(file.fileno(), 0o755 if executable else 0o644)
-            return [_copy(content, file), executable]
-
-
-def _copy(content, file=None, algorithm="sha256", deadline=None):
-    """Read a file to its end, into another one where that is given; returns its hash."""
-    hash = hashlib.new(algorithm)
-    # One read of a slow server at a time.
-    for part in iter(lambda: content.read1(2**20), b""):
-        hash.update(part)
-        if file:
-            file.write(part)
-        if deadline and time.monotonic() > deadline:
-            raise TimeoutError("it took too long")
-    return hash.hexdigest()
+            return [wsgi_source_tree.copy(content, file, count=count), executable]
 
 
 def _raise(error):

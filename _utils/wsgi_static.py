@@ -203,7 +203,7 @@ def _lacking(name, app, release):
         if path.startswith("/"):
             continue
         real = _real(release, path)
-        if not real or os.path.isdir(real) != folder:
+        if not real or not (os.path.isdir if folder else os.path.isfile)(real):
             what = "folder" if folder else "file"
             found[path.rstrip("/")] = (
                 f"wsgi:apps:{name}:{key}: {path!r} is no {what} of release {release.id}; "
@@ -268,7 +268,7 @@ def _files(release, path):
     real = _real(release, path)
     if real and os.path.isdir(real):
         yield from _walk(release, real, "", (real,), itertools.count(1))
-    elif real:
+    elif real and os.path.isfile(real):
         yield os.path.basename(path), real
 
 

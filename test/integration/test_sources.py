@@ -32,6 +32,8 @@ git config -f .gitmodules submodule.shared.url ../shared.git
 git add . && git commit -qm v1 && git tag light && git branch both
 write v2; git commit -qam v2 && git tag -a -m annotated annotated && git tag both
 git clone -q --bare . /srv/git/shop.git
+git checkout -qb local && git config -f .gitmodules submodule.shared.url file:///root/work/shared && git commit -qam local
+git push -q /srv/git/shop.git local && git checkout -q main
 git remote add origin /srv/git/shop.git
 cp -r /srv/git/shop.git /srv/git/shared.git /srv/web/
 for name in shop shared; do git --git-dir=/srv/web/$name.git update-server-info; done
@@ -333,6 +335,16 @@ FAULTS = {
         lambda site: {"source": f"{WEB}/hostile.tar#sha256={site.sums['hostile.tar']}"},
         "'../../../../../../../../tmp/escaped' leads out of it",
     ),
+    "link that leads out": (
+        lambda site: (
+            site.machine.exec("mkdir -p /opt/link && ln -sf /etc/shadow /opt/link/out") and {"source": "/opt/link"}
+        ),
+        "wsgi:apps:shop:source: 'out' is a link that leads out of it: '/etc/shadow'; remove it from the source",
+    ),
+    "submodule on the machine": (
+        lambda site: {"source": f"{SSH}@local"},
+        "wsgi:apps:shop:source: submodule 'shared' is at 'file:///root/work/shared'; it can be at https://, ssh://",
+    ),
     "no such folder on the machine": (
         lambda site: {"source": "/opt/no-such-folder"},
         "wsgi:apps:shop:source: /opt/no-such-folder is no folder on this machine",
@@ -476,14 +488,13 @@ def test_credentials_do_not_follow_to_another_host(site):
 def test_a_folder_of_the_machine_is_copied_as_it_is(site):
     site.machine.exec(
         "mkdir -p /opt/shop/.git /opt/shop/sub && cp /root/work/shop/web/shop.py /opt/shop && cd /opt/shop"
-        " && printf '#!/bin/sh\n' > tool && chmod 755 tool && ln -sf /etc/shadow out && mkfifo pipe && touch .git/HEAD"
+        " && printf '#!/bin/sh\n' > tool && chmod 755 tool && ln -sf shop.py out && mkfifo pipe && touch .git/HEAD"
     )
     site.apply("/opt/shop")
     assert site.body() == "web"
     code = f"{site.release()}/code"
     assert site.machine.exec(f"ls -A {code}").stdout.split() == ["__pycache__", "out", "shop.py", "sub", "tool"]
-    assert site.machine.exec(f"readlink {code}/out; stat -c %a {code}/tool").stdout.split() == ["/etc/shadow", "755"]
-    assert site.machine.exec("stat -c %a /etc/shadow").stdout.strip() == "640"
+    assert site.machine.exec(f"readlink {code}/out; stat -c %a {code}/tool").stdout.split() == ["shop.py", "755"]
     assert site.machine.apply().changed == set()
     site.machine.exec("sed -i 's/web/edited/' /opt/shop/shop.py")
     assert site.machine.apply().changed == {"shop-release", "shop-live"}

@@ -1,9 +1,12 @@
 """What an environment is made from: which changes of a file make another one, and which do not."""
 
+import os
+
 import pytest
 import wsgi_environment
 import wsgi_host
 import wsgi_step
+import wsgi_source_tree
 from wsgi_environment import Environment, Recipe, Requirements, Uv
 from wsgi_host import Problem
 
@@ -80,19 +83,81 @@ def test_files_that_point_at_each_other_come_to_an_end(required):
 
 
 @pytest.mark.parametrize(
-    "line", ["-f /", "-r ../../../../etc/passwd", "-c /etc/passwd", "-f ..", "/etc/passwd", "../../../../etc/passwd"]
+    "line",
+    [
+        "-f ..",
+        "-f {out}",
+        "-r ../secret",
+        "-c {out}/secret",
+        "{out}/secret",
+        "../secret",
+        "-r link/secret",
+        "-c ./file",
+        "-f link",
+        "./link",
+        "./file",
+        "tiny @ file:file",
+        "-r up/../secret",
+    ],
 )
-def test_nothing_out_of_the_code_is_read(required, monkeypatch, tmp_path, line):
-    """Root does it."""
-    read = []
+def test_nothing_out_of_the_code_is_read(required, tmp_path, line):
+    """Root does it, and what it reads decides the environment's id."""
     code = tmp_path / "code"
     code.mkdir()
-    monkeypatch.setattr(wsgi_host, "read", lambda path: read.append(path) or line)
-    monkeypatch.setattr(wsgi_host, "sha256", lambda path: read.append(path))
-    (code / "requirements.txt").write_text(line)
-    Requirements("shop", {"requirements": "requirements.txt", "source": "salt://shop"}, str(code), [])
-    assert [path for path in read if not path.startswith(f"{code}/")] == []
-    assert read
+    for name, target in (("link", tmp_path), ("file", "../secret"), ("up", ".")):
+        (code / name).symlink_to(target)
+    (code / "requirements.txt").write_text(line.format(out=tmp_path))
+
+    def identity(secret):
+        (tmp_path / "secret").write_text(secret)
+        app = {"requirements": "requirements.txt", "source": "salt://shop"}
+        return Requirements("shop", app, str(code), []).identity
+
+    assert identity("one") == identity("other")
+
+
+@pytest.mark.parametrize("line", ["-r pipe", "-c pipe", "./pipe", "-f ."])
+def test_a_pipe_in_the_code_makes_nobody_wait(required, tmp_path, line):
+    os.mkfifo(tmp_path / "pipe")
+    assert required("requirements.txt", {"requirements.txt": line}).identity
+
+
+def test_a_link_that_stays_in_the_code_is_followed(required, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/requirements.txt").symlink_to("../base.txt")
+    assert required("sub/requirements.txt", {"base.txt": "tiny"}).identity[-1] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"#" * (wsgi_source_tree.TEXT + 1), "'requirements.txt' has more than 16 MiB"),
+        (b"\xff", "'requirements.txt' can't be read: it is not UTF-8"),
+    ],
+    ids=["long", "not UTF-8"],
+)
+def test_a_file_that_cannot_be_read_is_named(required, tmp_path, text, told):
+    (tmp_path / "requirements.txt").write_bytes(text)
+    with pytest.raises(Problem) as problem:
+        required("requirements.txt")
+    assert str(problem.value).startswith(f"wsgi:apps:shop:requirements: {told}")
+
+
+def test_many_files_are_no_more_than_one(required):
+    line = "#" * (wsgi_source_tree.TEXT // 2) + "\n"
+    files = {"requirements.txt": line + "-r a.txt", "a.txt": line + "-r b.txt", "b.txt": line}
+    with pytest.raises(Problem, match="'a.txt' and those that point at it have more than 16 MiB"):
+        required("requirements.txt", files)
+
+
+def test_a_long_chain_of_files_is_refused(required):
+    files = {f"{number}.txt": f"-r {number + 1}.txt" for number in range(2000)}
+    with pytest.raises(Problem, match="'51.txt' is the last of 50 files, each of which points at the next"):
+        required("0.txt", files)
+
+
+def test_a_long_line_is_read_in_time(required):
+    assert required("requirements.txt", {"requirements.txt": "a" * 2**20}).identity
 
 
 def test_a_link_that_leads_out_of_the_code_is_not_followed(required, tmp_path):
@@ -186,6 +251,10 @@ def test_toml_is_read_by_what_salt_s_python_has_for_it(required, monkeypatch, kn
     ("file", "text", "said"),
     [
         ("pyproject.toml", "[project\n", "'pyproject.toml' is not TOML"),
+        ("pyproject.toml", f"a = {'[' * 10_000}", "'pyproject.toml' is not TOML"),
+        ("pyproject.toml", "project = 1\n", "has no [project]"),
+        ("pyproject.toml", "[project]\nname = 'a'\ndependencies = 'tiny'\n", "no list of strings of one line each"),
+        ("pyproject.toml", "[project]\nname = 'a'\ndependencies = [1]\n", "no list of strings of one line each"),
         ("pyproject.toml", "[tool.poetry]\n", "has no [project]"),
         ("pyproject.toml", "[project]\nname = 'a'\ndynamic = ['dependencies']\n", "['.'] installs it with them"),
         ("poetry.lock", "", "name the file that `poetry export --output requirements.txt` makes"),
@@ -247,6 +316,17 @@ def test_wheels_in_the_source_count(recipe, tmp_path):
     before = recipe(wheels="wheels").environment.id
     (tmp_path / "wheels/x.whl").write_text("")
     assert recipe(wheels="wheels").environment.id != before
+
+
+@pytest.mark.parametrize("target", ["/dev", "..", "file", None])
+def test_wheels_that_are_no_folder_of_the_source_are_refused(recipe, tmp_path, target):
+    (tmp_path / "file").touch()
+    if target:
+        (tmp_path / "wheels").symlink_to(target)
+    with pytest.raises(
+        Problem, match="^wsgi:apps:shop:wheels: 'wheels' is not a folder in salt://shop, or a link that"
+    ):
+        recipe(wheels="wheels")
 
 
 def test_machines_with_and_without_uv_agree_on_the_id(recipe):

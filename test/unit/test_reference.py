@@ -15,7 +15,10 @@ PILLAR = yaml.safe_load(TEXT)["wsgi"]
 DEFAULTS = yaml.safe_load((ROOT / "wsgi/defaults.yaml").read_text())
 EDGE_PAGE = (ROOT / "docs/edge.md").read_text()
 ANY_APP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["shop.example.com"]}
-MAPPINGS = [getattr(wsgi_schema, name) for name in ("HEALTH", "HOOKS", "HOOK", "PROCESS", "SCHEDULED", "MAINTENANCE")]
+MAPPINGS = [
+    getattr(wsgi_schema, name)
+    for name in ("HEALTH", "HOOKS", "HOOK", "PROCESS", "SCHEDULED", "MAINTENANCE", "SOURCE_LIMITS")
+]
 EDGE = ("TLS", "LIMIT", "BASIC_AUTH", "CACHE", "CORS", "RAW", "ACME", "NGINX", "STATUS_PAGE")
 MAPPINGS += [getattr(wsgi_schema_edge, name) for name in EDGE]
 KEYS = sorted({*wsgi_schema.TOP, *wsgi_schema.APP, *(key for mapping in MAPPINGS for key in mapping)})

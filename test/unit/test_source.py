@@ -12,6 +12,7 @@ import zipfile
 import pytest
 import wsgi_git
 import wsgi_host
+import wsgi_release
 import wsgi_source
 import wsgi_unpack
 from wsgi_schema import Source, parse_source
@@ -118,7 +119,8 @@ def source_of(make_host):
     host = make_host({"apps": {}})
 
     def of(source, name="shop", **settings):
-        return wsgi_source.of(host, name, {"source": source, "deploy_key": None, "known_hosts": None, **settings})
+        defaults = host.settings.defaults
+        return wsgi_source.of(host, name, {**defaults, "source": source, **settings})
 
     return of
 
@@ -187,6 +189,72 @@ def test_a_folder_is_its_files_links_and_executable_bits(source_of, tmp_path):
     source_of(str(folder), name="again").fetch(str(copy), 0, 0)
     assert source_of(str(copy)).identity == seen[-1]
     assert (copy / "link").is_symlink()
+
+
+@pytest.mark.parametrize("target", ["/etc/shadow", "../out", "sub/../../out", "sub/up", "missing/../../out"])
+def test_a_link_that_leads_out_of_a_source_is_refused(source_of, tmp_path, target):
+    folder = tmp_path / "shop"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "copy").mkdir()
+    (folder / "sub/up").symlink_to("../..")
+    if target != "sub/up":
+        (folder / "sub/up").unlink()
+        (folder / "link").symlink_to(target)
+    told = "^wsgi:apps:shop:source: '(link|sub/up)' is a link that leads out of it: '.*'; remove it from the source"
+    with pytest.raises(wsgi_host.Problem, match=told):
+        source_of(str(folder)).fetch(str(tmp_path / "copy"), 0, 0)
+
+
+@pytest.mark.parametrize("target", ["sub", "sub/../file", "missing/file", "link", ".", "sub/top/sub"])
+def test_a_link_that_stays_in_a_source_is_kept(source_of, tmp_path, target):
+    folder = tmp_path / "shop"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "copy").mkdir()
+    (folder / "link").symlink_to(target)
+    (folder / "sub/top").symlink_to("..")
+    source_of(str(folder)).fetch(str(tmp_path / "copy"), 0, 0)
+    assert os.readlink(tmp_path / "copy/link") == target
+
+
+LIMITS = {"size": "1k", "files": 5, "depth": 3}
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"big": 1025}, "size: the source holds more than 1k; 'big' does not fit in any more; raise the limit if"),
+        ({"a": 512, "b": 513}, "size: the source holds more than 1k; 'b' does not"),
+        ({str(number): 0 for number in range(6)}, "files: the source holds more than 5 files and folders; '5' is"),
+        ({"a/b/c/d": 0}, "depth: 'a/b/c/d'… is more than 3 folders deep in the source"),
+    ],
+    ids=["a file", "files together", "many", "deep"],
+)
+def test_a_folder_beyond_a_limit_is_refused_before_it_is_read(source_of, tmp_path, files, told):
+    for name, size in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * size)
+    with pytest.raises(wsgi_host.Problem) as problem:
+        assert source_of(str(tmp_path), source_limits=LIMITS).identity
+    assert str(problem.value).startswith(f"wsgi:apps:shop:source_limits:{told}")
+
+
+def test_limits_are_no_part_of_what_a_source_is(source_of, make_host):
+    assert (
+        source_of("salt://wsgi/examples/hello").identity
+        == source_of("salt://wsgi/examples/hello", name="other", source_limits=LIMITS).identity
+    )
+    one, other = (
+        make_host({"apps": {"shop": {"source": "salt://wsgi/examples/hello", "application": "a:b", **more}}})
+        for more in ({}, {"source_limits": {"files": 7}})
+    )
+    assert other.settings.apps["shop"]["source_limits"] == {"size": "2g", "files": 7, "depth": 64}
+    ids = {wsgi_release.Wanted(host, "shop", host.settings.apps["shop"]).id for host in (one, other)}
+    assert len(ids) == 1
+
+
+def test_what_salt_serves_has_limits_too(source_of, tmp_path):
+    with pytest.raises(wsgi_host.Problem, match="^wsgi:apps:shop:source_limits:size: the source holds more than 1;"):
+        source_of("salt://wsgi/examples/hello", source_limits={**LIMITS, "size": 1}).fetch(str(tmp_path), 0, 0)
 
 
 def test_a_folder_that_changes_while_it_is_copied_is_no_release(source_of, tmp_path):
@@ -280,6 +348,69 @@ def test_a_local_repository_is_read_where_the_source_is_one_alone(url, file):
     assert ("safe" in repository._configuration()) is file
 
 
+@pytest.mark.parametrize(
+    ("url", "relative", "absolute"),
+    [
+        ("https://h/a/shop.git", "../shared.git", "https://h/a/shared.git"),
+        ("https://h/a/shop.git/", "./../../b/shared.git", "https://h/b/shared.git"),
+        ("file:///srv/git/shop.git", "./lib/", "file:///srv/git/shop.git/lib"),
+        ("git@h:a/shop.git", "../shared.git", "git@h:a/shared.git"),
+        ("git@h:shop.git", "../shared.git", "git@h:shared.git"),
+        ("https://h/shop.git", "ssh://git@h/shared.git", "ssh://git@h/shared.git"),
+    ],
+)
+def test_a_submodule_may_be_beside_its_repository(url, relative, absolute):
+    assert wsgi_git.beside(url, relative) == absolute
+
+
+@pytest.mark.parametrize(
+    "main", ["https://h/shop.git", "ssh://git@h/shop.git", "git@h:shop.git", "file:///srv/shop.git"]
+)
+@pytest.mark.parametrize(
+    ("url", "schemes"),
+    [
+        ("https://h/lib.git", {"https", "ssh", "file"}),
+        ("ssh://git@h:22/lib.git", {"https", "ssh", "file"}),
+        ("git@h:lib.git", {"https", "ssh", "file"}),
+        ("file:///srv/lib.git", {"file"}),
+        ("/srv/lib.git", {"file"}),
+        ("http://h/lib.git", set()),
+        ("git://h/lib.git", set()),
+        ("ext::sh -c id", set()),
+        ("--upload-pack=id", set()),
+        ("https:///lib.git", set()),
+        ("https://[/lib.git", set()),
+        ("https://h:x/lib.git", set()),
+        ("ssh://-oProxyCommand=id/lib.git", set()),
+        ("-oProxyCommand=id:lib.git", set()),
+        ("file://h/lib.git", set()),
+        ("lib.git", set()),
+        ("", set()),
+    ],
+)
+def test_a_submodule_comes_by_what_its_repository_may_come_by(main, url, schemes):
+    repository = wsgi_git.Repository(main)
+    if repository.scheme in schemes:
+        assert repository._submodule("lib", url, (7, 7)).scheme in ("https", "ssh", "file")
+    else:
+        with pytest.raises(wsgi_git.Refused, match="^submodule 'lib' is at '.*'; it can be at https://, ssh://"):
+            repository._submodule("lib", url, (7, 7))
+
+
+def test_a_submodule_has_the_credentials_of_its_host_alone():
+    repository = wsgi_git.Repository("https://me:token@h:44/shop.git")
+    found = {
+        url: repository._submodule("lib", url, (7, 7))._credentials
+        for url in ("https://h:44/lib.git", "https://h/lib.git", "https://you:other@h:44/lib.git", "git@h:lib.git")
+    }
+    assert found == {
+        "https://h:44/lib.git": ("me", "token"),
+        "https://h/lib.git": None,
+        "https://you:other@h:44/lib.git": ("you", "other"),
+        "git@h:lib.git": None,
+    }
+
+
 # Archives
 
 
@@ -295,11 +426,12 @@ def tar(path, *entries):
     return path
 
 
-def unpack(archive, folder, subdirectory=""):
+def unpack(archive, folder, subdirectory="", size="10m", files=1000, depth=20):
     folder.mkdir()
     program = [sys.executable, "-I", "-c", inspect.getsource(wsgi_unpack)]
+    limits = ["wsgi:apps:shop:source_limits", str(size), str(files), str(depth)]
     return subprocess.run(
-        [*program, str(archive), str(folder), subdirectory],
+        [*program, str(archive), str(folder), subdirectory, *limits],
         capture_output=True,
         text=True,
         check=False,
@@ -394,6 +526,82 @@ def test_a_hostile_entry_of_a_zip_is_refused(tmp_path, name):
         archive.writestr(name, "x")
     assert "leads out of it" in unpack(tmp_path / "a.zip", tmp_path / "out").stderr
     assert not (tmp_path / "escaped").exists()
+
+
+def bomb(path, *entries, mode="w:gz"):
+    """An archive of files that have so many zeros."""
+    with tarfile.open(path, mode) as archive:
+        for name, size in entries:
+            entry = tarfile.TarInfo(name)
+            entry.size = size
+            archive.addfile(entry, Zeros(size))
+    return path
+
+
+class Zeros(io.RawIOBase):
+    """A file of nothing but zeros."""
+
+    def __init__(self, size):
+        self.left = size
+
+    def read(self, count=-1):
+        count = min(self.left, count)
+        self.left -= count
+        return bytes(count)
+
+
+def zip_bomb(path, *entries):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, size in entries:
+            with archive.open(name, "w") as file:
+                file.write(bytes(size))
+    # A header that says less than there is.
+    path.write_bytes(path.read_bytes().replace((20 * 2**20).to_bytes(4, "little"), (1).to_bytes(4, "little")))
+    return path
+
+
+KEY = "wsgi:apps:shop:source_limits"
+BOMBS = {
+    "tar.gz": (lambda path: bomb(path, ("zeros", 20 * 2**20)), f"{KEY}:size: the source holds more than 10m; 'zeros'"),
+    "tar.bz2": (lambda path: bomb(path, ("zeros", 20 * 2**20), mode="w:bz2"), f"{KEY}:size: "),
+    "tar.xz": (lambda path: bomb(path, ("zeros", 20 * 2**20), mode="w:xz"), f"{KEY}:size: "),
+    "two of a tar": (lambda path: bomb(path, ("one", 6 * 2**20), ("two", 6 * 2**20)), f"{KEY}:size: "),
+    "outside the folder": (lambda path: bomb(path, ("x/zeros", 20 * 2**20), ("shop/x", 0)), f"{KEY}:size: "),
+    "zip": (lambda path: zip_bomb(path, ("a", 6 * 2**20), ("b", 6 * 2**20)), f"{KEY}:size: "),
+    "a zip that lies": (lambda path: zip_bomb(path, ("zeros", 20 * 2**20)), ""),
+    "many": (lambda path: bomb(path, *((f"{number}", 0) for number in range(1001))), f"{KEY}:files: "),
+    "many of a zip": (lambda path: zip_bomb(path, *((f"{number}", 0) for number in range(1001))), f"{KEY}:files: "),
+    "one many times": (lambda path: bomb(path, *[("one", 0)] * 1001), f"{KEY}:files: "),
+    "folders of files": (
+        lambda path: bomb(path, *((f"{number}/a/b/c/d/e/f/g/h/i/j", 0) for number in range(100))),
+        f"{KEY}:files: ",
+    ),
+    "deep": (lambda path: bomb(path, ("a/" * 10_000 + "a", 0)), f"{KEY}:depth: "),
+    "deep of a zip": (lambda path: zip_bomb(path, ("a/" * 10_000 + "a", 0)), f"{KEY}:depth: "),
+    "a long name": (lambda path: bomb(path, ("a" * 300, 0)), f"{KEY}:depth: "),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_bomb_is_refused_with_its_limit_before_it_fills_the_disk(tmp_path, kind):
+    make, told = BOMBS[kind]
+    done = unpack(make(tmp_path / "a"), tmp_path / "out", "shop" if kind.startswith("outside") else "")
+    assert done.returncode == 1
+    assert done.stderr.startswith(told), done.stderr
+    assert done.stderr.count("\n") == 1
+    written = [path.lstat() for path in (tmp_path / "out").rglob("*")]
+    assert sum(found.st_size for found in written if stat.S_ISREG(found.st_mode)) <= 10 * 2**20
+    assert len(written) <= 1000
+
+
+def test_a_header_that_would_take_all_memory_is_refused(tmp_path):
+    """tarfile reads the header of a long name as a whole."""
+    entry = tarfile.TarInfo("././@LongLink")
+    entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 2**40
+    (tmp_path / "a.tar").write_bytes(entry.tobuf(tarfile.GNU_FORMAT) + bytes(2**16))
+    done = unpack(tmp_path / "a.tar", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{KEY}:files: to unpack it takes more than 1025 MiB of memory")
 
 
 def test_a_folder_that_is_not_there_is_told_with_those_that_are(tmp_path):
