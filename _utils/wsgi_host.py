@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import tempfile
 from functools import cached_property
 
@@ -231,9 +232,53 @@ def unix_sockets():
                 yield fields[7].rstrip("\n"), bool(int(fields[3], 16) & 0x10000)
 
 
-def pids():
-    """The PIDs of all processes that there are, a list of int."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+def pids() -> "list[int]":
+    """
+    Return the PIDs of this machine's processes.
+
+    A host sees those of its containers in ``/proc``, too: they are another machine's, and are left out.
+    """
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _is_of_this_machine(name)]
+
+
+def kill(pid: int, is_meant) -> None:
+    """
+    Kill a process, and no other that took over its PID.
+
+    is_meant : callable
+        Takes the PID; asked once the PID can't be given to another process unnoticed.
+    """
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except (AttributeError, OSError):  # Salt's Python, or the kernel, has no such call
+        handle = None
+    try:
+        if is_meant(pid):
+            with contextlib.suppress(ProcessLookupError):
+                if handle is None:
+                    os.kill(pid, signal.SIGKILL)
+                else:
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def status_of(pid) -> dict:
+    """Return the fields of ``/proc/<pid>/status``, bytes to bytes; an empty dict where the process is gone."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            return dict(line.split(b":", 1) for line in status.read().splitlines() if b":" in line)
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+
+
+def _is_of_this_machine(pid):
+    # A process has a PID in each namespace from that of /proc on: in a container, it has two.
+    status = status_of(pid)
+    return bool(status) and len(status.get(b"NSpid", b"0").split()) == 1
 
 
 def write(path, text, mode, uid=0, gid=0):

@@ -15,7 +15,7 @@ from wsgi_host import Problem
 from wsgi_schema import without_credentials
 
 BUILD_TIMEOUT = 1800  # seconds, for one step of a build
-# Marks every process of an app's steps, however deep: only the run that holds the app's lock has any.
+# Marks every process of an app's steps, however deep: only the run that holds the app's lock has any. See `mark`.
 MARK = "WSGI_STEP"
 # A value this long is struck from what is shown of a log.
 SECRET = 6  # characters
@@ -57,7 +57,7 @@ def run(command, name, *, what="", uid=0, gid=0, cwd="/", env=None, timeout=BUIL
                 user=uid,
                 group=gid,
                 extra_groups=[],
-                env={**environment(), **(env or {}), MARK: name},
+                env={**environment(), **(env or {}), MARK: mark(name)},
                 umask=0o022,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout or output,
@@ -91,6 +91,16 @@ def _ended(code):
     return f"was ended by {names.get(-code, f'signal {-code}')}"
 
 
+def mark(name: str) -> str:
+    """
+    Return the value that marks the processes of an app's steps on this machine.
+
+    A container that shares the PID namespace of its host has another root directory.
+    """
+    root = os.stat("/")
+    return f"{name}@{root.st_dev}.{root.st_ino}"
+
+
 def end(name, patience=5):
     """
     Kill every process of an app's steps. Whoever calls it holds the app's lock, or its caller does.
@@ -100,27 +110,27 @@ def end(name, patience=5):
 
     Returns the PIDs that it found.
     """
-    mark, found = f"{MARK}={name}".encode(), set()
+    variable, found = f"{MARK}={mark(name)}".encode(), set()
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        running, unknown = _marked(mark)
+        running, unknown = _marked(variable)
         if not running and not unknown:
             break
         for pid in running:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                wsgi_host.kill(pid, lambda each: variable in _environ(each).split(b"\0"))
         found.update(running)
         time.sleep(0.02)
     return sorted(found)
 
 
-def _marked(mark):
-    """The processes with a mark, and those of which it can't be said at this moment."""
+def _marked(variable):
+    """Return the processes with a variable in their environment, and those of which that can't be said yet."""
     running, unknown = [], []
     for pid in wsgi_host.pids():
         with contextlib.suppress(OSError):
             environ = _environ(pid)
-            if mark in environ.split(b"\0"):
+            if variable in environ.split(b"\0"):
                 running.append(pid)
             elif not environ and _between_programs(pid):
                 unknown.append(pid)
