@@ -6,11 +6,13 @@ and each table of the kernel read once, however many apps there are.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from functools import cached_property
 
@@ -238,7 +240,12 @@ def pids() -> "list[int]":
 
     A host sees those of its containers in ``/proc``, too: they are another machine's, and are left out.
     """
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _is_of_this_machine(name)]
+    return [pid for pid in all_pids() if is_of_this_machine(status_of(pid))]
+
+
+def all_pids() -> "list[int]":
+    """Return the PIDs of all processes that can be seen, containers' among them."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def kill(pid: int, is_meant) -> None:
@@ -275,9 +282,9 @@ def status_of(pid) -> dict:
         return {}
 
 
-def _is_of_this_machine(pid):
-    # A process has a PID in each namespace from that of /proc on: in a container, it has two.
-    status = status_of(pid)
+def is_of_this_machine(status: dict) -> bool:
+    """Return whether a process with this ``status_of`` is there and in the PID namespace that ``/proc`` is of."""
+    # It has a PID in each namespace from that one on: in a container, two.
     return bool(status) and len(status.get(b"NSpid", b"0").split()) == 1
 
 
@@ -329,11 +336,23 @@ def remove(path):
     if not os.path.lexists(path):
         return False
     if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
+        _remove_tree(path)
     else:
         with contextlib.suppress(FileNotFoundError):  # another hand was quicker
             os.unlink(path)
     return True
+
+
+def _remove_tree(path):
+    try:
+        shutil.rmtree(path)
+    except (RecursionError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EMFILE:
+            raise
+        # A build can leave more folders in each other than Python can descend into.
+        done = subprocess.run(["rm", "-rf", "--", path], check=False, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise Problem(f"{path} could not be removed: {done.stderr.strip()[-500:]}") from None
 
 
 def read(path):
@@ -373,20 +392,6 @@ def group(path):
         return os.lstat(path).st_gid
     except FileNotFoundError:
         return None
-
-
-def own(path, uid, gid):
-    """
-    Give a tree to its owner, from the top, following no link: whoever owned it before can't
-    change any more what is below what has been given away. Nobody else may write to it.
-    """
-    os.chown(path, uid, gid, follow_symlinks=False)
-    for parent, folders, files in os.walk(path):
-        for name in folders + files:
-            inner = os.path.join(parent, name)
-            os.chown(inner, uid, gid, follow_symlinks=False)
-            if not os.path.islink(inner):
-                os.chmod(inner, os.lstat(inner).st_mode & 0o755)
 
 
 def read_json(path):

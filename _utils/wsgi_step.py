@@ -24,7 +24,20 @@ TRACEBACK = "Traceback (most recent call last)"
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD in linux/sched.h
 
 
-def run(command, name, *, what="", uid=0, gid=0, cwd="/", env=None, timeout=BUILD_TIMEOUT, secrets=(), stdout=None):
+def run(
+    command,
+    name,
+    *,
+    what="",
+    uid=0,
+    gid=0,
+    groups=(),
+    cwd="/",
+    env=None,
+    timeout=BUILD_TIMEOUT,
+    secrets=(),
+    stdout=None,
+):
     """
     Run one step, to its end.
 
@@ -35,6 +48,8 @@ def run(command, name, *, what="", uid=0, gid=0, cwd="/", env=None, timeout=BUIL
         What a failure calls it; the command's words when not given.
     uid, gid : int
         Who runs it.
+    groups : iterable of int
+        What other groups it is in.
     cwd : str
     env : dict
         What it sees besides ``PATH``, ``LANG`` and how to reach an index.
@@ -56,7 +71,7 @@ def run(command, name, *, what="", uid=0, gid=0, cwd="/", env=None, timeout=BUIL
                 cwd=cwd,
                 user=uid,
                 group=gid,
-                extra_groups=[],
+                extra_groups=list(groups),
                 env={**environment(), **(env or {}), MARK: mark(name)},
                 umask=0o022,
                 stdin=subprocess.DEVNULL,
@@ -122,6 +137,45 @@ def end(name, patience=5):
         found.update(running)
         time.sleep(0.02)
     return sorted(found)
+
+
+def end_user(user, patience=10):
+    """
+    Kill every process of a user that is the formula's own, until there is none.
+
+    user : pwd.struct_passwd
+    patience : float
+        Seconds that it tries.
+
+    Raises ``Problem`` where some are left.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        running = [pid for pid in wsgi_host.all_pids() if _is_run_by(pid, user.pw_uid)]
+        if not running:
+            return
+        if time.monotonic() > deadline:
+            raise Problem(f"processes of the user {user.pw_name} can't be ended: {', '.join(map(str, running))}")
+        for pid in running:
+            wsgi_host.kill(pid, lambda each: _is_run_by(each, user.pw_uid))
+        time.sleep(0.02)
+
+
+def _is_run_by(pid, uid):
+    """
+    Return whether a process that is no zombie is of this machine and a user's.
+
+    Unlike a container, what the user put into a PID namespace has a user namespace of its own: nothing else lets an
+    ordinary user make one.
+    """
+    status = wsgi_host.status_of(pid)
+    if str(uid).encode() not in status.get(b"Uid", b"").split() or status[b"State"].split()[0] in (b"Z", b"X"):
+        return False
+    return wsgi_host.is_of_this_machine(status) or _uid_map(pid) != _uid_map("self")
+
+
+def _uid_map(pid):
+    return wsgi_host.read(f"/proc/{pid}/uid_map")
 
 
 def _marked(variable):
