@@ -266,17 +266,16 @@ def test_every_process_of_the_build_user_is_ended_wherever_it_hides(command):
 
 
 def test_a_container_s_process_with_the_build_user_s_id_is_left_alone():
-    outer = subprocess.Popen(
-        ["unshare", "--pid", "--fork", "--kill-child", "setpriv", "--reuid", str(BUILDER), "--clear-groups"]
-        + ["sh", "-c", "echo; exec sleep 60"],
-        stdout=subprocess.PIPE,
-    )
+    contained = ["setpriv", "--reuid", str(BUILDER), "--clear-groups", "sh", "-c", "echo; exec sleep 60"]
+    outer = subprocess.Popen(["unshare", "--pid", "--fork", *contained], stdout=subprocess.PIPE)
     try:
         outer.stdout.readline()
+        (pid,) = running()
         wsgi_step.end_user(Account)
-        assert outer.poll() is None
+        assert running() == [pid]
     finally:
-        outer.kill()
+        for pid in running():
+            os.kill(pid, signal.SIGKILL)
         outer.wait()
         outer.stdout.close()
 
