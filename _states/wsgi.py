@@ -25,7 +25,7 @@ import wsgi_static
 import wsgi_status_page
 import wsgi_step
 import wsgi_tls
-import wsgi_tree
+import wsgi_ownership
 import wsgi_users
 import wsgi_wanted
 from wsgi_host import ETC, LIB, LOG, SRV, Problem
@@ -477,7 +477,7 @@ def absent(name, purge=False):
             # Into what was root's, nobody else could put a file of root's.
             was = os.lstat(path).st_uid
             wsgi_host.folder(path, 0o700)
-            wsgi_tree.give_tree(path, 0, 0, {*former, was})
+            wsgi_ownership.give_tree(path, 0, 0, {*former, was})
     except (Problem, OSError) as error:
         return _failure(name, f"{name} is not wholly gone", error)
     return _result(name, True, f"{name} was taken away.", changes)
@@ -550,7 +550,7 @@ def _prepare_user(host, name, app):
     former = os.lstat(home).st_uid if os.path.lexists(home) else user.pw_uid
     if former != user.pw_uid:
         # Processes of the former user may still run.
-        wsgi_tree.give_tree(home, user.pw_uid, user.pw_gid, {former})
+        wsgi_ownership.give_tree(home, user.pw_uid, user.pw_gid, {former})
     wsgi_static.prepare_home(host, name, app, user)
     return user
 

@@ -19,7 +19,7 @@ import wsgi_host
 import wsgi_schema
 import wsgi_settings
 import wsgi_step
-import wsgi_tree
+import wsgi_ownership
 import wsgi_users
 from wsgi_host import PATH, SRV, Problem
 from wsgi_schema import without_credentials
@@ -77,7 +77,7 @@ class Environment:
 
     def whole(self):
         """Whether it was finished, for whichever group, and is root's. No other user could have said so."""
-        return wsgi_tree.is_roots(self.path) and self.finished()
+        return wsgi_ownership.is_roots(self.path) and self.finished()
 
     def finished(self):
         """Whether it was finished once, whatever became of it."""
@@ -293,7 +293,7 @@ class Recipe:
             return
         path = self.environment.path
         if self.environment.whole():
-            wsgi_tree.take_tree(path, 0, gid)
+            wsgi_ownership.take_tree(path, 0, gid)
             return
         # What the installer is given, credentials among it. Beside the environment, since uv
         # makes one in an empty folder only.

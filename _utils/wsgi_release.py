@@ -17,7 +17,7 @@ import wsgi_host
 import wsgi_settings
 import wsgi_source
 import wsgi_step
-import wsgi_tree
+import wsgi_ownership
 import wsgi_users
 from wsgi_host import SRV, Problem
 
@@ -59,7 +59,7 @@ class Release:
 
     def whole(self):
         """Whether it was finished, for whichever group, and its code and its environment are root's and there."""
-        return self.finished() and wsgi_tree.is_roots(self.code) and self.environment.whole()
+        return self.finished() and wsgi_ownership.is_roots(self.code) and self.environment.whole()
 
     def finished(self):
         """Whether it was finished once, whatever became of it."""
@@ -118,7 +118,7 @@ class Wanted(Release):
             wsgi_host.folder(self.code, 0o750)
             self.source.fetch(self.code, **account)
             # The app's own commands may write here, until all is built.
-            wsgi_tree.give_tree(self.code, **account, former={0, builder.pw_uid})
+            wsgi_ownership.give_tree(self.code, **account, former={0, builder.pw_uid})
             recipe = wsgi_environment.Recipe(self.host, self.name, self.app, self.code, self.source.requirements)
             recipe.build(builder, gid)
             environment = recipe.environment

@@ -17,7 +17,7 @@ import stat
 
 import wsgi_host
 import wsgi_sites
-import wsgi_tree
+import wsgi_ownership
 from wsgi_host import LIB, SRV, Problem
 
 # Of one path of a release: more are a mistake, or links that lead to links.
@@ -305,7 +305,7 @@ def _link_all(files, tree):
             if folder not in made:
                 wsgi_host.folder(f"{staged}/{folder}", 0o755)
                 made.add(folder)
-        handle = os.open(file, wsgi_tree.FILE)
+        handle = os.open(file, wsgi_ownership.FILE)
         try:
             mode = os.fstat(handle).st_mode
             if not mode & stat.S_IROTH:
@@ -363,9 +363,9 @@ def _share(folder, path, uid, gid):
     """Give a user's files in an open folder to a group, and those that are made in it later."""
     if os.fstat(folder).st_gid == gid:
         return
-    for entry, found in itertools.chain(wsgi_tree.entries(folder, path), [(folder, os.fstat(folder))]):
+    for entry, found in itertools.chain(wsgi_ownership.entries(folder, path), [(folder, os.fstat(folder))]):
         if found.st_uid == uid:
-            wsgi_tree.change_owner(entry, -1, gid)
+            wsgi_ownership.change_owner(entry, -1, gid)
             if stat.S_ISDIR(found.st_mode):
                 # The set-group-id bit, which folders in it inherit.
                 os.fchmod(entry, stat.S_IMODE(found.st_mode) | 0o2050)

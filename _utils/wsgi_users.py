@@ -12,7 +12,7 @@ import pwd
 
 import wsgi_host
 import wsgi_step
-import wsgi_tree
+import wsgi_ownership
 from wsgi_host import ETC, LIB, Problem
 
 LONGEST = 32  # characters of a user's name, as useradd has it
@@ -88,10 +88,10 @@ def builder(host, name: str):
 
 def take_over(builder, path: str, gid: int, without=()) -> None:
     """
-    Make a finished build root's, for a group to read: see ``wsgi_tree.take_tree``.
+    Make a finished build root's, for a group to read: see ``wsgi_ownership.take_tree``.
 
     builder : pwd.struct_passwd
         Who built it; its processes are ended first.
     """
     wsgi_step.end_user(builder)
-    wsgi_tree.take_tree(path, builder.pw_uid, gid, without)
+    wsgi_ownership.take_tree(path, builder.pw_uid, gid, without)

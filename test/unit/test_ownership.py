@@ -11,7 +11,7 @@ import pytest
 import wsgi_host
 import wsgi_release
 import wsgi_step
-import wsgi_tree
+import wsgi_ownership
 from wsgi_host import Problem
 
 BUILDER, APP, OTHER = 54321, 54322, 54323
@@ -41,7 +41,7 @@ def build(tree):
 
 
 def take(tree):
-    wsgi_tree.take_tree(str(tree), BUILDER, APP)
+    wsgi_ownership.take_tree(str(tree), BUILDER, APP)
 
 
 def found(tree):
@@ -172,7 +172,7 @@ def test_what_is_named_is_removed(tree):
     (tree / ".complete").mkdir()
     (tree / ".complete/more").touch()
     build(tree)
-    wsgi_tree.take_tree(str(tree), BUILDER, APP, without=[".complete", "not-there"])
+    wsgi_ownership.take_tree(str(tree), BUILDER, APP, without=[".complete", "not-there"])
     assert sorted(found(tree)) == [".", "inner", "inner/low.py", "top.py"]
 
 
@@ -188,7 +188,7 @@ def test_a_tree_that_is_given_away_follows_no_link_and_gives_nothing_of_another_
     os.mkfifo(tree / "pipe")
     os.chown(tree / "pipe", BUILDER, BUILDER)
     os.chown(tree / "inner", OTHER, OTHER)
-    wsgi_tree.give_tree(str(tree), APP, APP, {BUILDER})
+    wsgi_ownership.give_tree(str(tree), APP, APP, {BUILDER})
     owners = {path: (uid, gid) for path, (uid, gid, _) in found(tree).items()}
     given, kept = (APP, APP), (0, 0)
     assert owners == {
@@ -207,19 +207,19 @@ def test_a_tree_that_is_given_away_follows_no_link_and_gives_nothing_of_another_
 def test_folders_in_each_other_without_end_are_refused(tree):
     os.makedirs(str(tree) + "/d" * 300)
     with pytest.raises(Problem, match="has more than 200 folders in each other"):
-        wsgi_tree.give_tree(str(tree), APP, APP, {0})
+        wsgi_ownership.give_tree(str(tree), APP, APP, {0})
 
 
 def test_a_folder_that_another_may_write_to_is_not_root_s(tree):
-    assert wsgi_tree.is_roots(str(tree))
-    assert not wsgi_tree.is_roots(str(tree / "nowhere"))
-    assert not wsgi_tree.is_roots(str(tree / "top.py"))
+    assert wsgi_ownership.is_roots(str(tree))
+    assert not wsgi_ownership.is_roots(str(tree / "nowhere"))
+    assert not wsgi_ownership.is_roots(str(tree / "top.py"))
     os.symlink(tree, tree / "link")
-    assert not wsgi_tree.is_roots(str(tree / "link"))
+    assert not wsgi_ownership.is_roots(str(tree / "link"))
     for change in (lambda: tree.chmod(0o777), lambda: tree.chmod(0o770), lambda: os.chown(tree, APP, 0)):
         tree.chmod(0o755)
         change()
-        assert not wsgi_tree.is_roots(str(tree))
+        assert not wsgi_ownership.is_roots(str(tree))
 
 
 class Account:
