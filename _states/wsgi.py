@@ -8,7 +8,6 @@ them down in their order.
 
 import contextlib
 import glob
-import json
 import os
 import pwd
 import subprocess
@@ -20,11 +19,14 @@ import wsgi_host
 import wsgi_lock
 import wsgi_maintenance
 import wsgi_nginx
+import wsgi_ownership
 import wsgi_programs
 import wsgi_release
 import wsgi_static
 import wsgi_status_page
+import wsgi_step
 import wsgi_tls
+import wsgi_users
 import wsgi_wanted
 from wsgi_host import ETC, LIB, LOG, SRV, Problem
 
@@ -77,7 +79,7 @@ def release(name):
         app = wsgi_wanted.app(host, name)
         wanted = wsgi_wanted.release(host, name)
         changes = {}
-        user = _user(app["user"])
+        user = wsgi_users.find(app["user"])
         if user is None:
             changes["user"] = {"old": None, "new": app["user"]}
         if user is None or not wanted.built(user.pw_gid):
@@ -91,7 +93,7 @@ def release(name):
             return _result(name, None, f"Release {wanted.id} of {name} would be built.", changes)
         with wsgi_lock.locked(name, "a build"):
             user = _prepare_user(host, name, app)
-            printed = wanted.build(user.pw_uid, user.pw_gid)
+            printed = wanted.build(user.pw_gid)
         if printed:
             changes["hooks"] = printed
     except (Problem, OSError) as error:
@@ -439,7 +441,7 @@ def absent(name, purge=False):
     """
     try:
         host = _host()
-        about = wsgi_host.read_json(f"{ETC}/{name}/app.json") or {}
+        about = wsgi_users.about(name)
         kept = [f"{SRV}/{name}", f"{LOG}/{name}", f"{LIB}/home/{name}"]
         gone = [
             f"{ETC}/{name}",
@@ -451,13 +453,15 @@ def absent(name, purge=False):
             *wsgi_nginx.paths(host, name),
             wsgi_static.root(name),
             *wsgi_nginx.cache_folders(host, name).values(),
+            wsgi_users.builder_home(name),
         ]
         logs = wsgi_nginx.logs(host, name)
         found = [path for path in gone + (kept + logs) * purge if os.path.lexists(path)]
         if not found:
             return _result(name, True, f"{name} is not here.")
         changes = {"removed": found}
-        users = [user for user in about.get("made", []) if _user(user)]
+        users = [user for user in about.get("made", []) if wsgi_users.find(user)]
+        accounts = [account for account in map(wsgi_users.find, {about.get("user"), *users}) if account]
         if users:
             changes["users"] = {"old": users, "new": []}
         if __opts__["test"]:
@@ -468,9 +472,12 @@ def absent(name, purge=False):
         for path in found:
             wsgi_host.remove(path)
         # The ids of a user that is gone are given to the next one.
+        former = {account.pw_uid for account in accounts}
         for path in filter(os.path.isdir, kept):
+            # Into what was root's, nobody else could put a file of root's.
+            was = os.lstat(path).st_uid
             wsgi_host.folder(path, 0o700)
-            wsgi_host.own(path, 0, 0)
+            wsgi_ownership.give_tree(path, 0, 0, {*former, was})
     except (Problem, OSError) as error:
         return _failure(name, f"{name} is not wholly gone", error)
     return _result(name, True, f"{name} was taken away.", changes)
@@ -529,30 +536,21 @@ def _difference(current, id, app, release):
     return changes
 
 
-def _user(name):
-    try:
-        return pwd.getpwnam(name)
-    except (KeyError, TypeError):
-        return None
-
-
 def _prepare_user(host, name, app):
     """The app's user, with a home that it may write to; remembers whether it was made here."""
     home = f"{LIB}/home/{name}"
-    about = wsgi_host.read_json(f"{ETC}/{name}/app.json") or {}
-    made = about.get("made", [])
-    if _user(app["user"]) is None:
+    made = wsgi_users.about(name).get("made", [])
+    user = wsgi_users.find(app["user"])
+    if user is None:
         made = [*made, app["user"]]
-        if not __salt__["user.add"](
-            app["user"], system=True, usergroup=True, home=home, createhome=False, shell="/usr/sbin/nologin"
-        ):
-            raise Problem(f"the user {app['user']} could not be made")
+        user = wsgi_users.make(host, app["user"], home)
     for path in (ETC, f"{ETC}/{name}", LIB, f"{LIB}/home"):
         wsgi_host.folder(path, 0o755)
-    _write_about(name, {"user": app["user"], "made": made})
-    user = _user(app["user"])
-    if os.path.isdir(home) and os.lstat(home).st_uid != user.pw_uid:
-        wsgi_host.own(home, user.pw_uid, user.pw_gid)
+    wsgi_users.remember(name, {"user": app["user"], "made": made})
+    former = os.lstat(home).st_uid if os.path.lexists(home) else user.pw_uid
+    if former != user.pw_uid:
+        # Processes of the former user may still run.
+        wsgi_ownership.give_tree(home, user.pw_uid, user.pw_gid, {former})
     wsgi_static.prepare_home(host, name, app, user)
     return user
 
@@ -560,13 +558,11 @@ def _prepare_user(host, name, app):
 def _leave_user(host, name, user):
     """Delete a user that was made for an app, or leave it to another app that has it too."""
     for other in host.known_apps():
-        about = wsgi_host.read_json(f"{ETC}/{other}/app.json")
+        about = wsgi_users.about(other)
         if other != name and about["user"] == user:
-            _write_about(other, {**about, "made": [*about["made"], user]})
+            wsgi_users.remember(other, {**about, "made": [*about["made"], user]})
             return
+    if user == wsgi_users.builder_name(name):
+        wsgi_step.end_user(wsgi_users.find(user))
     if not __salt__["user.delete"](user):
         raise Problem(f"the user {user} could not be deleted; does it have other processes?")
-
-
-def _write_about(name, about):
-    wsgi_host.write(f"{ETC}/{name}/app.json", json.dumps(about) + "\n", 0o600)

@@ -71,7 +71,7 @@ def _converge(host, name):
     try:
         user = pwd.getpwnam(app["user"])
         release = wsgi_wanted.release(host, name)
-        printed = {} if release.built(user.pw_gid) else release.build(user.pw_uid, user.pw_gid)
+        printed = {} if release.built(user.pw_gid) else release.build(user.pw_gid)
     except KeyError:
         raise Problem(f"the user {app['user']} is not there: state.apply wsgi") from None
     except (Problem, OSError) as error:

@@ -16,11 +16,13 @@ import shutil
 from urllib.parse import unquote
 
 import wsgi_host
+import wsgi_ownership
 import wsgi_schema
 import wsgi_settings
-import wsgi_step
 import wsgi_source_tree
-from wsgi_host import LIB, PATH, SRV, Problem
+import wsgi_step
+import wsgi_users
+from wsgi_host import PATH, SRV, Problem
 from wsgi_schema import without_credentials
 
 # What a finished environment carries, written last.
@@ -77,10 +79,14 @@ class Environment:
         return self.whole() and wsgi_host.group(f"{self.path}/{COMPLETE}") == gid
 
     def whole(self):
-        """Whether it was finished, for whichever group. The app's user could not have said so."""
+        """Whether it was finished, for whichever group, and is root's. No other user could have said so."""
+        return wsgi_ownership.is_roots(self.path) and self.finished()
+
+    def finished(self):
+        """Whether it was finished once, whatever became of it."""
         try:
             return os.lstat(f"{self.path}/{COMPLETE}").st_uid == 0
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def installed(self, requirement):
@@ -102,6 +108,30 @@ class Environment:
                 if suffix in (".dist-info", ".egg-info") and wsgi_settings.package_name(package) == name:
                     return version.partition("-py")[0]
         return None
+
+
+def undamaged(id, folder, make):
+    """
+    Find what is whole of one hash, or what is to be built instead.
+
+    id : str
+        The hash.
+    folder : str
+        Where the ids of that hash are: it, and those with ``-2``, ``-3``, … after it.
+    make : callable
+        Makes something of such an id, with the methods ``whole`` and ``finished``.
+
+    Returns what ``make`` does: of what is finished and not whole any more, another one of the next number, as the
+    live generation may still run from what is left of it.
+    """
+    for other in sorted(wsgi_host.listdir(folder)):
+        if other.partition("-")[0] == id and make(other).whole():
+            return make(other)
+    found, count = make(id), 1
+    while found.finished():
+        count += 1
+        found = make(f"{id}-{count}")
+    return found
 
 
 class Requirements:
@@ -264,16 +294,17 @@ class Recipe:
                 f"wsgi:apps:{name}:wheels: {wheels!r} is not a folder in {without_credentials(app['source'])}, "
                 "or a link that leads out of it"
             )
-        self.environment = Environment(
-            name, wsgi_host.digest(_surroundings(host, app), self.requirements.identity, sums)
-        )
+        id = wsgi_host.digest(_surroundings(host, app), self.requirements.identity, sums)
+        self.environment = undamaged(id, f"{SRV}/{name}/environments", lambda each: Environment(name, each))
 
-    def build(self, uid, gid):
+    def build(self, builder, gid):
         """
         Make the environment where it is not there yet.
 
-        uid, gid : int
-            The app's user, who runs the installer, and who may read but not write the result.
+        builder : pwd.struct_passwd
+            The user that runs the installer.
+        gid : int
+            The group of the app's user, who may read but not write the result.
 
         Raises ``Problem`` with the last lines of what a failed step printed; nothing is left that
         could be taken for finished.
@@ -282,42 +313,49 @@ class Recipe:
             return
         path = self.environment.path
         if self.environment.whole():
-            wsgi_host.own(path, 0, gid)
+            wsgi_ownership.take_tree(path, 0, gid)
             return
         # What the installer is given, credentials among it. Beside the environment, since uv
-        # makes one in an empty folder only, and root must not write where the app's user could
-        # have put a link.
+        # makes one in an empty folder only.
         given = f"{path}.given"
         for folder, mode in ((path, 0o750), (given, 0o700)):
             wsgi_host.remove(folder)
-            # The installer runs code of the packages it installs: as the app's user, never as root.
-            wsgi_host.folder(folder, mode, uid, gid)
+            wsgi_host.folder(folder, mode)
+        if self.requirements.lines:
+            # There may be credentials in them: not for the command line.
+            text = "\n".join(self.requirements.lines) + "\n"
+            wsgi_host.write(f"{given}/requirements.txt", text, 0o600, builder.pw_uid, builder.pw_gid)
+        # The installer runs code of the packages it installs: never as root. From here on root writes to neither.
+        for folder in (path, given):
+            os.chown(folder, builder.pw_uid, builder.pw_gid)
         try:
-            self._install(given, uid, gid)
+            self._install(given, builder)
             self._check_installed()
+            # The stamp is removed where the installer made one.
+            wsgi_users.take_over(builder, path, gid, without=[COMPLETE])
         except BaseException as error:
             full = shutil.disk_usage(path).free < FULL
+            wsgi_step.end_user(builder)
             wsgi_host.remove(path)
             if full and isinstance(error, Problem):
                 raise Problem(f"No space left on device, below {SRV}/{self.name}: {error}") from None
             raise
         finally:
             wsgi_host.remove(given)
-        wsgi_host.own(path, 0, gid)
         # After a power cut, no stamp may be on the disk that what it stands for is not.
         os.sync()
         wsgi_host.write(f"{path}/{COMPLETE}", "", 0o640, 0, gid)
 
-    def _install(self, given, uid, gid):
+    def _install(self, given, builder):
         path, requirements = self.environment.path, self.requirements
         installer = self._installer()
-        cache = f"{LIB}/home/{self.name}/.cache"
-        env = {**installer.variables, "HOME": os.path.dirname(cache), "XDG_CACHE_HOME": cache}
+        env = {**installer.variables, "HOME": builder.pw_dir, "XDG_CACHE_HOME": f"{builder.pw_dir}/.cache"}
+        account = {"uid": builder.pw_uid, "gid": builder.pw_gid}
         secrets = requirements.secrets | _passwords([str(self.app["index"]), *self.app["extra_index"]])
 
         def run(key, cwd, *command):
             what = f"wsgi:apps:{self.name}:{key}: {' '.join(command)}"
-            wsgi_step.run(command, self.name, what=what, cwd=cwd, uid=uid, gid=gid, env=env, secrets=secrets)
+            wsgi_step.run(command, self.name, what=what, cwd=cwd, env=env, secrets=secrets, **account)
 
         run("python", "/", *installer.make(self.python, path))
         install = [*installer.install(path), *self._sources()]
@@ -331,8 +369,6 @@ class Recipe:
             run("requirements", cwd, "sed", "-i", "-E", f"s/{EDITABLE}//", "--", *sorted(requirements.editable))
         files = []
         if requirements.lines:
-            # There may be credentials in them: not for the command line.
-            wsgi_host.write(f"{given}/requirements.txt", "\n".join(requirements.lines) + "\n", 0o600, uid, gid)
             files += ["-r", f"{given}/requirements.txt"]
         if requirements.lock == "uv.lock":
             cwd = os.path.join(cwd, os.path.dirname(requirements.file))
@@ -396,8 +432,7 @@ class Pip:
     variables : dict
         What its processes find in their environment, where nobody else can read it.
 
-    Its cache is in the app's home. The app could alter that, but as the same user it could also
-    alter what is being built: a cache out of its reach would protect nothing.
+    Its cache is in the build user's home, where the app can't alter it.
     """
 
     def __init__(self, index, extra_index):
@@ -453,7 +488,7 @@ class Uv:
         return [self.program, "venv", "--quiet", "--python", python, path]
 
     def install(self, path):
-        # A link into the cache, which the app may write to, would let it alter what is root's.
+        # What is root's is to have no other name in the cache, which is the build user's.
         return [
             *(self.program, "pip", "install", "--quiet", "--python", path),
             *("--link-mode", "copy", "--compile-bytecode", *self.no_index),

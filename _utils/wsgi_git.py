@@ -24,8 +24,8 @@ from urllib.parse import unquote, urlsplit
 
 import wsgi_host
 import wsgi_lock
-import wsgi_step
 import wsgi_source_tree
+import wsgi_step
 from wsgi_host import LIB, PATH, RUN, Problem
 from wsgi_schema import without_credentials
 from wsgi_unpack import Limits

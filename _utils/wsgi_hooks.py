@@ -11,7 +11,7 @@ from wsgi_host import LIB, Problem
 SHOWN = 40  # lines of what a command printed
 
 
-def variables(name, app, environment):
+def variables(name, app, environment, user=None):
     """
     What an app, and all that belongs to it, finds in its environment.
 
@@ -20,14 +20,16 @@ def variables(name, app, environment):
     app : dict
         Its settings, as ``wsgi_wanted.app`` gives them; ``env`` wins over PATH, HOME and the like.
     environment : wsgi_environment.Environment
+    user : pwd.struct_passwd
+        Another user than the app's own.
 
     Returns a dict of str.
     """
     return {
         "PATH": f"{environment.path}/bin:{wsgi_host.PATH}",
-        "HOME": f"{LIB}/home/{name}",
-        "USER": app["user"],
-        "LOGNAME": app["user"],
+        "HOME": user.pw_dir if user else f"{LIB}/home/{name}",
+        "USER": user.pw_name if user else app["user"],
+        "LOGNAME": user.pw_name if user else app["user"],
         "LANG": "C.UTF-8",
         # What an app prints is to be in its log at once.
         "PYTHONUNBUFFERED": "1",
@@ -35,9 +37,9 @@ def variables(name, app, environment):
     }
 
 
-def run(name, app, moment, release, environment, uid, gid):
+def run(name, app, moment, release, environment, uid, gid, builder=None, groups=()):
     """
-    Run an app's commands of one moment, in their order, as its user, in its code.
+    Run an app's commands of one moment, in their order, in its code.
 
     name : str
         The app.
@@ -48,7 +50,11 @@ def run(name, app, moment, release, environment, uid, gid):
     release : wsgi_release.Release
     environment : wsgi_environment.Environment
     uid, gid : int
-        The app's user.
+        Who runs them.
+    builder : pwd.struct_passwd
+        The same user where it is not the app's own.
+    groups : iterable of int
+        What other groups it is in.
 
     Yields, after each, the hook and a dict of what it is called to what it printed, the values of
     ``env`` struck from both. Raises ``Problem`` at the first that fails.
@@ -65,8 +71,9 @@ def run(name, app, moment, release, environment, uid, gid):
                 what=label,
                 uid=uid,
                 gid=gid,
+                groups=groups,
                 cwd=release.code,
-                env=variables(name, app, environment),
+                env=variables(name, app, environment, builder),
                 timeout=hook["timeout"],
                 secrets=app["env"].values(),
             )

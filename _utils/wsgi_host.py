@@ -6,10 +6,13 @@ and each table of the kernel read once, however many apps there are.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import signal
+import subprocess
 import tempfile
 from functools import cached_property
 
@@ -235,9 +238,58 @@ def unix_sockets():
                 yield fields[7].rstrip("\n"), bool(int(fields[3], 16) & 0x10000)
 
 
-def pids():
-    """The PIDs of all processes that there are, a list of int."""
+def pids() -> "list[int]":
+    """
+    Return the PIDs of this machine's processes.
+
+    A host sees those of its containers in ``/proc``, too: they are another machine's, and are left out.
+    """
+    return [pid for pid in all_pids() if is_of_this_machine(status_of(pid))]
+
+
+def all_pids() -> "list[int]":
+    """Return the PIDs of all processes that can be seen, containers' among them."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def kill(pid: int, is_meant) -> None:
+    """
+    Kill a process, and no other that took over its PID.
+
+    is_meant : callable
+        Takes the PID; asked once the PID can't be given to another process unnoticed.
+    """
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except (AttributeError, OSError):  # Salt's Python, or the kernel, has no such call
+        handle = None
+    try:
+        if is_meant(pid):
+            with contextlib.suppress(ProcessLookupError):
+                if handle is None:
+                    os.kill(pid, signal.SIGKILL)
+                else:
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def status_of(pid) -> dict:
+    """Return the fields of ``/proc/<pid>/status``, bytes to bytes; an empty dict where the process is gone."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            return dict(line.split(b":", 1) for line in status.read().splitlines() if b":" in line)
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+
+
+def is_of_this_machine(status: dict) -> bool:
+    """Return whether a process with this ``status_of`` is there and in the PID namespace that ``/proc`` is of."""
+    # It has a PID in each namespace from that one on: in a container, two.
+    return bool(status) and len(status.get(b"NSpid", b"0").split()) == 1
 
 
 def write(path, text, mode, uid=0, gid=0):
@@ -288,11 +340,23 @@ def remove(path):
     if not os.path.lexists(path):
         return False
     if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
+        _remove_tree(path)
     else:
         with contextlib.suppress(FileNotFoundError):  # another hand was quicker
             os.unlink(path)
     return True
+
+
+def _remove_tree(path):
+    try:
+        shutil.rmtree(path)
+    except (RecursionError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EMFILE:
+            raise
+        # A build can leave more folders in each other than Python can descend into.
+        done = subprocess.run(["rm", "-rf", "--", path], check=False, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise Problem(f"{path} could not be removed: {done.stderr.strip()[-500:]}") from None
 
 
 def read(path):
@@ -321,20 +385,6 @@ def group(path):
         return os.lstat(path).st_gid
     except FileNotFoundError:
         return None
-
-
-def own(path, uid, gid):
-    """
-    Give a tree to its owner, from the top, following no link: whoever owned it before can't
-    change any more what is below what has been given away. Nobody else may write to it.
-    """
-    os.chown(path, uid, gid, follow_symlinks=False)
-    for parent, folders, files in os.walk(path):
-        for name in folders + files:
-            inner = os.path.join(parent, name)
-            os.chown(inner, uid, gid, follow_symlinks=False)
-            if not os.path.islink(inner):
-                os.chmod(inner, os.lstat(inner).st_mode & 0o755)
 
 
 def read_json(path):

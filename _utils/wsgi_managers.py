@@ -16,6 +16,7 @@ import re
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import termios
 import time
@@ -583,16 +584,20 @@ def _running(*words):
 def _reads(pid):
     """Whether a process has something left to read from its standard input, a pipe, or is busy with it."""
     fields = _stat(pid)
-    try:
-        pipe = os.open(f"/proc/{pid}/fd/0", os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
+    with contextlib.ExitStack() as opened:
+        try:
+            # An app may call a process of its own so, with anything as its input: it is only opened as a pipe.
+            found = os.open(f"/proc/{pid}/fd/0", os.O_PATH)
+            opened.callback(os.close, found)
+            if not stat.S_ISFIFO(os.fstat(found).st_mode):
+                return False
+            pipe = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK)
+            opened.callback(os.close, pipe)
+        except OSError:
+            return False
         left = array.array("i", [0])
         fcntl.ioctl(pipe, termios.FIONREAD, left)
         return left[0] > 0 or bool(fields and fields[0] == "R")
-    finally:
-        os.close(pipe)
 
 
 def memory(pids):

@@ -14,9 +14,11 @@ import time
 import wsgi_environment
 import wsgi_hooks
 import wsgi_host
+import wsgi_ownership
 import wsgi_settings
 import wsgi_source
 import wsgi_step
+import wsgi_users
 from wsgi_host import SRV, Problem
 
 
@@ -47,14 +49,23 @@ class Release:
 
     @property
     def others(self):
-        """The other releases of its app that were live, those first that were so last."""
-        return [each for each in _last_live_first(self.name) if each.id != self.id and each.record.get("live")]
+        """The other releases of its app that were live and are whole, those first that were so last."""
+        others = [each for each in _last_live_first(self.name) if each.id != self.id]
+        return [each for each in others if each.record.get("live") and each.whole()]
 
     def built(self, gid):
         """Whether it is on the machine, whole, and readable by a group."""
-        return wsgi_host.group(self._record) == gid and self.environment.built(gid)
+        return wsgi_host.group(self._record) == gid and self.whole() and self.environment.built(gid)
 
-    def build(self, uid, gid):
+    def whole(self):
+        """Whether it was finished, for whichever group, and its code and its environment are root's and there."""
+        return self.finished() and wsgi_ownership.is_roots(self.code) and self.environment.whole()
+
+    def finished(self):
+        """Whether it was finished once, whatever became of it."""
+        return os.path.lexists(self._record)
+
+    def build(self, gid):
         """One that is only gone back to can't be built."""
         raise Problem(f"release {self.id} of {self.name} is not whole any more: `wsgi.unpin {self.name}`")
 
@@ -81,50 +92,62 @@ class Wanted(Release):
         self.host = host
         self.app = app
         self.source = wsgi_source.of(host, name, app)
-        super().__init__(
-            name, wsgi_host.digest(self.source.identity, wsgi_environment.ingredients(host, app), _builds(app))
-        )
+        id = wsgi_host.digest(self.source.identity, wsgi_environment.ingredients(host, app), _builds(app))
+        super().__init__(name, undamaged(name, id).id)
 
-    def build(self, uid, gid):
+    def build(self, gid):
         """
-        Build what is not there yet.
+        Build what is not there yet, as a user of its own.
 
-        uid, gid : int
-            The app's user, who runs the installer and the app's own commands, and who may read but
-            not write the result.
+        gid : int
+            The group of the app's user, who may read but not write the result.
 
         Returns what its commands printed, by command. Raises ``Problem`` with the last lines of what
         a failed step printed; nothing is left that could be taken for finished.
         """
         for folder in (SRV, f"{SRV}/{self.name}", f"{SRV}/{self.name}/environments", f"{SRV}/{self.name}/releases"):
             wsgi_host.folder(folder, 0o755)
+        builder = wsgi_users.builder(self.host, self.name)
+        account = {"uid": builder.pw_uid, "gid": builder.pw_gid}
+        # A killed run may have left some.
+        wsgi_step.end_user(builder)
         try:
             wsgi_host.remove(self.path)
-            wsgi_host.folder(self.path, 0o750, 0, gid)
+            # Nobody else gets in before all is root's, not even the app.
+            wsgi_host.folder(self.path, 0o710, 0, builder.pw_gid)
             wsgi_host.folder(self.code, 0o750)
-            self.source.fetch(self.code, uid, gid)
+            self.source.fetch(self.code, **account)
             # The app's own commands may write here, until all is built.
-            wsgi_host.own(self.code, uid, gid)
+            wsgi_ownership.give_tree(self.code, **account, former={0, builder.pw_uid})
             recipe = wsgi_environment.Recipe(self.host, self.name, self.app, self.code, self.source.requirements)
-            recipe.build(uid, gid)
+            recipe.build(builder, gid)
             environment = recipe.environment
             os.symlink(f"../../environments/{environment.id}", f"{self.path}/environment")
             printed = {}
-            for _, shown in wsgi_hooks.run(self.name, self.app, "build", self, environment, uid, gid):
+            # The environment is root's and the app's by now, maybe for other releases, too.
+            who = {**account, "builder": builder, "groups": [gid]}
+            for _, shown in wsgi_hooks.run(self.name, self.app, "build", self, environment, **who):
                 printed.update(shown)
             # The app can't write bytecode beside its code.
             compile_all = [recipe.python, "-I", "-m", "compileall", "-q", "."]
             with contextlib.suppress(Problem):
-                wsgi_step.run(compile_all, self.name, cwd=self.code, uid=uid, gid=gid)
-            wsgi_host.own(self.code, 0, gid)
+                wsgi_step.run(compile_all, self.name, cwd=self.code, **account)
+            wsgi_users.take_over(builder, self.code, gid)
+            wsgi_host.folder(self.path, 0o750, 0, gid)
             # After a power cut, no record may be on the disk of what is not.
             os.sync()
             facts = {"source": self.source.text, "revision": self.source.revision, "environment": environment.id}
             self.remember(gid, **facts, built=round(time.time()))
         except BaseException:
+            wsgi_step.end_user(builder)
             wsgi_host.remove(self.path)
             raise
         return printed
+
+
+def undamaged(name, id):
+    """Return the whole ``Release`` of an app with a hash, or the one to be built: see ``wsgi_environment.undamaged``."""
+    return wsgi_environment.undamaged(id, f"{SRV}/{name}/releases", lambda each: Release(name, each))
 
 
 def _builds(app):

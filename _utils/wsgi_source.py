@@ -21,8 +21,8 @@ import salt.utils.http
 import wsgi_git
 import wsgi_host
 import wsgi_schema
-import wsgi_step
 import wsgi_source_tree
+import wsgi_step
 import wsgi_unpack
 from wsgi_host import Problem
 

@@ -16,6 +16,7 @@ import re
 import stat
 
 import wsgi_host
+import wsgi_ownership
 import wsgi_sites
 from wsgi_host import LIB, SRV, Problem
 
@@ -71,7 +72,7 @@ def check(name, app, release):
 
 def outdated(name, app, release):
     """The paths of a release that nginx does not serve from that yet, a list."""
-    return [path for path in of_release(app) if (_live(name, path) or "").partition("-")[0] != release.id]
+    return [path for path in of_release(app) if (_live(name, path) or "").rpartition("-")[0] != release.id]
 
 
 def build(host, name, app, release):
@@ -164,7 +165,7 @@ def prepare_home(host, name, app, user):
                 os.fchmod(here, stat.S_IMODE(os.fstat(here).st_mode) | 0o010)
                 os.fchown(here, -1, nginx)
                 here = _enter(opened, part, here, user.pw_uid)
-            _share(here, user.pw_uid, nginx)
+            _share(here, f"{home}/{path}", user.pw_uid, nginx)
 
 
 def home_differs(host, name, app):
@@ -304,9 +305,13 @@ def _link_all(files, tree):
             if folder not in made:
                 wsgi_host.folder(f"{staged}/{folder}", 0o755)
                 made.add(folder)
-        mode = os.stat(file).st_mode
-        if not mode & stat.S_IROTH:
-            os.chmod(file, stat.S_IMODE(mode) | 0o444)
+        handle = os.open(file, wsgi_ownership.FILE)
+        try:
+            mode = os.fstat(handle).st_mode
+            if not mode & stat.S_IROTH:
+                os.fchmod(handle, stat.S_IMODE(mode) | 0o444)
+        finally:
+            os.close(handle)
         os.link(file, f"{staged}/{name}")
     os.rename(staged, tree)
 
@@ -354,14 +359,13 @@ def _enter(opened, name, above=None, uid=0):
     return handle
 
 
-def _share(folder, uid, gid):
+def _share(folder, path, uid, gid):
     """Give a user's files in an open folder to a group, and those that are made in it later."""
     if os.fstat(folder).st_gid == gid:
         return
-    for _, _, files, here in os.fwalk(".", topdown=False, dir_fd=folder):
-        for file in files:
-            if os.stat(file, dir_fd=here, follow_symlinks=False).st_uid == uid:
-                os.chown(file, -1, gid, dir_fd=here, follow_symlinks=False)
-        # The set-group-id bit, which folders in it inherit.
-        os.fchown(here, -1, gid)
-        os.fchmod(here, stat.S_IMODE(os.fstat(here).st_mode) | 0o2050)
+    for entry, found in itertools.chain(wsgi_ownership.entries(folder, path), [(folder, os.fstat(folder))]):
+        if found.st_uid == uid:
+            wsgi_ownership.change_owner(entry, -1, gid)
+            if stat.S_ISDIR(found.st_mode):
+                # The set-group-id bit, which folders in it inherit.
+                os.fchmod(entry, stat.S_IMODE(found.st_mode) | 0o2050)

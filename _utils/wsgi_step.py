@@ -15,7 +15,7 @@ from wsgi_host import Problem
 from wsgi_schema import without_credentials
 
 BUILD_TIMEOUT = 1800  # seconds, for one step of a build
-# Marks every process of an app's steps, however deep: only the run that holds the app's lock has any.
+# Marks every process of an app's steps, however deep: only the run that holds the app's lock has any. See `mark`.
 MARK = "WSGI_STEP"
 # A value this long is struck from what is shown of a log.
 SECRET = 6  # characters
@@ -24,7 +24,20 @@ TRACEBACK = "Traceback (most recent call last)"
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD in linux/sched.h
 
 
-def run(command, name, *, what="", uid=0, gid=0, cwd="/", env=None, timeout=BUILD_TIMEOUT, secrets=(), stdout=None):
+def run(
+    command,
+    name,
+    *,
+    what="",
+    uid=0,
+    gid=0,
+    groups=(),
+    cwd="/",
+    env=None,
+    timeout=BUILD_TIMEOUT,
+    secrets=(),
+    stdout=None,
+):
     """
     Run one step, to its end.
 
@@ -35,6 +48,8 @@ def run(command, name, *, what="", uid=0, gid=0, cwd="/", env=None, timeout=BUIL
         What a failure calls it; the command's words when not given.
     uid, gid : int
         Who runs it.
+    groups : iterable of int
+        What other groups it is in.
     cwd : str
     env : dict
         What it sees besides ``PATH``, ``LANG`` and how to reach an index.
@@ -56,8 +71,8 @@ def run(command, name, *, what="", uid=0, gid=0, cwd="/", env=None, timeout=BUIL
                 cwd=cwd,
                 user=uid,
                 group=gid,
-                extra_groups=[],
-                env={**environment(), **(env or {}), MARK: name},
+                extra_groups=list(groups),
+                env={**environment(), **(env or {}), MARK: mark(name)},
                 umask=0o022,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout or output,
@@ -91,6 +106,16 @@ def _ended(code):
     return f"was ended by {names.get(-code, f'signal {-code}')}"
 
 
+def mark(name: str) -> str:
+    """
+    Return the value that marks the processes of an app's steps on this machine.
+
+    A container that shares the PID namespace of its host has another root directory.
+    """
+    root = os.stat("/")
+    return f"{name}@{root.st_dev}.{root.st_ino}"
+
+
 def end(name, patience=5):
     """
     Kill every process of an app's steps. Whoever calls it holds the app's lock, or its caller does.
@@ -100,27 +125,66 @@ def end(name, patience=5):
 
     Returns the PIDs that it found.
     """
-    mark, found = f"{MARK}={name}".encode(), set()
+    variable, found = f"{MARK}={mark(name)}".encode(), set()
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        running, unknown = _marked(mark)
+        running, unknown = _marked(variable)
         if not running and not unknown:
             break
         for pid in running:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                wsgi_host.kill(pid, lambda each: variable in _environ(each).split(b"\0"))
         found.update(running)
         time.sleep(0.02)
     return sorted(found)
 
 
-def _marked(mark):
-    """The processes with a mark, and those of which it can't be said at this moment."""
+def end_user(user, patience=10):
+    """
+    Kill every process of a user that is the formula's own, until there is none.
+
+    user : pwd.struct_passwd
+    patience : float
+        Seconds that it tries.
+
+    Raises ``Problem`` where some are left.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        running = [pid for pid in wsgi_host.all_pids() if _is_run_by(pid, user.pw_uid)]
+        if not running:
+            return
+        if time.monotonic() > deadline:
+            raise Problem(f"processes of the user {user.pw_name} can't be ended: {', '.join(map(str, running))}")
+        for pid in running:
+            wsgi_host.kill(pid, lambda each: _is_run_by(each, user.pw_uid))
+        time.sleep(0.02)
+
+
+def _is_run_by(pid, uid):
+    """
+    Return whether a process that is no zombie is of this machine and a user's.
+
+    Unlike a container, what the user put into a PID namespace has a user namespace of its own: nothing else lets an
+    ordinary user make one.
+    """
+    status = wsgi_host.status_of(pid)
+    if str(uid).encode() not in status.get(b"Uid", b"").split() or status[b"State"].split()[0] in (b"Z", b"X"):
+        return False
+    return wsgi_host.is_of_this_machine(status) or _uid_map(pid) != _uid_map("self")
+
+
+def _uid_map(pid):
+    return wsgi_host.read(f"/proc/{pid}/uid_map")
+
+
+def _marked(variable):
+    """Return the processes with a variable in their environment, and those of which that can't be said yet."""
     running, unknown = [], []
     for pid in wsgi_host.pids():
         with contextlib.suppress(OSError):
             environ = _environ(pid)
-            if mark in environ.split(b"\0"):
+            if variable in environ.split(b"\0"):
                 running.append(pid)
             elif not environ and _between_programs(pid):
                 unknown.append(pid)

@@ -346,7 +346,7 @@ def test_a_killed_build_is_made_anew_and_its_installer_ended(machine, sums, inst
     running = ["pgrep", "-f", {"pip": "/bin/python -I -m pip", "uv": "uv pip install"}[installer]]
     try:
         # No cache may spare it the wait.
-        machine.exec("rm -rf /var/lib/wsgi/home/shop/.cache")
+        machine.exec("rm -rf /var/lib/wsgi/build/shop/.cache")
         # Else systemd itself would end what the killed run left.
         machine.exec("systemd-run --unit=killed --collect -p KillMode=process salt-call state.apply wsgi")
         deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""An app's own commands run at their moments, as its user, in its release, and stop what they should."""
+"""An app's own commands run at their moments, in its release, and stop what they should."""
 
 import pytest
 from pillars import app
@@ -33,14 +33,14 @@ def printed(run, state="hello-live"):
     return run.states[state]["changes"].get("hooks", {})
 
 
-def test_build_runs_once_per_release_as_the_apps_user_in_its_code_and_environment(machine, hello):
+def test_build_runs_once_per_release_as_a_user_of_its_own_in_the_code_and_environment(machine, hello):
     hooks = {"build": ['echo "$(id -un) $GREETING $(command -v python) $SECRET" | tee built.txt', ["ls", "built.txt"]]}
     run = hello(hooks)
     status = machine.call("wsgi.status")["hello"]
     release = f"/srv/wsgi/hello/releases/{status['release']}"
     environment = machine.exec(f"readlink -f {release}/environment").stdout.strip()
     said = printed(run, "hello-release")
-    assert list(said.values()) == [f"wsgi-hello hello {environment}/bin/python ***", "built.txt"]
+    assert list(said.values()) == [f"wsgibuild-hello hello {environment}/bin/python ***", "built.txt"]
     assert all(label.startswith("build: ") for label in said)
     assert machine.exec(f"stat -c '%U %a' {release}/code/built.txt {release}/code").stdout.splitlines() == [
         "root 644",

@@ -9,8 +9,8 @@ OTHER = {"two": app("uwsgi", domains=["two.example.com"])}
 
 def traces(machine):
     return machine.exec(
-        "getent passwd wsgi-one; ps -eo args | grep -E 'wsgi.one|one\\.[0-9a-f]{10}' | grep -v grep;"
-        " ls -d /etc/wsgi/one /run/wsgi/one /var/lib/wsgi/live/one /etc/nginx/wsgi/*/*one* /etc/tmpfiles.d/*one*"
+        "getent passwd wsgi-one wsgibuild-one; ps -eo args | grep -E 'wsgi.one|one\\.[0-9a-f]{10}' | grep -v grep;"
+        " ls -d /etc/wsgi/one /run/wsgi/one /var/lib/wsgi/live/one /var/lib/wsgi/build/one /etc/nginx/wsgi/*/*one* /etc/tmpfiles.d/*one*"
         " /etc/wsgi/vassals/*one* /etc/supervisor/conf.d/*one* 2>/dev/null",
         check=False,
     ).stdout
@@ -92,7 +92,7 @@ def test_clean_takes_away_everything(machine):
             machine.get("/", host=f"{name}.example.com")
     left = machine.exec(
         "find / -xdev -not -path '/proc/*' -not -path '/srv/formula/*' -not -path '/var/cache/*' -not -path '/var/lib/dpkg/*'"
-        " -not -path '/opt/*' -not -path '/usr/share/*' -iname '*wsgi*' | grep -v -E 'uwsgi|wsgiref|/srv/pillar|/srv/formula|cache/salt'; getent passwd | grep wsgi-; ps -eo args | grep '[g]unicorn'",
+        " -not -path '/opt/*' -not -path '/usr/share/*' -iname '*wsgi*' | grep -v -E 'uwsgi|wsgiref|/srv/pillar|/srv/formula|cache/salt'; getent passwd | grep wsgi; ps -eo args | grep '[g]unicorn'",
         check=False,
     ).stdout
     assert left == ""

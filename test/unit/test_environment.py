@@ -5,8 +5,8 @@ import os
 import pytest
 import wsgi_environment
 import wsgi_host
-import wsgi_step
 import wsgi_source_tree
+import wsgi_step
 from wsgi_environment import Environment, Recipe, Requirements, Uv
 from wsgi_host import Problem
 
@@ -428,10 +428,11 @@ def test_the_stamp_of_a_whole_environment_is_root_s(monkeypatch, tmp_path):
     assert not environment.whole()
     stamp = tmp_path / "shop/environments/abc/.complete"
     stamp.touch()
-    found = wsgi_host.os.lstat(stamp)
-    monkeypatch.setattr(wsgi_environment.os, "lstat", lambda path: Stat(found, uid=1000))
+    lstat = wsgi_host.os.lstat
+    found = lstat(stamp)
+    monkeypatch.setattr(wsgi_environment.os, "lstat", lambda path: Stat(lstat(path), uid=1000))
     assert not environment.built(found.st_gid)
-    monkeypatch.setattr(wsgi_environment.os, "lstat", lambda path: Stat(found, uid=0))
+    monkeypatch.setattr(wsgi_environment.os, "lstat", lambda path: Stat(lstat(path), uid=0))
     assert environment.built(found.st_gid)
     assert not environment.built(found.st_gid + 1)
 
@@ -440,7 +441,7 @@ class Stat:
     """What os.lstat tells of a file, with another owner."""
 
     def __init__(self, found, uid):
-        self.st_uid, self.st_gid = uid, found.st_gid
+        self.st_uid, self.st_gid, self.st_mode = uid, found.st_gid, found.st_mode
 
 
 def test_passwords_are_known_as_they_stand_and_as_they_are_meant():

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import wsgi_host
 import wsgi_lock
 import wsgi_step
 from wsgi_host import Problem
@@ -36,7 +37,8 @@ def test_a_step_sees_what_it_is_given_and_no_more(monkeypatch):
     monkeypatch.setenv("SALT_SECRET", "hunter2")
     monkeypatch.setenv("PIP_INDEX_URL", "https://pypi.example.com")
     seen = dict(line.split("=", 1) for line in shell("env", env={"A": "1"}).splitlines())
-    assert {"A": "1", "PIP_INDEX_URL": "https://pypi.example.com", "WSGI_STEP": "unit-test"}.items() <= seen.items()
+    given = {"A": "1", "PIP_INDEX_URL": "https://pypi.example.com", "WSGI_STEP": wsgi_step.mark("unit-test")}
+    assert given.items() <= seen.items()
     assert "SALT_SECRET" not in seen
 
 
@@ -69,7 +71,7 @@ def test_a_step_that_takes_too_long_ends_with_all_that_it_started():
 
 
 def test_what_a_step_leaves_running_ends_with_it_and_nothing_else_does():
-    other = subprocess.Popen(["sleep", "60"], env={"WSGI_STEP": "unit-test-of-another"})
+    other = subprocess.Popen(["sleep", "60"], env={"WSGI_STEP": wsgi_step.mark("unit-test-of-another")})
     try:
         pid = int(shell("setsid sleep 4323 > /dev/null 2>&1 & echo $!"))
         assert not alive(pid)
@@ -77,6 +79,45 @@ def test_what_a_step_leaves_running_ends_with_it_and_nothing_else_does():
     finally:
         other.kill()
         other.wait()
+
+
+@pytest.fixture
+def contained():
+    """The PID, as this machine sees it, of a marked process in a PID namespace of its own."""
+    variable = f"{wsgi_step.MARK}={wsgi_step.mark('unit-test')}"
+    outer = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", "env", variable, "sh", "-c", "echo; exec sleep 60"],
+        stdout=subprocess.PIPE,
+    )
+    outer.stdout.readline()
+    with open(f"/proc/{outer.pid}/task/{outer.pid}/children") as children:
+        yield int(children.read())
+    outer.kill()
+    outer.wait()
+    outer.stdout.close()
+
+
+def test_a_marked_process_of_a_container_is_another_machine_s(contained):
+    assert os.getpid() in wsgi_host.pids()
+    assert contained not in wsgi_host.pids()
+    assert wsgi_step.end("unit-test") == []
+    assert alive(contained)
+
+
+def test_a_container_that_shares_the_host_s_pid_namespace_has_other_marks(tmp_path):
+    """What it does not share is its root directory."""
+
+    def tell(pipe):
+        os.chroot(tmp_path)
+        pipe.send(wsgi_step.mark("unit-test"))
+
+    context = multiprocessing.get_context("fork")
+    mine, its = context.Pipe()
+    process = context.Process(target=tell, args=(its,))
+    process.start()
+    assert mine.poll(10)
+    assert mine.recv() != wsgi_step.mark("unit-test")
+    process.join(10)
 
 
 def test_a_process_that_is_about_to_run_another_program_is_looked_at_again(monkeypatch):
@@ -202,7 +243,9 @@ def test_another_run_waits_its_patience(another):
 def test_the_lock_of_a_run_that_died_is_taken_over_and_what_it_left_running_ended(another):
     process, _ = another
     left = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(60)"], env={"WSGI_STEP": "shop"}, start_new_session=True
+        [sys.executable, "-c", "import time; time.sleep(60)"],
+        env={"WSGI_STEP": wsgi_step.mark("shop")},
+        start_new_session=True,
     )
     time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
