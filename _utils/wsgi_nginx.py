@@ -471,7 +471,7 @@ def _accepted(host):
     try:
         while True:
             try:
-                changes = _tried(host, *names, without=left_out, shared=shared, take=True, ports=False)
+                changes = _tried(host, *names, without=left_out, shared=shared, take=True, mending=True)
                 return changes, left_out
             except Refused as refused:
                 blamed = [name for name in _blamed_apps(host, refused) if name not in left_out]
@@ -708,15 +708,19 @@ def _sound(host, *names, without=(), take=False):
     raise problems[0]
 
 
-def _tried(host, *names, take=False, ports=True, **how):
-    """What ``pending`` says, and the certificates that it needs, if nginx takes it; with ``take``, it goes live."""
+def _tried(host, *names, take=False, mending=False, **how):
+    """
+    What ``pending`` says, and the certificates that it needs, if nginx takes it; with ``take``, it goes live.
+
+    With ``mending``, nginx is asked even where nothing would change, and nobody's port is looked at.
+    """
     sites = [site_of(host, name) for name in names]
     made = wsgi_tls.prepare(host, sites, built(host))
     changes = {**pending(host, *names, **how), **{path: Private(text) for path, text in made.items()}}
-    if changes and ports:
+    if changes and not mending:
         for name in names:
             _check_ports(host, name)
-    return _apply(host, changes, take=take) if changes else {}
+    return _apply(host, changes, take=take) if changes or mending else {}
 
 
 def _apply(host, changes, test=True, take=False):

@@ -459,7 +459,9 @@ def test_a_change_of_app_and_server_is_seen_at_once(served):
 
 def test_words_that_are_gone_leave_nothing(served):
     def traces():
-        return served.exec("ls -d /etc/nginx/wsgi/live/private/*.htpasswd /var/cache/wsgi-*", check=False).stdout.split()
+        return served.exec(
+            "ls -d /etc/nginx/wsgi/live/private/*.htpasswd /var/cache/wsgi-*", check=False
+        ).stdout.split()
 
     kept = [f"/var/cache/wsgi-{name}.{protocol}" for name in ("kept", "kept-uwsgi") for protocol in ("proxy", "uwsgi")]
     assert sorted(traces()) == sorted(["/etc/nginx/wsgi/live/private/staff.htpasswd", *kept])
