@@ -134,7 +134,7 @@ def test_the_hashes_are_nginxs_alone_and_in_no_diff(served):
     assert shown.strip() == "640 root www-data"
     assert [hash for hash in USERS.values() if hash in str(served.first_run.raw)] == []
     places = served.exec(["grep", "-rlF", "\n".join(USERS.values()), "/etc", "/run", "/var"], check=False)
-    assert places.stdout.split() == ["/etc/nginx/wsgi/live/private/staff.htpasswd"]
+    assert re.fullmatch(r"/etc/nginx/wsgi/trees/\d+/private/staff.htpasswd\n", places.stdout)
 
 
 def test_who_is_refused_gets_the_apps_page(served):

@@ -150,3 +150,13 @@ def test_another_app_can_join_such_a_site(disk):
     found = inner(host, wsgi_nginx.pending(host, "shop"))
     assert files["sites/example.com_80.conf"].splitlines()[:-2] == found["sites/example.com_80.conf"].splitlines()[:-3]
     assert "locations/shop.con[f];" in found["sites/example.com_80.conf"]
+
+
+@pytest.mark.parametrize(("server", "known"), [("gunicorn", 3), ("uwsgi", 3), ("waitress", 2)])
+def test_nginx_learns_of_another_number_of_workers_where_each_has_a_socket(disk, server, known):
+    before = disk({"shop": {"server": "waitress", "workers": 3}})
+    files = inner(before, wsgi_nginx.pending(before, "shop"))
+    host = disk({"shop": {"server": server, "workers": 2}}, files)
+    found = wsgi_nginx.texts(host, "shop")[wsgi_nginx.paths(host, "shop")[0]]
+    assert found.count("/http-") == known
+    assert wsgi_nginx.differs(host, "shop") == (known == 2)
