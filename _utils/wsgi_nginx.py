@@ -97,11 +97,14 @@ class Refused(Problem):
 
     said : str
         nginx's own message.
+    files : dict
+        The files that it read of ours, paths to text.
     """
 
-    def __init__(self, problem, said):
+    def __init__(self, problem, said, files):
         super().__init__(problem)
         self.said = said
+        self.files = files
 
 
 @dataclass(frozen=True)
@@ -281,8 +284,9 @@ def _alone(host):
 
 def differs(host, name):
     """Whether an app's own site is not as it should be. Cheap: no other site is looked at."""
+    wanted = {include_path(host): _include(host), **texts(host, name)}
     return wsgi_tls.due(host, site_of(host, name)) or any(
-        on_disk(host).get(path) != _text(wanted) for path, wanted in texts(host, name).items()
+        on_disk(host).get(path) != _text(text) for path, text in wanted.items()
     )
 
 
@@ -430,10 +434,10 @@ def _bring_up_to_date(host):
     outdated = not loaded(host)
     if outdated:
         reload(host)
-    own = host.family["nginx"]["own_dir"]
-    for name in (*FOLDERS, *SHARED):
-        # Until now, nginx read files in them with each request.
-        wsgi_host.remove(f"{os.path.dirname(own)}/{name}")
+    if on_disk(host).get(include_path(host)) == _include(host):
+        # What lay there before there was a tree: until now, nginx read passwords in it with each request.
+        for name in (*FOLDERS, *SHARED):
+            wsgi_host.remove(f"{os.path.dirname(host.family['nginx']['own_dir'])}/{name}")
     return outdated
 
 
@@ -745,9 +749,7 @@ def _apply(host, changes, test=True, take=False):
             wsgi_tree.go_live(own, staged, contents)
             if include in changes:
                 os.makedirs(os.path.dirname(include), mode=0o755, exist_ok=True)
-                wsgi_host.write(include, changes[include], 0o644)
-                wsgi_tree.sync(include)
-                wsgi_tree.sync(os.path.dirname(include))
+                wsgi_tree.replace(include, changes[include])
             files = {**on_disk(host), **{path: _text(wanted) for path, wanted in changes.items()}}
             host.nginx_files = {path: text for path, text in files.items() if text is not None}
             host.nginx_version = wsgi_tree.version(own)
@@ -808,12 +810,11 @@ def _test(host, staged=None, changes=()):
         command = [*command, nginx, "-t" if manages else "-T"]
         env = {**os.environ, "PATH": PATH}
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=env, check=False)
-    if staged and done.returncode == NOT_MOUNTED:
+    if staged and (done.returncode == NOT_MOUNTED or done.stderr.startswith("unshare: ")):
         raise Problem(f"nginx could not test the new files, which needs a mount namespace: {tail(done.stderr)}")
     if done.returncode:
-        refused = Refused(f"{_blamed(host, done.stderr, changes)}:\n{tail(done.stderr)}", done.stderr)
-        refused.files = {**on_disk(host), **{path: _text(wanted) for path, wanted in changes.items()}}
-        raise refused
+        files = {**on_disk(host), **{path: _text(wanted) for path, wanted in changes.items()}}
+        raise Refused(f"{_blamed(host, done.stderr, changes)}:\n{tail(done.stderr)}", done.stderr, files)
     if not manages and f"# configuration file {include}:" not in done.stdout:
         raise Problem(
             f"wsgi:nginx:manage: false, and nginx does not read {include}: "
@@ -839,9 +840,9 @@ def _in_place(host, staged, include_text):
             undone.callback(wsgi_host.remove, own)
         if not os.path.exists(include):
             os.makedirs(os.path.dirname(include), mode=0o755, exist_ok=True)
-            wsgi_host.write(include, "", 0o644)
+            wsgi_tree.create(include, "")
             undone.callback(wsgi_host.remove, include)
-        wsgi_host.write(other, include_text or _text_of(include), 0o644)
+        wsgi_tree.create(other, include_text or _text_of(include))
         undone.callback(wsgi_host.remove, other)
         alone = ["unshare", "--mount", "--propagation", "private", "sh", "-c", IN_PLACE, "sh"]
         yield [*alone, staged, own, other, include]

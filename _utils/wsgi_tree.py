@@ -55,7 +55,7 @@ def stage(live: str, changes: dict):
     for path, content in changes.items():
         if content is not None:
             os.makedirs(os.path.dirname(f"{staged}/{path}"), mode=0o755, exist_ok=True)
-            _create(f"{staged}/{path}", *content)
+            create(f"{staged}/{path}", *content)
     return staged
 
 
@@ -91,12 +91,23 @@ def sync(path: str):
         os.close(handle)
 
 
-def _trees(live):
-    return f"{os.path.dirname(live)}/trees"
-
-
-def _create(path, text, mode, gid):
+def create(path: str, text: str, mode: int = 0o644, gid: int = 0):
+    """Write a new file, which nobody else can read before it has its permission bits and its group."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
         os.fchown(file.fileno(), 0, gid)
         os.fchmod(file.fileno(), mode)
+
+
+def replace(path: str, text: str):
+    """Put a file that everybody may read in place in one step, so that it outlasts a power cut."""
+    staged = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.new")
+    wsgi_host.remove(staged)
+    create(staged, text)
+    sync(staged)
+    os.rename(staged, path)
+    sync(os.path.dirname(path))
+
+
+def _trees(live):
+    return f"{os.path.dirname(live)}/trees"
