@@ -1,7 +1,7 @@
 """
 The shared proxy: one site per app, and a reload only when what nginx would read has changed.
 
-All files that nginx reads of ours lie in one tree, which changes as a whole (``wsgi_tree``): a change is staged
+All files that nginx reads of ours lie in one tree, which changes as a whole (``wsgi_nginx_tree``): a change is staged
 beside the live tree, nginx tests it in a mount namespace in which it stands where the live one does, and only then
 it goes live. A run that is killed at any moment leaves a tree that nginx has accepted.
 """
@@ -32,7 +32,7 @@ import wsgi_sites
 import wsgi_static
 import wsgi_status_page
 import wsgi_tls
-import wsgi_tree
+import wsgi_nginx_tree
 import wsgi_wanted
 from wsgi_host import LIB, PATH, RUN, Problem
 from wsgi_schema_edge import METRICS_PORT, METRICS_SOCKET
@@ -234,7 +234,7 @@ def texts(host, name):
 def on_disk(host):
     """Return what there is of all files of this module, as the run first saw them: paths to text."""
     if host.nginx_files is None:
-        host.nginx_version = wsgi_tree.version(host.family["nginx"]["own_dir"])
+        host.nginx_version = wsgi_nginx_tree.version(host.family["nginx"]["own_dir"])
         host.nginx_files = _read(host)
     return host.nginx_files
 
@@ -274,10 +274,10 @@ def _alone(host):
     """Keep other runs from nginx's files and its reload; put right what a killed run left of both."""
     own = host.family["nginx"]["own_dir"]
     with wsgi_reload.alone():
-        for path in wsgi_tree.leftovers(own):
+        for path in wsgi_nginx_tree.leftovers(own):
             wsgi_host.remove(path)
         wsgi_reload.end_closing()
-        if host.nginx_version != wsgi_tree.version(own):
+        if host.nginx_version != wsgi_nginx_tree.version(own):
             host.nginx_files = None
         yield
 
@@ -738,7 +738,7 @@ def _apply(host, changes, test=True, take=False):
         changes = {**changes, include: _include(host)}
     written = {path: wanted for path, wanted in {**_carried(host), **changes}.items() if path != include}
     contents = {path[len(own) + 1 :]: _content(wanted) for path, wanted in written.items()}
-    staged = wsgi_tree.stage(own, contents)
+    staged = wsgi_nginx_tree.stage(own, contents)
     try:
         for wanted in written.values():
             if isinstance(wanted, str):
@@ -746,13 +746,13 @@ def _apply(host, changes, test=True, take=False):
         if test:
             _test(host, staged, changes)
         if take:
-            wsgi_tree.go_live(own, staged, contents)
+            wsgi_nginx_tree.go_live(own, staged, contents)
             if include in changes:
                 os.makedirs(os.path.dirname(include), mode=0o755, exist_ok=True)
-                wsgi_tree.replace(include, changes[include])
+                wsgi_nginx_tree.replace(include, changes[include])
             files = {**on_disk(host), **{path: _text(wanted) for path, wanted in changes.items()}}
             host.nginx_files = {path: text for path, text in files.items() if text is not None}
-            host.nginx_version = wsgi_tree.version(own)
+            host.nginx_version = wsgi_nginx_tree.version(own)
     finally:
         if os.path.realpath(own) != os.path.realpath(staged):
             wsgi_host.remove(staged)
@@ -773,7 +773,7 @@ def _carried(host):
 
 
 def _content(wanted):
-    """A file for ``wsgi_tree.stage``."""
+    """A file for ``wsgi_nginx_tree.stage``."""
     if isinstance(wanted, Private):
         return wanted.text, wanted.mode, grp.getgrnam(wanted.group).gr_gid
     return wanted if wanted is None else (wanted, 0o644, 0)
@@ -840,9 +840,9 @@ def _in_place(host, staged, include_text):
             undone.callback(wsgi_host.remove, own)
         if not os.path.exists(include):
             os.makedirs(os.path.dirname(include), mode=0o755, exist_ok=True)
-            wsgi_tree.create(include, "")
+            wsgi_nginx_tree.create(include, "")
             undone.callback(wsgi_host.remove, include)
-        wsgi_tree.create(other, include_text or _text_of(include))
+        wsgi_nginx_tree.create(other, include_text or _text_of(include))
         undone.callback(wsgi_host.remove, other)
         alone = ["unshare", "--mount", "--propagation", "private", "sh", "-c", IN_PLACE, "sh"]
         yield [*alone, staged, own, other, include]

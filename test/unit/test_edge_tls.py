@@ -12,7 +12,7 @@ import wsgi_host
 import wsgi_nginx
 import wsgi_reload
 import wsgi_tls
-import wsgi_tree
+import wsgi_nginx_tree
 
 OLD = wsgi_nginx.Built((1, 18, 0), ("http_v2_module",), (1, 1, 1))
 USUAL = wsgi_nginx.Built((1, 22, 1), ("http_v2_module",), (3, 0, 22))
@@ -447,7 +447,7 @@ def test_a_self_signed_certificate_goes_live_with_its_key_and_its_site_or_not_at
         assert {*contents} > {f"private/{ID}.self-signed.crt", f"private/{ID}.self-signed.key", f"sites/{ID}.conf"}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(wsgi_tree, "go_live", killed)
+    monkeypatch.setattr(wsgi_nginx_tree, "go_live", killed)
     with pytest.raises(KeyboardInterrupt):
         installed({"shop": {"tls": "self_signed"}})
     assert os.listdir(tmp_path / "trees") == []
