@@ -191,30 +191,23 @@ def site(name):
     try:
         host = _host()
         page = wsgi_maintenance.pending(host, name)
-        nginxs_site = wsgi_nginx.site_of(host, name)
-        warnings = wsgi_tls.check(host, nginxs_site, wsgi_nginx.built(host))
-        made = wsgi_tls.due(host, nginxs_site)
-        files = {}
-        if wsgi_nginx.differs(host, name):
-            files = wsgi_nginx.pending(host, name) if __opts__["test"] else wsgi_nginx.check(host, name)
-        result = _result(name, True, f"The site of {name} is in place.")
-        served = _serve_files(host, name)
-        if served:
-            result["changes"]["served"] = served
-        if made:
-            result["changes"][wsgi_tls.self_signed_paths(host, nginxs_site.id)[0]] = "made"
+        warnings = wsgi_tls.check(host, wsgi_nginx.site_of(host, name), wsgi_nginx.built(host))
+        served = _unserved(host, name)
+        if __opts__["test"]:
+            changes = wsgi_nginx.predicted(host, name)
+        else:
+            changes = _site(host, name, served)
+        result = _result(
+            name, True, f"The site of {name} is in place.", {**({"served": served} if served else {}), **changes}
+        )
         if result["changes"] and __opts__["test"]:
-            result["result"] = None
-        sources = {path: wsgi_nginx.source(text) for path, text in files.items()}
-        sources.update((path, source and {"source": source}) for path, source in page.items())
-        for path, source in sources.items():
-            written = _file(path, source)
+            result.update(result=None, comment=f"The site of {name} would be written.")
+        for path, source in page.items():
+            written = _page(path, source)
             result["changes"][path] = written["changes"]
             result["comment"] = f"The site of {name}: {written['comment']}."
             if written["result"] is not True:
                 result["result"] = written["result"]
-        if result["changes"]:
-            wsgi_nginx.forget(host)
         # Before a run, what it will make is not there yet.
         if not __opts__["test"]:
             warnings += wsgi_static.warnings(host, name, host.settings.apps[name])
@@ -223,21 +216,48 @@ def site(name):
         return _failure(name, f"The site of {name} was left as it was", error)
 
 
-def _serve_files(host, name):
-    """Have the files there that nginx is to serve, where pillar has just named them; returns which these are."""
-    app, served = host.settings.apps[name], []
-    if wsgi_static.home_differs(host, name, app):
-        served.append(f"{LIB}/home/{name}")
-        if not __opts__["test"]:
+def _site(host, name, unserved):
+    """Write nginx's site of an app, after what it is to serve of that is there; returns what of the site changed."""
+    if unserved:
+        wsgi_nginx.check(host, name)
+        app = host.settings.apps[name]
+        if wsgi_static.home_differs(host, name, app):
             wsgi_static.prepare_home(host, name, app, pwd.getpwnam(app["user"]))
-    live = wsgi_static.of_release(app) and wsgi_generation.live(host, name)
-    if live:
-        release = wsgi_release.Release(name, live.release)
-        served += wsgi_static.outdated(name, app, release)
-        if not __opts__["test"]:
+        live = wsgi_static.of_release(app) and wsgi_generation.live(host, name)
+        if live:
             with wsgi_lock.locked(name, "a change"):
-                wsgi_static.publish(host, name, app, release)
-    return served
+                wsgi_static.publish(host, name, app, wsgi_release.Release(name, live.release))
+    return wsgi_nginx.write(host, name) if wsgi_nginx.differs(host, name) else {}
+
+
+def _unserved(host, name):
+    """What nginx is to serve of an app and can't yet, as pillar has just named it: a list of paths."""
+    app = host.settings.apps[name]
+    found = [f"{LIB}/home/{name}"] if wsgi_static.home_differs(host, name, app) else []
+    live = wsgi_static.of_release(app) and wsgi_generation.live(host, name)
+    return found + (wsgi_static.outdated(name, app, wsgi_release.Release(name, live.release)) if live else [])
+
+
+def nginx_files(name):
+    """
+    nginx's files of ours are such that nginx can start with them, whatever a killed run or another hand left.
+
+    name : str
+        Nothing but the state's name.
+
+    .. code-block:: yaml
+
+        nginx-files:
+          wsgi.nginx_files: []
+    """
+    try:
+        host = _host()
+        if __opts__["test"]:
+            return _result(name, True, "Whether nginx accepts them is not tried in a dry run.")
+        changes, sentence = wsgi_nginx.mend(host)
+    except (Problem, OSError) as error:
+        return _failure(name, "nginx does not accept its files", error)
+    return _result(name, True, sentence or "nginx's files are as a run left them that came to its end.", changes)
 
 
 def nginx(name):
@@ -499,12 +519,12 @@ def _failure(name, what, error):
     return _result(name, False, f"{what}: {error}")
 
 
-def _file(path, source):
+def _page(path, source):
     """What ``file.managed`` makes of a file that everybody may read; without a source it goes."""
     if source is None:
         return __states__["file.absent"](path)
     how = {"user": "root", "group": "root", "mode": "0644", "makedirs": True, "dir_mode": "0755"}
-    return __states__["file.managed"](path, **{**how, **source})
+    return __states__["file.managed"](path, source=source, **how)
 
 
 def _still_serving(name):

@@ -115,6 +115,7 @@ def rollback(host, name, to=None, pin=False):
         done = wsgi_generation.change(host, name, app, release, id, back_to=target)
         # What had been deployed is what one goes back from.
         wsgi_wanted.override(host, name, {"pinned": done.generation.id} if pin else {})
+        wsgi_nginx.put(host, name)
         return done
 
 

@@ -73,7 +73,7 @@ class Host:
         self.overrides = {}
         self.overrides_read = {}  # as they were on the disk
         self.certificates = {}  # of wsgi_tls.texts
-        self.nginx_files = None  # wsgi_nginx.on_disk
+        self.nginx_files = self.nginx_version = None  # wsgi_nginx.on_disk
         self.nginx_built = None  # wsgi_nginx.built
 
     def _bytecode_cache(self):

@@ -1,9 +1,14 @@
 """
 The shared proxy: one site per app, and a reload only when what nginx would read has changed.
+
+All files that nginx reads of ours lie in one tree, which changes as a whole (``wsgi_nginx_tree``): a change is staged
+beside the live tree, nginx tests it in a mount namespace in which it stands where the live one does, and only then
+it goes live. A run that is killed at any moment leaves a tree that nginx has accepted.
 """
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import glob
 import grp
@@ -13,7 +18,6 @@ import os
 import pwd
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -23,10 +27,13 @@ import wsgi_edge
 import wsgi_host
 import wsgi_maintenance
 import wsgi_managers
+import wsgi_reload
+import wsgi_settings
 import wsgi_sites
 import wsgi_static
 import wsgi_status_page
 import wsgi_tls
+import wsgi_nginx_tree
 import wsgi_wanted
 from wsgi_host import LIB, PATH, RUN, Problem
 from wsgi_schema_edge import METRICS_PORT, METRICS_SOCKET
@@ -36,8 +43,6 @@ from wsgi_step import tail
 LOADED = f"{RUN}/nginx.loaded"
 # What `nginx -V` said, and which nginx that was.
 BUILT = f"{RUN}/nginx.built"
-# As old as the last reload by another hand: wsgi/acme/reload-nginx.
-RELOADED = f"{RUN}/nginx.reloaded"
 # What has a template of its own, wsgi/nginx/<feature>.jinja, and what that has macros for: `host`, once; `http`,
 # for each app; `server` and `location`, within such; `locations`, beside the app's.
 FEATURES = {
@@ -58,8 +63,9 @@ FEATURES = {
         "trust",
     )
 }
-# Below the folder that is ours.
+# In the tree that is ours: folders, and the files that are no app's.
 FOLDERS = ("apps", "locations", "sites", "private")
+SHARED = ("wsgi.conf", "proxy.conf", "tls.conf")
 LISTEN = re.compile(r"^\s*listen (\d+)([^;]*);", re.MULTILINE)
 SERVER_NAME = re.compile(r"^\s*server_name ([^;]*);", re.MULTILINE)
 PLAIN_NAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
@@ -74,18 +80,36 @@ MEMBER = re.compile(r"/locations/([a-z0-9_-]+)\.con\[f\];")
 REFUSED = re.compile(r"\[emerg\] .* in (/\S+):(\d+)$", re.MULTILINE)
 # Of what `nginx -T` prints, which begins with nginx's own file.
 USER = re.compile(r"^\s*user\s+([^\s;]+)", re.MULTILINE)
-RAW = re.compile(r"\s*# (wsgi:(?:apps:[a-z0-9_-]+:)?nginx:(?:http|server|location))$")
-# The way to all shortcuts: what nginx finds here, it takes without another look.
-SHORT = f"{LIB}/short"
-# While it is there, and the way to the shortcuts is not, the sites ask clients to open a new connection for
-# their next request.
-CLOSING = f"{RUN}/nginx.closing"
-# For how long, before a reload. Any client that sends more often than that is told in time; 40
-# reloads without it cost 79 of 28,114 requests of 8 clients, 4 of them keep-alive, on nginx 1.22.
-CLOSING_TIME = 2  # seconds
+QUOTED = re.compile(r'"(/[^"]+)"')
+RAW_WHERE = ("http", "server", "location")
+RAW = re.compile(rf"\s*# (wsgi:(?:apps:[a-z0-9_-]+:)?nginx:(?:{'|'.join(RAW_WHERE)}))$")
 # What fits map_hash_bucket_size as nginx has it on most processors, 64, beside two pointers: ngx_hash.h.
 MAP_KEY = 46
-RELOAD_PATIENCE = 10  # seconds
+# Has nginx find the staged files where the live ones are, in a mount namespace that ends with it.
+IN_PLACE = 'mount -n --bind "$1" "$2" && mount -n --bind "$3" "$4" || exit 70; shift 4; exec "$@"'
+NOT_MOUNTED = 70
+# What ``shown`` says instead of a diff of what is not for everybody, as Salt's file.managed does.
+NOT_SHOWN = "<show_changes=False>"
+
+
+# The number of a worker that has a socket of its own.
+WORKER = re.compile(r"/http-\d+\.sock ")
+
+
+class Refused(Problem):
+    """
+    What nginx does not accept.
+
+    said : str
+        nginx's own message.
+    files : dict
+        The files that it read of ours, paths to text.
+    """
+
+    def __init__(self, problem, said, files):
+        super().__init__(problem)
+        self.said = said
+        self.files = files
 
 
 @dataclass(frozen=True)
@@ -173,7 +197,12 @@ def cache_folders(host, name):
 
 
 def entry_path(host):
-    """The path of the one file among nginx's own, which leads to all others."""
+    """The path of the file in our tree which leads to all others."""
+    return f"{host.family['nginx']['own_dir']}/wsgi.conf"
+
+
+def include_path(host):
+    """The path of the one file among nginx's own, which leads into our tree."""
     return f"{host.family['nginx']['conf_dir']}/wsgi.conf"
 
 
@@ -208,36 +237,72 @@ def texts(host, name):
 
 
 def on_disk(host):
-    """What there is of all files of this module, as the run first saw them; ``forget`` when another hand writes one."""
+    """Return what there is of all files of this module, as the run first saw them: paths to text."""
     if host.nginx_files is None:
-        own = host.family["nginx"]["own_dir"]
-        found = [entry_path(host), *(f"{own}/{file}" for file in wsgi_host.listdir(own))]
-        for folder in FOLDERS:
-            found += [f"{own}/{folder}/{file}" for file in wsgi_host.listdir(f"{own}/{folder}")]
-        host.nginx_files = {path: wsgi_host.read(path) for path in sorted(found) if os.path.isfile(path)}
+        host.nginx_version = wsgi_nginx_tree.version(host.family["nginx"]["own_dir"])
+        host.nginx_files = _read(host)
     return host.nginx_files
 
 
-def forget(host):
-    """Another hand has written some of these files."""
-    host.nginx_files = None
+def _read(host):
+    own, include = host.family["nginx"]["own_dir"], include_path(host)
+    folder = os.path.dirname(own) if _old_layout(host) else own
+    names = SHARED if _old_layout(host) else wsgi_host.listdir(own)
+    names = [*names, *(f"{kind}/{name}" for kind in FOLDERS for name in wsgi_host.listdir(f"{folder}/{kind}"))]
+    paths = {f"{own}/{name}": f"{folder}/{name}" for name in sorted(names)}
+    if _old_layout(host):
+        paths[f"{own}/wsgi.conf"] = include
+    found = {path: _text_of(path) for path in [include] if os.path.isfile(path)}
+    for path, source in paths.items():
+        if os.path.isfile(source):
+            found[path] = _text_of(source)
+            if source != path:
+                found[path] = re.sub(
+                    rf"{re.escape(folder)}/(?=({'|'.join(FOLDERS)})/|\w+\.conf;)", f"{own}/", found[path]
+                )
+    return found
+
+
+def _text_of(path):
+    with open(path, encoding="utf-8", errors="replace") as file:  # another hand may have written anything
+        return file.read()
+
+
+def _old_layout(host):
+    """Whether nginx's files lie as they did before there was a tree: in folders of their own beside it."""
+    own = host.family["nginx"]["own_dir"]
+    return os.path.isfile(f"{os.path.dirname(own)}/proxy.conf") and not os.path.isfile(f"{own}/wsgi.conf")
+
+
+@contextlib.contextmanager
+def _alone(host):
+    """Keep other runs from nginx's files and its reload; put right what a killed run left of both."""
+    own = host.family["nginx"]["own_dir"]
+    with wsgi_reload.alone():
+        for path in wsgi_nginx_tree.leftovers(own):
+            wsgi_host.remove(path)
+        wsgi_reload.end_closing()
+        if host.nginx_version != wsgi_nginx_tree.version(own):
+            host.nginx_files = None
+        yield
 
 
 def differs(host, name):
     """Whether an app's own site is not as it should be. Cheap: no other site is looked at."""
+    wanted = {include_path(host): _include(host), **texts(host, name)}
     return wsgi_tls.due(host, site_of(host, name)) or any(
-        on_disk(host).get(path) != _text(wanted) for path, wanted in texts(host, name).items()
+        on_disk(host).get(path) != _text(text) for path, text in wanted.items()
     )
 
 
-def pending(host, *names, without=None, shared=True):
+def pending(host, *names, without=(), shared=True):
     """
     The files that would have to change for these apps' sites to be as they should.
 
     names : str
         Apps of ``host.settings.apps``.
-    without : str
-        An app that is to have no site.
+    without : collection of str
+        Apps that are to have no site.
     shared : bool
         Whether those files count that are no app's alone.
 
@@ -246,18 +311,19 @@ def pending(host, *names, without=None, shared=True):
     wanted = {}
     for name in names:
         wanted.update(texts(host, name))
-    if without:
-        wanted.update(dict.fromkeys(paths(host, without)))
+    for name in without:
+        wanted.update(dict.fromkeys(paths(host, name)))
     there = {path for path, text in {**on_disk(host), **wanted}.items() if text is not None}
     sites = {path: wanted.get(path) or on_disk(host)[path] for path in there if "/sites/" in path}
     for path, text in sites.items():
-        left = [name for name in _members(text) if name != without and not _moved(host, name, names, path)]
+        left = [name for name in _members(text) if name not in without and not _moved(host, name, names, path)]
         if not any(paths(host, name)[1] in there for name in left):
             wanted[path] = sites[path] = None
         elif path not in wanted and left != _members(text):
             wanted[path] = sites[path] = _without(host, text, set(_members(text)) - set(left))
     if shared:
         wanted.update(_shared(host, [text for text in sites.values() if text]))
+    wanted.update(dict.fromkeys(wsgi_tls.unused({**on_disk(host), **wanted}, host.family["nginx"]["own_dir"])))
     return {path: text for path, text in wanted.items() if on_disk(host).get(path) != _text(text)}
 
 
@@ -265,56 +331,205 @@ def check(host, *names):
     """
     Try apps' sites before anything depends on it.
 
-    Returns what has to change for them, as ``pending`` does, and of other apps what nginx takes it only together
-    with. Raises ``Problem`` when nginx refuses the tree with it, a port is another program's, or a certificate
-    is no good.
+    Raises ``Problem`` when nginx refuses the tree with what would have to change for them, a port is another
+    program's, or a certificate is no good.
     """
-    for name in names:
-        wsgi_tls.check(host, site_of(host, name), built(host))
-    return _sound(host, *names)
+    with _alone(host):
+        _check_certificates(host, names)
+        _sound(host, *names)
+
+
+def write(host, *names):
+    """
+    Put apps' sites in place where they differ; nginx reads them when it is reloaded.
+
+    Returns what changed, as ``shown`` does. Raises ``Problem`` as ``check`` does; then all is as it was.
+    """
+    with _alone(host):
+        return _write(host, names)
+
+
+def _write(host, names):
+    _check_certificates(host, names)
+    if not any(differs(host, name) for name in names):
+        return {}
+    before = on_disk(host)
+    return shown(before, _sound(host, *names, take=True))
+
+
+def predicted(host, name):
+    """Return what ``write`` would change, as far as can be told without a test by nginx."""
+    if not differs(host, name):
+        return {}
+    made = wsgi_tls.missing(host, [site_of(host, name)], built(host))
+    changes = {**pending(host, name), **{path: Private("") for pair in made for path in pair}}
+    return shown(on_disk(host), changes)
+
+
+def shown(before, changes):
+    """
+    Tell of changes as a state does, and nothing of what is private.
+
+    before : dict
+        What ``on_disk`` said before them.
+    changes : dict
+        As ``pending`` returns it.
+
+    Returns a dict of paths to dicts, or to a word.
+    """
+    found = {}
+    for path, wanted in changes.items():
+        if wanted is None:
+            found[path] = {"removed": path}
+        elif ".self-signed." in path:
+            found.update({path: "made"} if path.endswith(".crt") else {})
+        elif isinstance(wanted, Private):
+            found[path] = {"diff": NOT_SHOWN}
+        elif path not in before:
+            found[path] = {"diff": "New file"}
+        else:
+            texts = [text.splitlines(keepends=True) for text in (before[path], wanted)]
+            found[path] = {"diff": "".join(difflib.unified_diff(*texts))}
+    return found
 
 
 def put(host, *names):
     """Put apps' sites in place, and nginx to serving them, where that differs. Raises ``Problem`` as ``check`` does."""
-    changes = check(host, *names)
-    if any(differs(host, name) for name in names):
-        _put_for_good(host, changes)
-    _sweep(host)
-    if not loaded(host):
-        reload(host)
+    with _alone(host):
+        _write(host, names)
+        _bring_up_to_date(host)
 
 
 def withdraw(host, name):
     """Take an app's site away, and nginx off it."""
-    _put_for_good(host, _sound(host, without=name) if _master(host) else pending(host, without=name))
-    _sweep(host)
-    if _master(host) and not loaded(host):
-        reload(host)
+    with _alone(host):
+        if not _master(host):
+            _apply(host, pending(host, without=[name]), test=False, take=True)
+            return
+        _sound(host, without=[name], take=True)
+        _bring_up_to_date(host)
 
 
 def refresh(host):
     """
     Bring nginx up to date with the sites as they lie on the disk.
 
-    Returns whether it had to be reloaded. Raises ``Problem`` as ``reload`` does.
+    Returns whether it had to be reloaded. Raises ``Problem`` as ``put`` does.
     """
-    # After a run that was killed, too.
-    for name in wsgi_host.listdir(f"{LIB}/live"):
-        wsgi_maintenance.clear(name)
-    _open()
-    refused = None
-    try:
-        _put_for_good(host, _tried(host))
-    except Problem as problem:
-        refused = problem
-    _sweep(host)
-    reloaded = not loaded(host)
-    if reloaded:
+    with _alone(host):
+        # After a run that was killed, too.
+        for name in wsgi_host.listdir(f"{LIB}/live"):
+            wsgi_maintenance.clear(name)
+        refused = None
+        try:
+            _tried(host, take=True)
+        except Problem as problem:
+            refused = problem
+        reloaded = _bring_up_to_date(host)
+        _leave_caches(host)
+        if refused:
+            raise refused
+        return reloaded
+
+
+def _bring_up_to_date(host):
+    """Have nginx read what is on the disk, if it has not, and take away what it read before."""
+    for path in wsgi_tls.leftovers(host, on_disk(host)):
+        wsgi_host.remove(path)
+    outdated = not loaded(host)
+    if outdated:
         reload(host)
-    _leave_caches(host)
-    if refused:
-        raise refused
-    return reloaded
+    if on_disk(host).get(include_path(host)) == _include(host):
+        # What lay there before there was a tree: until now, nginx read passwords in it with each request.
+        for name in (*FOLDERS, *SHARED):
+            wsgi_host.remove(f"{os.path.dirname(host.family['nginx']['own_dir'])}/{name}")
+    return outdated
+
+
+def mend(host):
+    """
+    Put right what a killed run left, and have nginx accept our files as they lie on the disk, so that it can start.
+
+    Where it does not, the files that it refuses become what pillar says; where that is refused too, the sites of
+    these apps are left out, so that all others are served.
+
+    Returns what changed, as ``shown`` does, and a sentence about that, or "". Raises ``Problem`` when nginx refuses
+    what is not ours.
+    """
+    with _alone(host):
+        before = on_disk(host)
+        if not before or loaded(host) or shutil.which("nginx", path=PATH) is None:
+            return {}, ""
+        try:
+            if before.get(include_path(host)) == _include(host):
+                _test(host)
+                return {}, ""
+            return shown(before, _apply(host, {}, take=True)), ""
+        except Refused as refused:
+            changes, left_out = _accepted(host)
+            sentence = f"The files on the disk were not accepted: {refused}"
+            if left_out:
+                sentence += f"\nLeft out until they are: {', '.join(left_out)}"
+            return shown(before, changes), sentence
+
+
+def _accepted(host):
+    """Find the least that has to change for nginx to accept our files, and change it; see ``mend``."""
+    known = [name for name in host.settings.apps if paths(host, name)[1] in on_disk(host) and _renders(host, name)]
+    names, left_out, shared, words = [], [], False, dict(host.settings.nginx)
+    try:
+        while True:
+            try:
+                changes = _tried(host, *names, without=left_out, shared=shared, take=True, mending=True)
+                return changes, left_out
+            except Refused as refused:
+                blamed = [name for name in _blamed_apps(host, refused) if name not in left_out]
+                again = [name for name in blamed if name in names or name not in known]
+                if blamed and not again:
+                    names += blamed
+                elif again:
+                    left_out += again
+                    names = [name for name in names if name not in again]
+                elif not shared:
+                    shared = True
+                elif any(host.settings.nginx[where] for where in RAW_WHERE):
+                    # The host's own words are not accepted, and stand in every site.
+                    host.settings.nginx.update(dict.fromkeys(RAW_WHERE, ""))
+                    names = [name for name in known if name not in left_out]
+                else:
+                    raise
+    finally:
+        host.settings.nginx.update(words)
+
+
+def _renders(host, name):
+    try:
+        return bool(texts(host, name))
+    except (Problem, OSError):
+        return False
+
+
+def _blamed_apps(host, refused):
+    """The apps one of whose files nginx refused, a list; none where all share it, or it is another hand's."""
+    own, place = host.family["nginx"]["own_dir"], REFUSED.search(refused.said)
+    files = {path: text for path, text in refused.files.items() if text is not None}
+    if place:
+        key = _raw_key(host, files.get(place[1]), int(place[2]))
+        if key:
+            return [key.split(":")[2]] if key.startswith("wsgi:apps:") else []
+        found = [place[1]]
+    else:
+        named = QUOTED.findall(refused.said)
+        found = [path for path, text in files.items() if any(f" {name};" in text for name in named)]
+    apps = []
+    for path in found:
+        kind, _, name = path[len(own) + 1 :].rpartition("/") if path.startswith(f"{own}/") else ("", "", "")
+        if kind == "sites":
+            site = host.settings.sites.get(name[: -len(".conf")])
+            apps += _members(files.get(path, "")) or (site.apps if site else [])
+        elif kind in FOLDERS:
+            apps.append(name.rpartition(".")[0])
+    return list(dict.fromkeys(apps))
 
 
 def logs(host, name):
@@ -330,15 +545,18 @@ def loaded(host):
         return False
     found = wsgi_host.read_json(LOADED) or {}
     start = time.time() - wsgi_managers.uptime(master)
-    reloads = [os.path.getmtime(path) for path in (LOADED, RELOADED) if os.path.exists(path)]
-    if wsgi_tls.newest(on_disk(host)) > max([start, *reloads]):
+    reloads = [os.path.getmtime(path) for path in (LOADED, wsgi_reload.RELOADED) if os.path.exists(path)]
+    own = host.family["nginx"]["own_dir"]
+    if wsgi_tls.newest(on_disk(host), own) > max([start, *reloads]):
         return False
     if found.get("nginx") == _identity(master):
         return found["sites"] == _sum(host)
     # It was started anew since: it read whatever was there by then.
-    folders = [f"{host.family['nginx']['own_dir']}/{folder}" for folder in FOLDERS]
+    folders = [f"{own}/{folder}" for folder in FOLDERS]
     folders += [host.family["nginx"]["conf_dir"], os.path.dirname(host.family["nginx"]["distribution_site"])]
-    return all(os.path.getmtime(path) < start for path in (*on_disk(host), *folders) if os.path.exists(path))
+    times = [os.path.getmtime(path) for path in (*on_disk(host), *folders) if os.path.exists(path)]
+    times += [os.lstat(own).st_mtime] if os.path.lexists(own) else []
+    return all(when < start for when in times)
 
 
 def reload(host):
@@ -351,38 +569,13 @@ def reload(host):
     master = _master(host)
     if master is None:
         raise Problem("nginx is not running: `systemctl status nginx` says why")
-    before = set(wsgi_managers.processes(master))
     log = f"{host.family['nginx']['log_dir']}/error.log"
     size = os.path.getsize(log) if os.path.exists(log) else 0
-    with _closing():
-        asked = time.time()
-        os.kill(master, signal.SIGHUP)
-        # It keeps its old workers, and says so in its log alone, when it can't have a port.
-        taken = wsgi_managers.wait_until(lambda: set(wsgi_managers.processes(master)) - before, RELOAD_PATIENCE)
-        if taken:
-            wsgi_managers.wait_until(lambda: not any(map(_accepts, before - {master})), RELOAD_PATIENCE)
-    if not taken:
+    asked = wsgi_reload.reload(master)
+    if asked is None:
         raise Problem(f"nginx did not take its new configuration; {log} says:\n{_since(log, size)}")
     wsgi_host.write(LOADED, json.dumps({"nginx": _identity(master), "sites": _sum(host)}) + "\n", 0o644)
     os.utime(LOADED, (asked, asked))
-
-
-@contextlib.contextmanager
-def _closing():
-    wsgi_host.folder(RUN, 0o755)
-    wsgi_host.write(CLOSING, "", 0o644)
-    wsgi_host.remove(SHORT)
-    try:
-        time.sleep(CLOSING_TIME)
-        yield
-    finally:
-        _open()
-
-
-def _open():
-    wsgi_host.remove(CLOSING)
-    if os.path.isdir(wsgi_maintenance.SHORTCUTS) and not os.path.lexists(SHORT):
-        wsgi_host.link(os.path.basename(wsgi_maintenance.SHORTCUTS), SHORT)
 
 
 def _values(host, name, app, site):
@@ -395,8 +588,9 @@ def _values(host, name, app, site):
         "certificate": wsgi_tls.values(host, site),
         "mounted": functools.partial(wsgi_sites.mounted, app),
         "live": f"{LIB}/live/{name}",
-        "short": f"{SHORT}/{name}",
-        "closing": CLOSING,
+        "short": f"{wsgi_reload.SHORT}/{name}",
+        "closing": wsgi_reload.CLOSING,
+        "upstream_workers": _upstream_workers(host, name, app),
         "served": wsgi_static.served(name, app),
         "htpasswd": paths(host, name)[2],
         "cache_folders": cache_folders(host, name),
@@ -407,6 +601,12 @@ def _values(host, name, app, site):
         },
     }
     return _shared_values(host, **own)
+
+
+def _upstream_workers(host, name, app):
+    """How many sockets of workers nginx is to know. Where they have none, whatever it knows already is right."""
+    there = len(WORKER.findall(on_disk(host).get(paths(host, name)[0]) or ""))
+    return app["workers"] if wsgi_settings.spawned(app, host.servers) or not there else there
 
 
 def _shared_values(host, **more):
@@ -496,9 +696,14 @@ def _shared(host, sites):
     return {
         f"{host.family['nginx']['own_dir']}/proxy.conf": host.render("nginx/proxy.conf.jinja", **values),
         f"{host.family['nginx']['own_dir']}/tls.conf": host.render("nginx/tls.conf.jinja", **values),
+        include_path(host): _include(host),
         entry_path(host): host.render("nginx/wsgi.conf.jinja", **values),
         wsgi_status_page.passwords_path(host): passwords and Private(passwords, host.family["nginx"]["user"]),
     }
+
+
+def _include(host):
+    return f"# Written by Salt; changes made here are undone.\ninclude {entry_path(host)};\n"
 
 
 def _htpasswd(host, name, app):
@@ -534,11 +739,16 @@ def _without(host, text, names):
     return "".join(line for line in lines if not {*_members(line)} & names)
 
 
-def _sound(host, *names, without=None):
+def _check_certificates(host, names):
+    for name in names:
+        wsgi_tls.check(host, site_of(host, name), built(host))
+
+
+def _sound(host, *names, without=(), take=False):
     """
     What has to change for some apps, as far as nginx takes it: with what all share; else without, which is
     then left to ``refresh``; else together with all other apps, since what they make of the host's own
-    words may have changed with these.
+    words may have changed with these. With ``take``, it goes live.
     """
     files = on_disk(host)
     attempts = [(names, True)]
@@ -548,71 +758,77 @@ def _sound(host, *names, without=None):
     problems = []
     for several, shared in attempts:
         try:
-            return _tried(host, *several, without=without, shared=shared)
+            return _tried(host, *several, without=without, shared=shared, take=take)
         except Problem as problem:
             problems.append(problem)
     raise problems[0]
 
 
-def _tried(host, *names, **how):
-    """What ``pending`` says, if nginx takes it; the certificates that it takes are made for that."""
-    if wsgi_tls.prepare(host, [site_of(host, name) for name in names], built(host)):
-        forget(host)
-    changes = pending(host, *names, **how)
-    if changes:
+def _tried(host, *names, take=False, mending=False, **how):
+    """
+    What ``pending`` says, and the certificates that it needs, if nginx takes it; with ``take``, it goes live.
+
+    With ``mending``, nginx is asked even where nothing would change, and nobody's port is looked at.
+    """
+    sites = [site_of(host, name) for name in names]
+    made = wsgi_tls.prepare(host, sites, built(host))
+    changes = {**pending(host, *names, **how), **{path: Private(text) for path, text in made.items()}}
+    if changes and not mending:
         for name in names:
             _check_ports(host, name)
-        with _staged(host, changes):
-            _test(host, changes)
+    return _apply(host, changes, take=take) if changes or mending else {}
+
+
+def _apply(host, changes, test=True, take=False):
+    """
+    Stage our tree with some changes, have nginx test it, and with ``take`` have it go live.
+
+    Returns the changes, and among them those that lead to the tree from a machine that had none.
+    """
+    own, include = host.family["nginx"]["own_dir"], include_path(host)
+    if on_disk(host).get(include) != _include(host) and {**on_disk(host), **changes}.get(entry_path(host)):
+        changes = {**changes, include: _include(host)}
+    written = {path: wanted for path, wanted in {**_carried(host), **changes}.items() if path != include}
+    contents = {path[len(own) + 1 :]: _content(wanted) for path, wanted in written.items()}
+    staged = wsgi_nginx_tree.stage(own, contents)
+    try:
+        for wanted in written.values():
+            if isinstance(wanted, str):
+                _make_logs(host, wanted)
+        if test:
+            _test(host, staged, changes)
+        if take:
+            wsgi_nginx_tree.go_live(own, staged, contents)
+            if include in changes:
+                os.makedirs(os.path.dirname(include), mode=0o755, exist_ok=True)
+                wsgi_nginx_tree.replace(include, changes[include])
+            files = {**on_disk(host), **{path: _text(wanted) for path, wanted in changes.items()}}
+            host.nginx_files = {path: text for path, text in files.items() if text is not None}
+            host.nginx_version = wsgi_nginx_tree.version(own)
+    finally:
+        if os.path.realpath(own) != os.path.realpath(staged):
+            wsgi_host.remove(staged)
     return changes
 
 
-@contextlib.contextmanager
-def _staged(host, changes):
-    """Put files where nginx looks for them, for as long as it takes to test them."""
-    before = {path: wsgi_host.read(path) for path in changes}
-    for path, text in before.items():
-        if text is not None and isinstance(changes[path], Private):
-            before[path] = Private(text, changes[path].group)
-    try:
-        _put(host, changes)
-        yield
-    finally:
-        _put(host, before)
+def _carried(host):
+    """The files of a machine that had no tree yet, as they come into it; none otherwise."""
+    own = host.family["nginx"]["own_dir"]
+    if not _old_layout(host):
+        return {}
+    found = {path: text for path, text in on_disk(host).items() if path.startswith(f"{own}/")}
+    for path, text in found.items():
+        if "/private/" in path:
+            group = wsgi_host.group(f"{os.path.dirname(own)}/{path[len(own) + 1 :]}")
+            found[path] = Private(text, grp.getgrgid(group).gr_name)
+    return found
 
 
-def _sweep(host):
-    """Take away the certificates that no site has any more."""
-    gone = wsgi_tls.leftovers(host, on_disk(host))
-    for path in gone:
-        wsgi_host.remove(path)
-    if gone:
-        forget(host)
-
-
-def source(wanted):
-    """What ``file.managed`` is told of a file of ``pending``; None where it goes."""
+def _content(wanted):
+    """A file for ``wsgi_nginx_tree.stage``."""
     if isinstance(wanted, Private):
-        return {"contents": wanted.text, "mode": f"{wanted.mode:04o}", "group": wanted.group, "show_changes": False}
-    return wanted and {"contents": wanted}
-
-
-def _put_for_good(host, files):
-    _put(host, files)
-    forget(host)
-
-
-def _put(host, files):
-    for path, wanted in files.items():
-        if wanted is None:
-            wsgi_host.remove(path)
-            continue
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        if isinstance(wanted, Private):
-            wsgi_host.write(path, wanted.text, wanted.mode, gid=grp.getgrnam(wanted.group).gr_gid)
-        else:
-            wsgi_host.write(path, wanted, 0o644)
-            _make_logs(host, wanted)
+        return wanted.text, wanted.mode, grp.getgrnam(wanted.group).gr_gid
+    return wanted if wanted is None else (wanted, 0o644, 0)
 
 
 def _make_logs(host, text):
@@ -636,18 +852,24 @@ def _leave_caches(host):
                 wsgi_host.remove(folder)
 
 
-def _test(host, changes=()):
-    """See whether nginx takes its configuration, in which some files are changed."""
+def _test(host, staged=None, changes=()):
+    """See whether nginx takes its configuration; with a staged tree and its changes, as if that were live."""
     nginx, manages = shutil.which("nginx", path=PATH), host.settings.nginx["manage"]
     if nginx is None:
         raise Problem("nginx is not installed" + ("" if manages else "; wsgi:nginx:manage: false leaves that to you"))
-    command = [nginx, "-t" if manages else "-T"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    changes, include = dict(changes), include_path(host)
+    with _in_place(host, staged, changes.get(include)) if staged else contextlib.nullcontext([]) as command:
+        command = [*command, nginx, "-t" if manages else "-T"]
+        env = {**os.environ, "PATH": PATH}
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=env, check=False)
+    if staged and (done.returncode == NOT_MOUNTED or done.stderr.startswith("unshare: ")):
+        raise Problem(f"nginx could not test the new files, which needs a mount namespace: {tail(done.stderr)}")
     if done.returncode:
-        raise Problem(f"{_blamed(host, done.stderr, changes)}:\n{tail(done.stderr)}")
-    if not manages and f"# configuration file {entry_path(host)}:" not in done.stdout:
+        files = {**on_disk(host), **{path: _text(wanted) for path, wanted in changes.items()}}
+        raise Refused(f"{_blamed(host, done.stderr, changes)}:\n{tail(done.stderr)}", done.stderr, files)
+    if not manages and f"# configuration file {include}:" not in done.stdout:
         raise Problem(
-            f"wsgi:nginx:manage: false, and nginx does not read {entry_path(host)}: "
+            f"wsgi:nginx:manage: false, and nginx does not read {include}: "
             f"it needs `include {host.family['nginx']['conf_dir']}/*.conf;` in its http block"
         )
     user = None if manages else USER.search(done.stdout)
@@ -658,18 +880,45 @@ def _test(host, changes=()):
         )
 
 
+@contextlib.contextmanager
+def _in_place(host, staged, include_text):
+    """Yields the beginning of a command line that runs a program which finds a staged tree where the live one is."""
+    own, include, other = host.family["nginx"]["own_dir"], include_path(host), f"{staged}.conf"
+    with contextlib.ExitStack() as undone:
+        # Something must be there to be mounted on; nginx reads none of it as long as it is empty.
+        if not os.path.isdir(own):
+            wsgi_host.remove(own)  # a link that leads nowhere
+            os.mkdir(own, 0o755)
+            undone.callback(wsgi_host.remove, own)
+        if not os.path.exists(include):
+            os.makedirs(os.path.dirname(include), mode=0o755, exist_ok=True)
+            wsgi_nginx_tree.create(include, "")
+            undone.callback(wsgi_host.remove, include)
+        wsgi_nginx_tree.create(other, include_text or _text_of(include))
+        undone.callback(wsgi_host.remove, other)
+        alone = ["unshare", "--mount", "--propagation", "private", "sh", "-c", IN_PLACE, "sh"]
+        yield [*alone, staged, own, other, include]
+
+
 def _blamed(host, said, changes):
     """What nginx refuses: words of pillar's own, if it names their line; else whose they may be."""
     place = REFUSED.search(said)
     if place:
-        line = int(place[2])
-        above = (wsgi_host.read(place[1]) or "").split("\n")[:line]
-        for number, key in _raw_keys(above)[-1:]:
-            if line - number <= _raw_lines(host, key):
-                return f"{key}: nginx -t refuses it"
-    changed = "\n".join(filter(None, map(_text, dict(changes).values()))).split("\n")
+        text = _text(changes[place[1]]) if place[1] in changes else on_disk(host).get(place[1])
+        key = _raw_key(host, text, int(place[2]))
+        if key:
+            return f"{key}: nginx -t refuses it"
+    changed = "\n".join(filter(None, map(_text, changes.values()))).split("\n")
     keys = dict.fromkeys(key for _, key in _raw_keys(changed))
     return "nginx -t refuses the configuration" + (f", which has {' and '.join(keys)}" if keys else "")
+
+
+def _raw_key(host, text, line):
+    """The pillar key of the words that a line of a file is among, or None."""
+    for number, key in _raw_keys((text or "").split("\n")[:line])[-1:]:
+        if line - number <= _raw_lines(host, key):
+            return key
+    return None
 
 
 def _raw_keys(lines):
@@ -730,8 +979,7 @@ def _identity(master):
 
 
 def _sum(host):
-    # Of certificates it is looked at when they came to be there: some are another hand's.
-    known = {path: text for path, text in on_disk(host).items() if not path.endswith((".crt", ".key"))}
+    known = dict(on_disk(host))
     known[""] = os.path.lexists(host.family["nginx"]["distribution_site"])
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
@@ -741,12 +989,6 @@ def _since(log, size):
         file.seek(size)
         return tail(file.read())
     return ""
-
-
-def _accepts(worker):
-    """Whether a worker still takes new connections; its title says when it does no more."""
-    title = wsgi_host.read(f"/proc/{worker}/cmdline") if wsgi_managers.alive(worker) else None
-    return title is not None and "shutting down" not in title
 
 
 def _link(path):

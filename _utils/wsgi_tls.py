@@ -349,27 +349,34 @@ def unknown_paths(host, built):
     return None if built.version >= REJECT_SINCE else self_signed_paths(host, "unknown")
 
 
-def prepare(host, sites, built):
-    """Make the self-signed certificates that some sites need; returns whether there were any to make."""
+def missing(host, sites, built):
+    """The self-signed certificates that some sites need: a dict of the paths of each and its key to host names."""
     wanted = {self_signed_paths(host, site.id): _names(site) for site in sites if due(host, site)}
     unknown = unknown_paths(host, built)
     if unknown and any(site.tls for site in sites) and not all(map(os.path.exists, unknown)):
         wanted[unknown] = ["invalid"]
-    for files, names in wanted.items():
-        make_self_signed(files, names)
-    return bool(wanted)
+    return wanted
 
 
-def make_self_signed(files, names):
+def prepare(host, sites, built):
+    """Make the self-signed certificates that some sites need, once per run: returns paths to text."""
+    found = {}
+    for files, names in missing(host, sites, built).items():
+        if (files, *names) not in host.certificates:
+            host.certificates[(files, *names)] = make_self_signed(names)
+        found.update(zip(files, host.certificates[(files, *names)]))
+    return found
+
+
+def make_self_signed(names):
     """
     Make a self-signed certificate and its key.
 
-    files : pair of str
-        Their paths.
     names : list of str
         The host names that it is for.
+
+    Returns the text of both.
     """
-    os.makedirs(os.path.dirname(files[0]), mode=0o755, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:  # for root alone
         wsgi_host.write(
             f"{folder}/request",
@@ -383,9 +390,7 @@ def make_self_signed(files, names):
         command = ["openssl", "req", "-x509", "-sha256", "-days", str(SELF_SIGNED_DAYS), "-config", f"{folder}/request"]
         command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
         _run([*command, "-out", made[0], "-keyout", made[1]], "openssl made no certificate")
-        # The key first: a run that is killed in between leaves a certificate that is still due.
-        for path, source in reversed([*zip(files, made)]):
-            wsgi_host.write(path, wsgi_host.read(source), 0o600)
+        return tuple(map(wsgi_host.read, made))
 
 
 # Those of an authority
@@ -447,18 +452,35 @@ def _key_type(host):
     return host.settings.nginx["acme"].get("key_type") or "ecdsa"
 
 
+def unused(files, own):
+    """
+    The certificates and keys of ours that no site names any more.
+
+    files : dict
+        All files of nginx's, paths to text, to ``Private``, or to None for one that is not to be there.
+    own : str
+        The folder that is ours.
+
+    Returns a list of paths.
+    """
+    named = {path for text in files.values() if isinstance(text, str) for path in NAMED.findall(text)}
+    return [
+        path
+        for path in files
+        if path.startswith(f"{own}/private/") and path.endswith((".crt", ".key")) and path not in named
+    ]
+
+
 def leftovers(host, files):
     """
-    What there is of certificates that no site has any more.
+    What certbot has of certificates that no site has any more.
 
     files : dict
         All files of nginx's, paths to text.
 
     Returns a list of paths.
     """
-    used = "\n".join(text for path, text in files.items() if text and "/private/" not in path)
-    named = {*NAMED.findall(used)}
-    found = [path for path in files if path.endswith((".crt", ".key")) and "/private/" in path and path not in named]
+    found = []
     for name in wsgi_host.listdir(f"{CERTBOT}/renewal"):
         id = re.fullmatch(r"wsgi-(.+)\.conf", name)
         site = id and files.get(f"{host.family['nginx']['own_dir']}/sites/{id[1]}.conf")
@@ -468,11 +490,13 @@ def leftovers(host, files):
     return found
 
 
-def newest(files):
-    """When the newest of the certificates and keys that nginx's files name came to be there."""
+def newest(files, own):
+    """When the newest of the certificates and keys came to be there that nginx's files name and others write."""
     named = {path for text in files.values() for path in NAMED.findall(text or "")}
     times = [0.0]
     for path in named:
+        if path.startswith(f"{own}/"):
+            continue
         with contextlib.suppress(FileNotFoundError):
             # Of the link that leads to it, too.
             times += [os.lstat(path).st_ctime, os.stat(path).st_ctime]

@@ -28,7 +28,7 @@ wsgi-files:
   file.absent:
     - names:
       - {{ plan.family.nginx.conf_dir }}/wsgi.conf
-      - {{ plan.family.nginx.own_dir }}
+      - {{ salt['file.dirname'](plan.family.nginx.own_dir) }}
       - /etc/systemd/system/wsgi-circus.service
       - /etc/systemd/system/wsgi-emperor.service
       - /etc/systemd/system/wsgi-gaffer.service

@@ -146,13 +146,13 @@ def others():
 def ours_with_less(machine):
     """nginx's configuration of sites that are ours without some of what it does, and the port of each."""
     text, ports = "", {}
-    proxy = machine.exec("cat /etc/nginx/wsgi/proxy.conf").stdout
+    proxy = machine.exec("cat /etc/nginx/wsgi/live/proxy.conf").stdout
     for server in SERVERS:
         name = slug(server)
-        location = machine.exec(f"cat /etc/nginx/wsgi/locations/{name}.conf").stdout
+        location = machine.exec(f"cat /etc/nginx/wsgi/live/locations/{name}.conf").stdout
         location = re.search(r"^location / \{\n.*?^\}\n", location, re.MULTILINE | re.DOTALL)[0]
-        location = re.sub(r"error_page [^;]*;", "", location).replace("include /etc/nginx/wsgi/proxy.conf;", proxy)
-        log = machine.exec(f"sed -n '/^log_format wsgi_json_/,/;$/p' /etc/nginx/wsgi/apps/{name}.conf").stdout
+        location = re.sub(r"error_page [^;]*;", "", location).replace("include /etc/nginx/wsgi/live/proxy.conf;", proxy)
+        log = machine.exec(f"sed -n '/^log_format wsgi_json_/,/;$/p' /etc/nginx/wsgi/live/apps/{name}.conf").stdout
         text += log.replace("wsgi_json_", "bench_no_id_").replace("$wsgi_request_id", "")
         passed = f"uwsgi_pass wsgi-{name}-uwsgi;" if server == "uwsgi" else f"proxy_pass http://wsgi-{name}-http;"
         for kind, left in LESS.items():

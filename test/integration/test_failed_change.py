@@ -27,7 +27,7 @@ def traces(machine):
     return machine.exec(
         "ps -eo pid=,user=,args= | grep -E 'wsgi-hello|hello\\.' | grep -v grep | sort;"
         "ls -d /etc/wsgi/hello/*/ /run/wsgi/hello/* /etc/supervisor/conf.d/* /etc/wsgi/vassals/*"
-        " /etc/tmpfiles.d/wsgi-*; readlink /var/lib/wsgi/live/hello; cat /etc/nginx/conf.d/* /etc/nginx/wsgi/*/*",
+        " /etc/tmpfiles.d/wsgi-*; readlink /var/lib/wsgi/live/hello; cat /etc/nginx/conf.d/* /etc/nginx/wsgi/live/*/*",
         check=False,
     ).stdout
 
@@ -113,7 +113,7 @@ def test_failed_first_deploy_leaves_nothing_running(machine, server, manager, br
     assert reason in run.states["hello-live"]["comment"]
     assert "nothing of it runs" in run.states["hello-live"]["comment"]
     assert "hello" not in machine.exec("ps -eo user:20,args").stdout
-    assert not machine.exec("ls /etc/nginx/wsgi/*/hello.conf /var/lib/wsgi/live/hello", check=False).stdout
+    assert not machine.exec("ls /etc/nginx/wsgi/live/*/hello.conf /var/lib/wsgi/live/hello", check=False).stdout
 
 
 def test_requirement_that_cannot_be_had_fails_the_release(machine):

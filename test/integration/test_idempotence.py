@@ -76,7 +76,7 @@ def test_mode_changed_by_hand_is_put_right(machine):
 
 
 def test_site_changed_by_hand_is_put_right(machine):
-    machine.exec("echo '# by hand' >> /etc/nginx/wsgi/locations/two.conf")
+    machine.exec("echo '# by hand' >> /etc/nginx/wsgi/live/locations/two.conf")
     assert predicted(machine) == {"two-site", "wsgi-nginx"}
     assert machine.apply().changed == {"two-site"}
     assert machine.apply().changed == set()

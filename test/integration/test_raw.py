@@ -19,7 +19,9 @@ def others(machine):
 
 
 def sites(machine):
-    return machine.exec("head -c 99999 /etc/nginx/conf.d/wsgi.conf /etc/nginx/wsgi/*/* /etc/nginx/wsgi/*.conf").stdout
+    return machine.exec(
+        "head -c 99999 /etc/nginx/conf.d/wsgi.conf /etc/nginx/wsgi/live/*/* /etc/nginx/wsgi/live/*.conf"
+    ).stdout
 
 
 # Another hand's

@@ -10,7 +10,7 @@ OTHER = {"two": app("uwsgi", domains=["two.example.com"])}
 def traces(machine):
     return machine.exec(
         "getent passwd wsgi-one wsgibuild-one; ps -eo args | grep -E 'wsgi.one|one\\.[0-9a-f]{10}' | grep -v grep;"
-        " ls -d /etc/wsgi/one /run/wsgi/one /var/lib/wsgi/live/one /var/lib/wsgi/build/one /etc/nginx/wsgi/*/*one* /etc/tmpfiles.d/*one*"
+        " ls -d /etc/wsgi/one /run/wsgi/one /var/lib/wsgi/live/one /var/lib/wsgi/build/one /etc/nginx/wsgi/live/*/*one* /etc/tmpfiles.d/*one*"
         " /etc/wsgi/vassals/*one* /etc/supervisor/conf.d/*one* 2>/dev/null",
         check=False,
     ).stdout

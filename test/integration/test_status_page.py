@@ -93,7 +93,7 @@ def test_it_tells_how_each_app_fares(told, page):
     assert '<a href="http://hello.example.com/" rel="noreferrer">hello.example.com</a>' in page.body
     assert "in maintenance" in page.body
     assert page.body.count("certificate until ") == 1
-    until = told.exec("openssl x509 -enddate -noout < /etc/nginx/wsgi/private/default_8081.self-signed.crt").stdout
+    until = told.exec("openssl x509 -enddate -noout < /etc/nginx/wsgi/live/private/default_8081.self-signed.crt").stdout
     day = time.strftime("%Y-%m-%d", time.strptime(until.strip(), "notAfter=%b %d %H:%M:%S %Y GMT"))
     assert f"<small>certificate until {day}</small>" in page.body
 
@@ -199,7 +199,7 @@ def test_others_need_a_password(told):
         told.get("/", port=8079)
     with pytest.raises(ConnectionError, match="Empty reply"):
         told.get("/", host="unknown.example.com")
-    found = told.exec(["stat", "--format=%a %U %G", "/etc/nginx/wsgi/private/_status.htpasswd"]).stdout.strip()
+    found = told.exec(["stat", "--format=%a %U %G", "/etc/nginx/wsgi/live/private/_status.htpasswd"]).stdout.strip()
     assert found == "640 root www-data"
     assert told.apply().changed == set()
 
@@ -224,5 +224,5 @@ def test_it_goes_as_it_came(told):
     with pytest.raises(ConnectionError, match="Empty reply"):
         told.get("/", host="status.example.com")
     assert not told.host.file("/var/lib/wsgi/status").exists
-    assert not told.host.file("/etc/nginx/wsgi/private/_status.htpasswd").exists
+    assert not told.host.file("/etc/nginx/wsgi/live/private/_status.htpasswd").exists
     assert told.apply().changed == set()

@@ -122,7 +122,7 @@ def test_a_certificate_of_ones_own_is_shown_and_a_self_signed_one_is_for_its_hos
 
 
 def test_a_key_is_for_root_alone_and_in_no_report(tls, first_run):
-    listed = tls.exec("stat -c '%a %U %n' /etc/nginx/wsgi/private/*_80.*").stdout.splitlines()
+    listed = tls.exec("stat -c '%a %U %n' /etc/nginx/wsgi/live/private/*_80.*").stdout.splitlines()
     assert len(listed) == 6
     assert all(line.startswith("600 root ") for line in listed)
     secret = pem(tls, f"{OWN}.key").splitlines()[1]
@@ -204,7 +204,7 @@ def test_the_authoritys_certificate_is_taken_up_as_soon_as_there_is_one(tls, cer
     assert certified.changed == {"wsgi-certificates"}
     assert "Pebble" in shown(tls, AUTHORITY, "-issuer")
     assert f"DNS:{AUTHORITY}, DNS:{ALIAS}" in shown(tls, AUTHORITY, "-ext", "subjectAltName")
-    assert tls.exec("ls /etc/nginx/wsgi/private | grep acme", check=False).stdout == ""
+    assert tls.exec("ls /etc/nginx/wsgi/live/private | grep acme", check=False).stdout == ""
 
 
 def test_a_run_that_changes_nothing_starts_neither_openssl_nor_certbot_nor_nginx(tls, certified):
@@ -250,7 +250,7 @@ def test_certificates_the_profile_and_the_server_are_switched_under_load(tls, ce
     assert "other.example.com" in shown(tls, SELF, "-subject")
     warnings = [state.get("warnings") for state in run.raw.values() if state["__id__"] == "self-site"]
     assert warnings == [[f"wsgi:apps:self:tls:certificate: it is not for {SELF}"]]
-    left = tls.exec("cd /etc/nginx/wsgi/private && ls *_80.*").stdout.split()
+    left = tls.exec("cd /etc/nginx/wsgi/live/private && ls *_80.*").stdout.split()
     assert left == [f"{OWN}_80.self-signed.crt", f"{OWN}_80.self-signed.key"]
 
 
@@ -327,7 +327,7 @@ def test_a_site_that_goes_takes_its_certificates_along(tls, certified):
     everything["apps"] = {"own": {**everything["apps"]["own"], "tls": "none"}}
     tls.pillar(everything)
     tls.apply()
-    assert tls.exec("ls /etc/nginx/wsgi/private").stdout == ""
+    assert tls.exec("ls /etc/nginx/wsgi/live/private").stdout == ""
     assert tls.exec("find /etc/letsencrypt -name 'wsgi-*'").stdout == ""
     files = "/usr/local/lib/wsgi/reload-nginx /etc/systemd/system/certbot.service.d/wsgi.conf"
     assert tls.exec(f"ls {files}", check=False).stdout == ""

@@ -130,11 +130,11 @@ def test_a_path_is_open_only_where_it_is_so_to_all_who_read_it(served, path, sta
 
 
 def test_the_hashes_are_nginxs_alone_and_in_no_diff(served):
-    shown = served.exec("stat -c '%a %U %G' /etc/nginx/wsgi/private/staff.htpasswd").stdout
+    shown = served.exec("stat -c '%a %U %G' /etc/nginx/wsgi/live/private/staff.htpasswd").stdout
     assert shown.strip() == "640 root www-data"
     assert [hash for hash in USERS.values() if hash in str(served.first_run.raw)] == []
     places = served.exec(["grep", "-rlF", "\n".join(USERS.values()), "/etc", "/run", "/var"], check=False)
-    assert places.stdout.split() == ["/etc/nginx/wsgi/private/staff.htpasswd"]
+    assert re.fullmatch(r"/etc/nginx/wsgi/trees/\d+/private/staff.htpasswd\n", places.stdout)
 
 
 def test_who_is_refused_gets_the_apps_page(served):
@@ -459,10 +459,12 @@ def test_a_change_of_app_and_server_is_seen_at_once(served):
 
 def test_words_that_are_gone_leave_nothing(served):
     def traces():
-        return served.exec("ls -d /etc/nginx/wsgi/private/*.htpasswd /var/cache/wsgi-*", check=False).stdout.split()
+        return served.exec(
+            "ls -d /etc/nginx/wsgi/live/private/*.htpasswd /var/cache/wsgi-*", check=False
+        ).stdout.split()
 
     kept = [f"/var/cache/wsgi-{name}.{protocol}" for name in ("kept", "kept-uwsgi") for protocol in ("proxy", "uwsgi")]
-    assert sorted(traces()) == sorted(["/etc/nginx/wsgi/private/staff.htpasswd", *kept])
+    assert sorted(traces()) == sorted(["/etc/nginx/wsgi/live/private/staff.htpasswd", *kept])
     plain = {"staff": {**APPS["staff"], "basic_auth": {}}, "kept": {**APPS["kept"], "cache": {}}}
     served.pillar(pillar({**plain, "inside": APPS["inside"]}))
     served.apply()

@@ -5,11 +5,14 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import wsgi_host
 import wsgi_nginx
+import wsgi_reload
 import wsgi_tls
+import wsgi_nginx_tree
 
 OLD = wsgi_nginx.Built((1, 18, 0), ("http_v2_module",), (1, 1, 1))
 USUAL = wsgi_nginx.Built((1, 22, 1), ("http_v2_module",), (3, 0, 22))
@@ -59,9 +62,9 @@ def make_files(make_host, tmp_path, monkeypatch):
         host = make_host({"apps": {name: {**SHOP, **own} for name, own in apps.items()}, "nginx": nginx or {}})
         assert host.settings.problems == []
         host.nginx_built = built
-        host.family["nginx"].update(conf_dir=f"{tmp_path}/own", own_dir=f"{tmp_path}/own")
-        found = wsgi_nginx.pending(host, *host.settings.apps)
-        return host, {path[len(f"{tmp_path}/own/") :]: text for path, text in found.items()}
+        host.family["nginx"].update(conf_dir=f"{tmp_path}/conf.d", own_dir=f"{tmp_path}/own")
+        own, found = f"{tmp_path}/own/", wsgi_nginx.pending(host, *host.settings.apps)
+        return host, {path[len(own) :]: text for path, text in found.items() if path.startswith(own)}
 
     return files_of
 
@@ -137,7 +140,7 @@ def test_a_key_may_be_in_sdb(make_host):
     asked, key = [], "-----BEGIN PRIVATE KEY-----\r\nhunter2"
     host.salt = {**host.salt, "sdb.get": lambda uri, strict: asked.append(uri) or key}
     for _ in range(2):
-        found = wsgi_nginx.texts(host, "shop")[f"/etc/nginx/wsgi/private/{ID}.key"]
+        found = wsgi_nginx.texts(host, "shop")[f"/etc/nginx/wsgi/live/private/{ID}.key"]
     # As it will be read from its file, or it would differ in each run.
     assert found == wsgi_nginx.Private("-----BEGIN PRIVATE KEY-----\nhunter2\n")
     assert asked == ["sdb://vault/key"]
@@ -304,12 +307,11 @@ def openssl(folder, *arguments):
 
 
 def test_a_pair_that_does_not_fit_is_a_problem_that_says_why(make_files, tmp_path):
-    pair = tmp_path / "crt", tmp_path / "key"
-    wsgi_tls.make_self_signed(tuple(map(str, pair)), ["example.com"])
-    certificate, key = (path.read_text() for path in pair)
+    certificate, key = wsgi_tls.make_self_signed(["example.com"])
+    (tmp_path / "key").write_text(key)
     alike = openssl(tmp_path, "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
     of_another_kind = openssl(tmp_path, "genpkey", "-algorithm", "RSA")
-    with_password = openssl(tmp_path, "pkcs8", "-topk8", "-in", str(pair[1]), "-passout", "pass:hunter2")
+    with_password = openssl(tmp_path, "pkcs8", "-topk8", "-in", "key", "-passout", "pass:hunter2")
     short = ["-newkey", "rsa:512", "-nodes", "-keyout", "short", "-subj", "/CN=x", "-config", "/dev/null"]
     weak = openssl(tmp_path, "req", "-x509", "-sha256", *short)
 
@@ -377,9 +379,8 @@ def test_certbot_runs_where_what_it_has_is_not_what_is_asked_for(make_files, tmp
         (tmp_path / "letsencrypt/renewal").mkdir(parents=True)
         (tmp_path / f"letsencrypt/renewal/wsgi-{ID}.conf").write_text(renewal)
     (tmp_path / f"letsencrypt/live/wsgi-{ID}").mkdir(parents=True)
-    made = tmp_path / "made"
-    wsgi_tls.make_self_signed((str(made / "crt"), str(made / "key")), ["example.com"])
-    (tmp_path / f"letsencrypt/live/wsgi-{ID}/cert.pem").write_text((made / "crt").read_text())
+    certificate, _ = wsgi_tls.make_self_signed(["example.com"])
+    (tmp_path / f"letsencrypt/live/wsgi-{ID}/cert.pem").write_text(certificate)
     assert wsgi_tls.wanting(host) == ([site] if wanted else [])
 
 
@@ -393,8 +394,8 @@ def test_what_no_site_names_is_left_over_and_another_hands_is_not(make_files, tm
     for name in (f"wsgi-{ID}", "wsgi-gone.example.com_80", "mail.example.com"):
         (renewal / f"{name}.conf").touch()
         (tmp_path / "letsencrypt/archive" / name).mkdir(parents=True)
-    assert wsgi_tls.leftovers(host, {**there, **dict.fromkeys(private, "")}) == [
-        f"{own}/private/{ID}.crt",
+    assert wsgi_tls.unused({**there, **dict.fromkeys(private, "")}, own) == [f"{own}/private/{ID}.crt"]
+    assert wsgi_tls.leftovers(host, there) == [
         f"{renewal}/wsgi-gone.example.com_80.conf",
         f"{tmp_path}/letsencrypt/archive/wsgi-gone.example.com_80",
     ]
@@ -404,19 +405,24 @@ def test_what_no_site_names_is_left_over_and_another_hands_is_not(make_files, tm
 def installed(make_files, tmp_path, monkeypatch):
     """installed(apps) are the files of such apps, on the disk; and nginx refuses what names a certificate that is not."""
 
-    def tested(host, changes):
-        for path in wsgi_tls.NAMED.findall("".join(file.read_text() for file in tmp_path.glob("own/**/*.conf"))):
-            if not os.path.exists(path):
+    def tested(host, staged=None, changes=()):
+        own = host.family["nginx"]["own_dir"]
+        for path in wsgi_tls.NAMED.findall("".join(file.read_text() for file in Path(staged).glob("**/*.conf"))):
+            if not os.path.exists(path.replace(own, staged)):
                 raise wsgi_host.Problem(f"{path} is not there")
 
     def put(apps):
         host, _ = make_files(apps)
-        wsgi_nginx._put_for_good(host, wsgi_nginx._sound(host, *apps))
+        wsgi_nginx.write(host, *apps)
         return host
 
     monkeypatch.setattr(wsgi_nginx, "_test", tested)
     monkeypatch.setattr(wsgi_nginx, "_check_ports", lambda host, name: None)
     monkeypatch.setattr(wsgi_nginx, "_make_logs", lambda host, text: None)
+    monkeypatch.setattr(wsgi_reload, "RUN", str(tmp_path))
+    monkeypatch.setattr(wsgi_reload, "LOCK", f"{tmp_path}/nginx.busy")
+    monkeypatch.setattr(wsgi_reload, "CLOSING", f"{tmp_path}/nginx.closing")
+    monkeypatch.setattr(wsgi_reload, "SHORTCUTS", f"{tmp_path}/shortcuts")
     return put
 
 
@@ -430,34 +436,33 @@ def test_sites_whose_certificates_all_got_lost_come_back(installed, tmp_path):
     host = installed(apps)
     assert "letsencrypt" in wsgi_nginx.on_disk(host)[f"{tmp_path}/own/sites/shop.example.com_80.conf"]
     shutil.rmtree(tmp_path / "letsencrypt")
-    changes = wsgi_nginx.check(host, "blog")
+    changes = wsgi_nginx.write(host, "blog")
     assert {path for path in changes if "/sites/" in path} == {
         f"{tmp_path}/own/sites/{name}.example.com_80.conf" for name in apps
     }
 
 
-def test_a_self_signed_certificate_that_was_half_made_is_made_anew(installed, tmp_path, monkeypatch):
-    host = installed({"shop": {"tls": "self_signed"}})
-    site = wsgi_nginx.site_of(host, "shop")
-    (tmp_path / f"own/private/{ID}.self-signed.crt").write_text(PLAIN)  # for no host: it is due
-    write, written = wsgi_host.write, []
+def test_a_self_signed_certificate_goes_live_with_its_key_and_its_site_or_not_at_all(installed, tmp_path, monkeypatch):
+    def killed(live, staged, contents):
+        assert {*contents} > {f"private/{ID}.self-signed.crt", f"private/{ID}.self-signed.key", f"sites/{ID}.conf"}
+        raise KeyboardInterrupt
 
-    def killed(path, *arguments):
-        if written:
-            raise KeyboardInterrupt
-        write(path, *arguments)
-        written.extend([path] if "/private/" in path else [])
-
-    monkeypatch.setattr(wsgi_host, "write", killed)
+    monkeypatch.setattr(wsgi_nginx_tree, "go_live", killed)
     with pytest.raises(KeyboardInterrupt):
-        wsgi_tls.make_self_signed(wsgi_tls.self_signed_paths(host, ID), ["example.com"])
-    assert wsgi_tls.due(host, site)
+        installed({"shop": {"tls": "self_signed"}})
+    assert os.listdir(tmp_path / "trees") == []
+    monkeypatch.undo()
 
 
-def test_a_self_signed_certificate_is_for_its_hosts_and_root_alone(tmp_path):
-    files = tmp_path / "crt", tmp_path / "key"
-    wsgi_tls.make_self_signed(tuple(map(str, files)), ["example.com", "*.example.com"])
-    found = wsgi_tls.parse(files[0].read_text())
+def test_a_self_signed_certificate_is_for_its_hosts():
+    certificate, key = wsgi_tls.make_self_signed(["example.com", "*.example.com"])
+    found = wsgi_tls.parse(certificate)
     assert found.names == ("example.com", "*.example.com")
     assert found.left() > 390 * 86400
-    assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
+    assert "PRIVATE KEY" in key
+
+
+def test_a_self_signed_key_is_roots_alone(installed, tmp_path):
+    installed({"shop": {"tls": "self_signed"}})
+    for end in ("crt", "key"):
+        assert (tmp_path / f"own/private/{ID}.self-signed.{end}").stat().st_mode & 0o777 == 0o600

@@ -117,7 +117,7 @@ def test_hashes_are_in_a_file_that_nginx_alone_can_read(make_files):
     files = make_files({"basic_auth": {"users": {"ann": HASH}}})
     file = files.pop("private/shop.htpasswd")
     assert (file.text, file.group, file.mode) == (f"ann:{HASH}\n", "www-data", 0o640)
-    assert wsgi_nginx.source(file)["show_changes"] is False
+    assert wsgi_nginx.shown({}, {"shop.htpasswd": file}) == {"shop.htpasswd": {"diff": "<show_changes=False>"}}
     assert HASH not in str(files)
 
 

@@ -5,7 +5,6 @@ import wsgi_nginx
 import wsgi_sites
 
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
-OWN = "/etc/nginx/wsgi"
 
 
 @pytest.fixture
@@ -110,7 +109,7 @@ def test_a_site_leads_to_each_of_its_apps_locations(disk):
     host = disk({"home": {}, "shop": {"mount": "/shop"}})
     found = inner(host, wsgi_nginx.pending(host, "home"))
     assert {*found} == {
-        "conf.d/wsgi.conf", "proxy.conf", "tls.conf", "apps/home.conf", "locations/home.conf", "sites/example.com_80.conf",
+        "conf.d/wsgi.conf", "wsgi.conf", "proxy.conf", "tls.conf", "apps/home.conf", "locations/home.conf", "sites/example.com_80.conf",
     }  # fmt: skip
     members = [line.split("/")[-1] for line in found["sites/example.com_80.conf"].splitlines() if "include" in line]
     assert members == ["home.con[f];", "shop.con[f];"]
@@ -129,7 +128,7 @@ def test_an_app_that_goes_leaves_its_site_to_the_others(disk):
     before = disk({"home": {}, "shop": {"mount": "/shop"}})
     files = inner(before, wsgi_nginx.pending(before, "home", "shop"))
     host = disk({"home": {}}, files)
-    found = inner(host, wsgi_nginx.pending(host, without="shop"))
+    found = inner(host, wsgi_nginx.pending(host, without=["shop"]))
     assert {name for name, text in found.items() if text is None} == {"apps/shop.conf", "locations/shop.conf"}
     assert "shop" not in found["sites/example.com_80.conf"].partition("\n")[2]
 
@@ -151,3 +150,13 @@ def test_another_app_can_join_such_a_site(disk):
     found = inner(host, wsgi_nginx.pending(host, "shop"))
     assert files["sites/example.com_80.conf"].splitlines()[:-2] == found["sites/example.com_80.conf"].splitlines()[:-3]
     assert "locations/shop.con[f];" in found["sites/example.com_80.conf"]
+
+
+@pytest.mark.parametrize(("server", "known"), [("gunicorn", 3), ("uwsgi", 3), ("waitress", 2)])
+def test_nginx_learns_of_another_number_of_workers_where_each_has_a_socket(disk, server, known):
+    before = disk({"shop": {"server": "waitress", "workers": 3}})
+    files = inner(before, wsgi_nginx.pending(before, "shop"))
+    host = disk({"shop": {"server": server, "workers": 2}}, files)
+    found = wsgi_nginx.texts(host, "shop")[wsgi_nginx.paths(host, "shop")[0]]
+    assert found.count("/http-") == known
+    assert wsgi_nginx.differs(host, "shop") == (known == 2)

@@ -4,6 +4,7 @@ acme-files:
     - names:
       - /etc/systemd/system/certbot.service.d/wsgi.conf
       - /usr/local/lib/wsgi/reload-nginx
+      - /usr/local/lib/wsgi/wsgi_reload.py
     # After the sites, whose certificates name it.
     - order: last
 

@@ -14,6 +14,12 @@ acme-packages:
     - makedirs: true
     - mode: '0755'
 
+/usr/local/lib/wsgi/wsgi_reload.py:
+  file.managed:
+    - source: salt://_utils/wsgi_reload.py
+    - makedirs: true
+    - mode: '0644'
+
 # Whom the client believes, where the authority is one of your own.
 /etc/systemd/system/certbot.service.d/wsgi.conf:
 {%- if ca_bundle %}

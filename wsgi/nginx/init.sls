@@ -12,6 +12,12 @@ nginx-package:
   file.absent:
     - require:
       - pkg: nginx-package
+{%- endif %}
+
+# A killed run, or another hand, may have left files that nginx does not start with.
+nginx-files:
+  wsgi.nginx_files: []
+{%- if plan.manages_nginx %}
 
 nginx-service:
   wsgi.daemon:
