@@ -50,13 +50,13 @@ def pillar_valid(name):
             - order: first
     """
     settings = _host().settings
-    warnings = {"warnings": wsgi_release.warnings(_host())}
+    warnings = wsgi_release.warnings(_host())
     if not settings.problems:
-        return {**_result(name, True, "The pillar below wsgi is valid."), **warnings}
+        return _warned(_result(name, True, "The pillar below wsgi is valid."), warnings)
     left = "Nothing was touched"
     if not settings.host_wide:
         left = f"Left as they are: {', '.join(sorted(settings.broken)) or 'no app'}"
-    return {**_result(name, False, "\n".join([*settings.problems, f"{left}."])), **warnings}
+    return _warned(_result(name, False, "\n".join([*settings.problems, f"{left}."])), warnings)
 
 
 def release(name):
@@ -74,6 +74,7 @@ def release(name):
     """
     host = _host()
     try:
+        wsgi_generation.recover(host, name)
         app = wsgi_wanted.app(host, name)
         wanted = wsgi_wanted.release(host, name)
         changes = {}
@@ -84,6 +85,9 @@ def release(name):
             before = wsgi_generation.live(host, name)
             changes["release"] = {"old": before and before.release, "new": wanted.id}
         if not changes:
+            if wanted.is_damaged and not __opts__["test"]:
+                with wsgi_lock.locked(name, "a build"):
+                    wanted.mend(user.pw_gid)
             return _result(
                 name, True, _and(f"Release {wanted.id} of {name} is there.", wsgi_wanted.sentence(host, name))
             )
@@ -96,7 +100,8 @@ def release(name):
             changes["hooks"] = printed
     except (Problem, OSError) as error:
         if not __opts__["test"]:
-            wsgi_history.add(host, name, "failed", error=error)
+            with contextlib.suppress(OSError):
+                wsgi_history.add(host, name, "failed", error=error)
         return _failure(name, f"{name}'s release was not built", error)
     return _result(name, True, f"Release {wanted.id} of {name} was built.", changes)
 
@@ -122,10 +127,10 @@ def live(name):
     """
     try:
         host = _host()
+        current = wsgi_generation.recover(host, name)
         app = wsgi_wanted.app(host, name)
         release = wsgi_wanted.release(host, name)
         id = wsgi_generation.wanted_id(host, app, release)
-        current = wsgi_generation.live(host, name)
         reason = wsgi_generation.replacement(host, current, id)
         if reason:
             return _replaced(host, name, app, release, current, id, reason)
@@ -157,8 +162,7 @@ def _finished(host, name, app, current, left, owed):
         return _result(name, None, "What the last change left would be finished.", changes)
     done = wsgi_generation.Change(current)
     with wsgi_lock.locked(name, "a change"):
-        for id in left:
-            wsgi_generation.withdraw(host, name, wsgi_generation.load(host, name, id) or id, done)
+        wsgi_generation.finish_retiring(host, name, app, done)
         if owed:
             wsgi_generation.finish(host, name, app, done)
     return _outcome(name, f"What the last change of {name} left is finished.", changes, done)
@@ -216,7 +220,7 @@ def site(name):
         # Before a run, what it will make is not there yet.
         if not __opts__["test"]:
             warnings += wsgi_static.warnings(host, name, host.settings.apps[name])
-        return {**result, "warnings": warnings}
+        return _warned(result, warnings)
     except (Problem, OSError) as error:
         return _failure(name, f"The site of {name} was left as it was", error)
 
@@ -439,11 +443,12 @@ def absent(name, purge=False):
     """
     try:
         host = _host()
-        about = wsgi_host.read_json(f"{ETC}/{name}/app.json") or {}
+        about = _about(name)
         kept = [f"{SRV}/{name}", f"{LOG}/{name}", f"{LIB}/home/{name}"]
         gone = [
             f"{ETC}/{name}",
             f"{LIB}/live/{name}",
+            f"{LIB}/live/{name}.new",
             f"{wsgi_history.HISTORY}/{name}",
             wsgi_maintenance.marker(name),
             wsgi_maintenance.page(name),
@@ -481,7 +486,13 @@ def _host():
 
 
 def _result(name, result, comment, changes=None):
-    return {"name": name, "result": result, "changes": changes or {}, "comment": comment}
+    found = {"name": name, "result": result, "changes": changes or {}, "comment": comment}
+    return _warned(found, wsgi_host.told_damage())
+
+
+def _warned(result, warnings):
+    """A state's result with more warnings; Salt prints a heading where there is an empty list of them."""
+    return {**result, "warnings": [*result.get("warnings", []), *warnings]} if warnings else result
 
 
 def _and(*sentences):
@@ -514,6 +525,8 @@ def _difference(current, id, app, release):
     new = release.record.get("revision") or {}
     if old != new and (old or new):
         changes["revision"] = {"old": old, "new": new}
+    if current and "damaged" in current.record:
+        return changes
     if current is None:
         changes["server"] = {"old": None, "new": app["server"]}
         return changes
@@ -539,8 +552,7 @@ def _user(name):
 def _prepare_user(host, name, app):
     """The app's user, with a home that it may write to; remembers whether it was made here."""
     home = f"{LIB}/home/{name}"
-    about = wsgi_host.read_json(f"{ETC}/{name}/app.json") or {}
-    made = about.get("made", [])
+    made = _about(name).get("made", [])
     if _user(app["user"]) is None:
         made = [*made, app["user"]]
         if not __salt__["user.add"](
@@ -560,12 +572,18 @@ def _prepare_user(host, name, app):
 def _leave_user(host, name, user):
     """Delete a user that was made for an app, or leave it to another app that has it too."""
     for other in host.known_apps():
-        about = wsgi_host.read_json(f"{ETC}/{other}/app.json")
-        if other != name and about["user"] == user:
+        about = _about(other)
+        if other != name and about.get("user") == user:
             _write_about(other, {**about, "made": [*about["made"], user]})
             return
     if not __salt__["user.delete"](user):
         raise Problem(f"the user {user} could not be deleted; does it have other processes?")
+
+
+def _about(name):
+    """An app's ``user``, and the users that were ``made`` for it; empty where that is not known."""
+    lost = "which users were made for the app is not known any more, so that none of them is deleted with it"
+    return wsgi_host.read_json(f"{ETC}/{name}/app.json", {"user": str, "made": list}, lost) or {}
 
 
 def _write_about(name, about):

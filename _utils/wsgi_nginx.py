@@ -132,7 +132,7 @@ def _built(host):
     if nginx is None:
         return Built((99,), ())
     identity = [nginx, os.stat(nginx).st_mtime, os.stat(nginx).st_size]
-    known = wsgi_host.read_json(BUILT) or {}
+    known = wsgi_host.read_json(BUILT, {"of": list, "version": str, "modules": list, "openssl": str}) or {}
     if known.get("of") != identity:
         shown = subprocess.run([nginx, "-V"], stderr=subprocess.PIPE, text=True, check=False).stderr
         version = re.search(r"nginx/([0-9.]+)", shown)
@@ -209,7 +209,11 @@ def on_disk(host):
         found = [entry_path(host), *(f"{own}/{file}" for file in wsgi_host.listdir(own))]
         for folder in FOLDERS:
             found += [f"{own}/{folder}/{file}" for file in wsgi_host.listdir(f"{own}/{folder}")]
-        host.nginx_files = {path: wsgi_host.read(path) for path in sorted(found) if os.path.isfile(path)}
+        host.nginx_files = {
+            path: wsgi_host.read(path)
+            for path in sorted(found)
+            if os.path.isfile(path) and wsgi_host.STAGED not in path
+        }
     return host.nginx_files
 
 
@@ -294,8 +298,11 @@ def refresh(host):
     Returns whether it had to be reloaded. Raises ``Problem`` as ``reload`` does.
     """
     # After a run that was killed, too.
+    own = host.family["nginx"]["own_dir"]
+    wsgi_host.sweep(RUN, LIB, f"{LIB}/live", wsgi_maintenance.SHORTCUTS, own, *(f"{own}/{each}" for each in FOLDERS))
     for name in wsgi_host.listdir(f"{LIB}/live"):
-        wsgi_maintenance.clear(name)
+        if "." not in name:  # no app's name has a dot
+            wsgi_maintenance.clear(name)
     _open()
     refused = None
     try:
@@ -306,6 +313,7 @@ def refresh(host):
     reloaded = not loaded(host)
     if reloaded:
         reload(host)
+    wsgi_host.set_aside(LOADED)
     _leave_caches(host)
     if refused:
         raise refused
@@ -323,7 +331,7 @@ def loaded(host):
     master = _master(host)
     if master is None:
         return False
-    found = wsgi_host.read_json(LOADED) or {}
+    found = wsgi_host.read_json(LOADED, {"nginx": str, "sites": str}) or {}
     start = time.time() - wsgi_managers.uptime(master)
     reloads = [os.path.getmtime(path) for path in (LOADED, RELOADED) if os.path.exists(path)]
     if wsgi_tls.newest(on_disk(host)) > max([start, *reloads]):

@@ -82,5 +82,5 @@ def test_no_more_is_kept_than_so_many_entries_and_characters(host, monkeypatch):
 
 def test_the_settings_of_a_release_that_is_gone_are_forgotten(host):
     went(host, "a", "b", "c")
-    wsgi_history.forget("shop", {"release-of-b"}, "c")
+    wsgi_history.forget("shop", {"release-of-b"}, 3, "c")
     assert [id for id in "abc" if wsgi_history.kept("shop", id)] == ["b", "c"]
