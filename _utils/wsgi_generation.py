@@ -515,6 +515,7 @@ def finish_retiring(host, name, app, done):
     current = done.generation
     for before in others(host, name, keep=current):
         _attempt(done, withdraw, host, name, load(host, name, before) or before, done)
+    _attempt(done, wsgi_maintenance.clear, name)
     _attempt(done, _prune, host, name, app, current)
 
 
