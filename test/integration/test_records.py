@@ -136,3 +136,102 @@ def test_a_change_that_is_taken_back_tells_the_truth_too(serving):
     assert {went_live(each) for each in rounds.values()} == {True, False}
     assert wrong(rounds, lambda it: it.override_then.startswith(f"/srv/{it.served_then} was deployed")) == {}
     assert wrong(rounds, lambda it: it.timers == [it.live_then] and it.left == []) == {}
+
+
+# Records that are damaged
+
+LIVE = "$(basename $(readlink /var/lib/wsgi/live/shop))"
+RELEASE = "/srv/wsgi/shop/releases/*/release.json"
+KEPT = f"/var/lib/wsgi/history/shop/{LIVE}.json"
+OVERRIDE = "/etc/wsgi/shop/override.json"
+# Which to what is said of it; nothing asks for some as long as nothing changes.
+RECORDS = {
+    f"/etc/wsgi/shop/{LIVE}/generation.json": "a new generation takes its place",
+    RELEASE: "it is made again; commands that run once per release may run again",
+    "/run/wsgi/nginx.loaded": "it is made again",
+    "/run/wsgi/nginx.built": "it is made again",
+    "/var/lib/wsgi/history/shop/log": None,
+    "/etc/wsgi/shop/app.json": None,
+}
+
+
+@pytest.fixture(scope="module")
+def one(serving):
+    """The machine with one generation, of v1, which a schedule and a process go with."""
+    serving.pillar({"apps": {"shop": shop(processes={"worker": {"command": "sleep 4321"}})}})
+    serving.call("wsgi.deploy", "shop", "source=/srv/v1")
+    serving.apply()
+    return serving
+
+
+def asked(machine):
+    """What only reads makes no traceback of anything, and changes nothing."""
+    for question in (["wsgi.status"], ["wsgi.history", "shop"], ["wsgi.validate"], ["wsgi.settings"]):
+        machine.call(*question)
+    machine.apply(test=True)
+
+
+def warnings(run):
+    return [each for state in run.raw.values() for each in state.get("warnings", [])]
+
+
+def timers(machine):
+    listed = machine.exec("systemctl list-units --type=timer --state=active --plain --no-legend 'wsgi-shop.*'")
+    return [line.split()[0] for line in listed.stdout.splitlines()]
+
+
+def generations(machine):
+    return machine.exec("cd /etc/wsgi/shop; ls -d */").stdout.replace("/", "").split()
+
+
+@pytest.mark.parametrize(
+    ("damage", "records"),
+    [
+        (": > $path", RECORDS),
+        ("head -c 3000 /dev/urandom > $path", {**RECORDS, KEPT: "there is no rollback to it any more"}),
+        ("truncate -s -9 $path", {OVERRIDE: "pillar alone says what is wanted"}),
+        ("echo [] > $path", {OVERRIDE: "pillar alone says what is wanted", RELEASE: "it is made again"}),
+    ],
+    ids=["empty", "garbage", "cut off", "another type"],
+)
+def test_damaged_records_are_told_and_made_again(one, damage, records):
+    for path in records:
+        one.exec(f"for path in {path}; do {damage}; done")
+    asked(one)
+    with one.load(clients=2, pause=0.05) as load:
+        run = one.apply()
+    assert load.report["lost"] == 0, load.report
+    told = warnings(run)
+    assert {path: said for path, said in records.items() if said and said not in "\n".join(told)} == {}
+    assert len(told) == len({*told})
+    again = one.apply()
+    assert (again.changed, warnings(again)) == (set(), [])
+    (id,) = generations(one)
+    for program in ("[s]erver.py /run", "[s]leep 4321"):
+        assert one.exec(f"ps -eo comm,args | grep '^python3\\|^sleep' | grep -c '{program}'").stdout == "1\n"
+    assert timers(one) == [f"wsgi-shop.{id}.often.timer"]
+    assert one.get("/").body == ("v0" if OVERRIDE in records else "v1")
+    if OVERRIDE in records:
+        assert "override" not in one.call("wsgi.status")["shop"]
+        one.call("wsgi.deploy", "shop", "source=/srv/v1")
+
+
+def test_what_an_older_formula_left_when_it_was_killed_in_a_link_is_no_app(one):
+    one.exec(
+        "cd /var/lib/wsgi; ln -s $(readlink live/shop) live/shop.new; touch shortcuts/shop.new.workers; echo [] > /etc/wsgi/shop/app.json"
+    )
+    one.apply()
+    assert one.exec("ls -A /var/lib/wsgi/live").stdout.split() == ["shop"]
+    assert one.exec("ls -A /var/lib/wsgi/shortcuts").stdout.split() == ["shop.workers"]
+    assert one.apply().changed == set()
+
+
+def test_an_app_goes_though_nothing_of_it_can_be_read(one):
+    for path in (*RECORDS, KEPT, OVERRIDE):
+        one.exec(f"for path in {path}; do : > $path; done")
+    one.pillar({"apps": {}})
+    run = one.apply()
+    assert [each for each in warnings(run) if "none of them is deleted with it" in each]
+    assert one.exec("ps -eo user,args | grep '^wsgi-shop'", check=False).stdout == ""
+    assert one.exec("ls -d /etc/wsgi/shop /run/wsgi/shop /var/lib/wsgi/live/shop", check=False).stdout == ""
+    assert one.apply().changed == set()
