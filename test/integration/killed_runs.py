@@ -1,5 +1,5 @@
 """
-Kills deploys of the app `shop` on the machine, each at another operation on a file, and asks after each what is true.
+Kills deploys of the app `ledger` on the machine, each at another operation on a file, and asks after each what is true.
 
 killed_runs.py [--back]    v1 and v2 in turn; with --back v2 over v1 each time, which rollback_on_failure takes back
 
@@ -18,8 +18,8 @@ import salt.client
 from salt.exceptions import CommandExecutionError
 
 OPERATIONS = ("rename", "symlink", "unlink", "mkdir", "rmdir", "fsync")
-LIVE = "/var/lib/wsgi/live/shop"
-RETIRED = "/var/lib/wsgi/home/shop/retired"
+LIVE = "/var/lib/wsgi/live/ledger"
+RETIRED = "/var/lib/wsgi/home/ledger/retired"
 FOLDERS = ("/etc", "/run/wsgi", "/srv/wsgi", "/var/lib/wsgi", "/var/log/wsgi")
 
 
@@ -81,7 +81,7 @@ def deploy(version, number=None):
         wsgi_generation._ready = then
         failed = ""
         try:
-            call("wsgi.deploy", "shop", source=f"/srv/{version}")
+            call("wsgi.deploy", "ledger", source=f"/srv/{version}")
         except CommandExecutionError as error:
             failed = str(error)
         return {"operations": operations, "failed": failed}
@@ -93,18 +93,18 @@ def deploy(version, number=None):
 def next_runs(_):
     """What is said of the app before the next run, what that and one more do, and what is said then."""
     found = {"override": override(), "history": history()}
-    runs = [next(iter(call("state.single", "wsgi.live", name="shop").values())) for _ in range(2)]
+    runs = [next(iter(call("state.single", "wsgi.live", name="ledger").values())) for _ in range(2)]
     found["runs"] = [{key: run[key] for key in ("result", "changes", "comment")} for run in runs]
     return {**found, "override_then": override(), "history_then": history()}
 
 
 def override():
-    return call("wsgi.status", "shop")["shop"].get("override", "")
+    return call("wsgi.status", "ledger")["ledger"].get("override", "")
 
 
 def history():
     """The generations of the last entries, the newest first."""
-    return [each["generation"] for each in call("wsgi.history", "shop", limit=3)]
+    return [each["generation"] for each in call("wsgi.history", "ledger", limit=3)]
 
 
 def live():
@@ -134,10 +134,12 @@ def round_(version, number):
     looked = forked(next_runs)
     found.update(looked.get("returned", looked))
     found.update({"live_then": live(), "served_then": served(), "retired": retired()[retired_before:]})
-    timers = ["list-units", "--type=timer", "--state=active", "--plain", "--no-legend", "wsgi-shop.*"]
+    timers = ["list-units", "--type=timer", "--state=active", "--plain", "--no-legend", "wsgi-ledger.*"]
     found["timers"] = [word.split(".")[1] for word in printed("systemctl", *timers) if word.endswith(".timer")]
     found["left"] = printed("find", *FOLDERS, "-name", ".wsgi-staged-*", "-o", "-path", f"{LIVE}?*")
-    found["generations"] = [each for each in os.listdir("/etc/wsgi/shop") if os.path.isdir(f"/etc/wsgi/shop/{each}")]
+    found["generations"] = [
+        each for each in os.listdir("/etc/wsgi/ledger") if os.path.isdir(f"/etc/wsgi/ledger/{each}")
+    ]
     return found
 
 
@@ -152,7 +154,7 @@ def moments(operations):
 
 BACK = "--back" in sys.argv
 caller = salt.client.Caller("/etc/salt/minion")
-call("wsgi.status", "shop")  # loads what all forks have
+call("wsgi.status", "ledger")  # loads what all forks have
 
 import wsgi_generation
 import wsgi_host

@@ -26,7 +26,7 @@ socketserver.ThreadingUnixStreamServer(sys.argv[1], Handler).serve_forever()
 """
 
 
-def shop(**settings):
+def ledger(**settings):
     """An app that starts at once, says its version, and writes down whose before_retire has run."""
     return {
         "server": "command",
@@ -45,11 +45,11 @@ def serving(machine):
     for version in ("v0", "v1", "v2"):
         machine.put(f"/srv/{version}/server.py", SERVER)
         machine.put(f"/srv/{version}/version", version)
-    machine.pillar({"apps": {"shop": shop()}})
+    machine.pillar({"apps": {"ledger": ledger()}})
     machine.apply()
-    machine.exec("install -o wsgi-shop /dev/null /var/lib/wsgi/home/shop/retired")
+    machine.exec("install -o wsgi-ledger /dev/null /var/lib/wsgi/home/ledger/retired")
     for version in ("v1", "v2"):
-        machine.call("wsgi.deploy", "shop", f"source=/srv/{version}")
+        machine.call("wsgi.deploy", "ledger", f"source=/srv/{version}")
     return machine
 
 
@@ -57,9 +57,6 @@ def killed_runs(machine, *options):
     """What test/integration/killed_runs.py found, as an object per killed run, by the operation at which it was killed."""
     program = ["/opt/salt/bin/python", "/srv/formula/test/integration/killed_runs.py"]
     found = [SimpleNamespace(**each) for each in json.loads(machine.exec([*program, *options]).stdout)]
-    with open("/tmp/records-rounds.json", "a") as file:
-        for each in found:
-            print(each, file=file)
     assert [each for each in found if not hasattr(each, "killed") or not hasattr(each, "history_then")] == []
     return {each.killed: each for each in found}
 
@@ -79,7 +76,7 @@ def went_live(each):
 
 def test_deploys_are_killed_before_and_after_the_link_is_renamed(rounds):
     moments = [*rounds]
-    link = moments.index("rename /var/lib/wsgi/live/shop")
+    link = moments.index("rename /var/lib/wsgi/live/ledger")
     assert [went_live(each) for each in rounds.values()] == [number > link for number in range(len(moments))]
     assert link >= 3
     assert len(moments) - link >= 10
@@ -123,8 +120,8 @@ def test_the_next_run_leaves_nothing_of_a_killed_one_and_the_one_after_it_has_no
 
 
 def test_a_change_that_is_taken_back_tells_the_truth_too(serving):
-    hooks = {**shop()["hooks"], "after_live": ['test "$(cat version)" != v2']}
-    serving.pillar({"apps": {"shop": shop(hooks=hooks, rollback_on_failure=True)}})
+    hooks = {**ledger()["hooks"], "after_live": ['test "$(cat version)" != v2']}
+    serving.pillar({"apps": {"ledger": ledger(hooks=hooks, rollback_on_failure=True)}})
     rounds = killed_runs(serving, "--back")
 
     def right(it):
@@ -140,33 +137,33 @@ def test_a_change_that_is_taken_back_tells_the_truth_too(serving):
 
 # Records that are damaged
 
-LIVE = "$(basename $(readlink /var/lib/wsgi/live/shop))"
-RELEASE = "/srv/wsgi/shop/releases/*/release.json"
-KEPT = f"/var/lib/wsgi/history/shop/{LIVE}.json"
-OVERRIDE = "/etc/wsgi/shop/override.json"
+LIVE = "$(basename $(readlink /var/lib/wsgi/live/ledger))"
+RELEASE = "/srv/wsgi/ledger/releases/*/release.json"
+KEPT = f"/var/lib/wsgi/history/ledger/{LIVE}.json"
+OVERRIDE = "/etc/wsgi/ledger/override.json"
 # Which to what is said of it; nothing asks for some as long as nothing changes.
 RECORDS = {
-    f"/etc/wsgi/shop/{LIVE}/generation.json": "a new generation takes its place",
+    f"/etc/wsgi/ledger/{LIVE}/generation.json": "a new generation takes its place",
     RELEASE: "it is made again; commands that run once per release may run again",
     "/run/wsgi/nginx.loaded": "it is made again",
     "/run/wsgi/nginx.built": "it is made again",
-    "/var/lib/wsgi/history/shop/log": None,
-    "/etc/wsgi/shop/app.json": None,
+    "/var/lib/wsgi/history/ledger/log": None,
+    "/etc/wsgi/ledger/app.json": None,
 }
 
 
 @pytest.fixture(scope="module")
 def one(serving):
     """The machine with one generation, of v1, which a schedule and a process go with."""
-    serving.pillar({"apps": {"shop": shop(processes={"worker": {"command": "sleep 4321"}})}})
-    serving.call("wsgi.deploy", "shop", "source=/srv/v1")
+    serving.pillar({"apps": {"ledger": ledger(processes={"worker": {"command": "sleep 4321"}})}})
+    serving.call("wsgi.deploy", "ledger", "source=/srv/v1")
     serving.apply()
     return serving
 
 
 def asked(machine):
     """What only reads makes no traceback of anything, and changes nothing."""
-    for question in (["wsgi.status"], ["wsgi.history", "shop"], ["wsgi.validate"], ["wsgi.settings"]):
+    for question in (["wsgi.status"], ["wsgi.history", "ledger"], ["wsgi.validate"], ["wsgi.settings"]):
         machine.call(*question)
     machine.apply(test=True)
 
@@ -176,12 +173,12 @@ def warnings(run):
 
 
 def timers(machine):
-    listed = machine.exec("systemctl list-units --type=timer --state=active --plain --no-legend 'wsgi-shop.*'")
+    listed = machine.exec("systemctl list-units --type=timer --state=active --plain --no-legend 'wsgi-ledger.*'")
     return [line.split()[0] for line in listed.stdout.splitlines()]
 
 
 def generations(machine):
-    return machine.exec("cd /etc/wsgi/shop; ls -d */").stdout.replace("/", "").split()
+    return machine.exec("cd /etc/wsgi/ledger; ls -d */").stdout.replace("/", "").split()
 
 
 @pytest.mark.parametrize(
@@ -209,20 +206,20 @@ def test_damaged_records_are_told_and_made_again(one, damage, records):
     (id,) = generations(one)
     for program in ("[s]erver.py /run", "[s]leep 4321"):
         assert one.exec(f"ps -eo comm,args | grep '^python3\\|^sleep' | grep -c '{program}'").stdout == "1\n"
-    assert timers(one) == [f"wsgi-shop.{id}.often.timer"]
+    assert timers(one) == [f"wsgi-ledger.{id}.often.timer"]
     assert one.get("/").body == ("v0" if OVERRIDE in records else "v1")
     if OVERRIDE in records:
-        assert "override" not in one.call("wsgi.status")["shop"]
-        one.call("wsgi.deploy", "shop", "source=/srv/v1")
+        assert "override" not in one.call("wsgi.status")["ledger"]
+        one.call("wsgi.deploy", "ledger", "source=/srv/v1")
 
 
 def test_what_an_older_formula_left_when_it_was_killed_in_a_link_is_no_app(one):
     one.exec(
-        "cd /var/lib/wsgi; ln -s $(readlink live/shop) live/shop.new; touch shortcuts/shop.new.workers; echo [] > /etc/wsgi/shop/app.json"
+        "cd /var/lib/wsgi; ln -s $(readlink live/ledger) live/ledger.new; touch shortcuts/ledger.new.workers; echo [] > /etc/wsgi/ledger/app.json"
     )
     one.apply()
-    assert one.exec("ls -A /var/lib/wsgi/live").stdout.split() == ["shop"]
-    assert one.exec("ls -A /var/lib/wsgi/shortcuts").stdout.split() == ["shop.workers"]
+    assert one.exec("ls -A /var/lib/wsgi/live").stdout.split() == ["ledger"]
+    assert one.exec("ls -A /var/lib/wsgi/shortcuts").stdout.split() == ["ledger.workers"]
     assert one.apply().changed == set()
 
 
@@ -232,6 +229,6 @@ def test_an_app_goes_though_nothing_of_it_can_be_read(one):
     one.pillar({"apps": {}})
     run = one.apply()
     assert [each for each in warnings(run) if "none of them is deleted with it" in each]
-    assert one.exec("ps -eo user,args | grep '^wsgi-shop'", check=False).stdout == ""
-    assert one.exec("ls -d /etc/wsgi/shop /run/wsgi/shop /var/lib/wsgi/live/shop", check=False).stdout == ""
+    assert one.exec("ps -eo user,args | grep '^wsgi-ledger'", check=False).stdout == ""
+    assert one.exec("ls -d /etc/wsgi/ledger /run/wsgi/ledger /var/lib/wsgi/live/ledger", check=False).stdout == ""
     assert one.apply().changed == set()
