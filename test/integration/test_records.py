@@ -54,11 +54,11 @@ def serving(machine):
 
 
 def killed_runs(machine, *options):
-    """What test/integration/killed_runs.py found, as an object per killed run, by the operation at which it was killed."""
+    """What test/integration/killed_runs.py found, as an object per killed run, in their order, by the operation."""
     program = ["/opt/salt/bin/python", "/srv/formula/test/integration/killed_runs.py"]
     found = [SimpleNamespace(**each) for each in json.loads(machine.exec([*program, *options]).stdout)]
     assert [each for each in found if not hasattr(each, "killed") or not hasattr(each, "history_then")] == []
-    return {each.killed: each for each in found}
+    return {f"{number}: {each.killed}": each for number, each in enumerate(found)}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def went_live(each):
 
 def test_deploys_are_killed_before_and_after_the_link_is_renamed(rounds):
     moments = [*rounds]
-    link = moments.index("rename /var/lib/wsgi/live/ledger")
+    (link,) = [number for number, each in enumerate(moments) if each.endswith(": rename /var/lib/wsgi/live/ledger")]
     assert [went_live(each) for each in rounds.values()] == [number > link for number in range(len(moments))]
     assert link >= 3
     assert len(moments) - link >= 10
@@ -195,7 +195,7 @@ def test_damaged_records_are_told_and_made_again(one, damage, records):
     for path in records:
         one.exec(f"for path in {path}; do {damage}; done")
     asked(one)
-    with one.load(clients=2, pause=0.05) as load:
+    with one.load(clients=2, pause=0.05, mode="close-get") as load:
         run = one.apply()
     assert load.report["lost"] == 0, load.report
     told = warnings(run)
