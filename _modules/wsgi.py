@@ -177,9 +177,9 @@ def restart(app):
     with _told():
         _asked(host, app)
         with wsgi_lock.locked(app, "wsgi.restart", patience=0):
+            current = wsgi_generation.recover(host, app)
             wanted, release = wsgi_wanted.app(host, app), wsgi_wanted.release(host, app)
             id = wsgi_generation.wanted_id(host, wanted, release)
-            current = wsgi_generation.live(host, app)
             if current is None or current.hash != id:
                 raise Problem(f"pillar asks for another generation of {app} than is live: state.apply wsgi")
             return _done(wsgi_generation.change(host, app, wanted, release, id))["generation"]
@@ -287,7 +287,7 @@ def history(app, limit=20):
     _named(app, {*_host().settings.apps, *present()})
     entries = [
         {
-            **entry,
+            **{fact: value for fact, value in entry.items() if fact != "change"},
             "at": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["at"])),
             "way_back": bool(entry.get("generation") and wsgi_history.kept(app, entry["generation"])),
         }

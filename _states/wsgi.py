@@ -52,13 +52,13 @@ def pillar_valid(name):
             - order: first
     """
     settings = _host().settings
-    warnings = {"warnings": wsgi_release.warnings(_host())}
+    warnings = wsgi_release.warnings(_host())
     if not settings.problems:
-        return {**_result(name, True, "The pillar below wsgi is valid."), **warnings}
+        return _warned(_result(name, True, "The pillar below wsgi is valid."), warnings)
     left = "Nothing was touched"
     if not settings.host_wide:
         left = f"Left as they are: {', '.join(sorted(settings.broken)) or 'no app'}"
-    return {**_result(name, False, "\n".join([*settings.problems, f"{left}."])), **warnings}
+    return _warned(_result(name, False, "\n".join([*settings.problems, f"{left}."])), warnings)
 
 
 def release(name):
@@ -76,6 +76,7 @@ def release(name):
     """
     host = _host()
     try:
+        wsgi_generation.recover(host, name)
         app = wsgi_wanted.app(host, name)
         wanted = wsgi_wanted.release(host, name)
         changes = {}
@@ -86,6 +87,9 @@ def release(name):
             before = wsgi_generation.live(host, name)
             changes["release"] = {"old": before and before.release, "new": wanted.id}
         if not changes:
+            if wanted.is_damaged and not __opts__["test"]:
+                with wsgi_lock.locked(name, "a build"):
+                    wanted.mend(user.pw_gid)
             return _result(
                 name, True, _and(f"Release {wanted.id} of {name} is there.", wsgi_wanted.sentence(host, name))
             )
@@ -98,7 +102,8 @@ def release(name):
             changes["hooks"] = printed
     except (Problem, OSError) as error:
         if not __opts__["test"]:
-            wsgi_history.add(host, name, "failed", error=error)
+            with contextlib.suppress(OSError):
+                wsgi_history.add(host, name, "failed", error=error)
         return _failure(name, f"{name}'s release was not built", error)
     return _result(name, True, f"Release {wanted.id} of {name} was built.", changes)
 
@@ -124,10 +129,10 @@ def live(name):
     """
     try:
         host = _host()
+        current = wsgi_generation.recover(host, name)
         app = wsgi_wanted.app(host, name)
         release = wsgi_wanted.release(host, name)
         id = wsgi_generation.wanted_id(host, app, release)
-        current = wsgi_generation.live(host, name)
         reason = wsgi_generation.replacement(host, current, id)
         if reason:
             return _replaced(host, name, app, release, current, id, reason)
@@ -159,8 +164,7 @@ def _finished(host, name, app, current, left, owed):
         return _result(name, None, "What the last change left would be finished.", changes)
     done = wsgi_generation.Change(current)
     with wsgi_lock.locked(name, "a change"):
-        for id in left:
-            wsgi_generation.withdraw(host, name, wsgi_generation.load(host, name, id) or id, done)
+        wsgi_generation.finish_retiring(host, name, app, done)
         if owed:
             wsgi_generation.finish(host, name, app, done)
     return _outcome(name, f"What the last change of {name} left is finished.", changes, done)
@@ -211,7 +215,7 @@ def site(name):
         # Before a run, what it will make is not there yet.
         if not __opts__["test"]:
             warnings += wsgi_static.warnings(host, name, host.settings.apps[name])
-        return {**result, "warnings": warnings}
+        return _warned(result, warnings)
     except (Problem, OSError) as error:
         return _failure(name, f"The site of {name} was left as it was", error)
 
@@ -466,6 +470,7 @@ def absent(name, purge=False):
         gone = [
             f"{ETC}/{name}",
             f"{LIB}/live/{name}",
+            f"{LIB}/live/{name}.new",
             f"{wsgi_history.HISTORY}/{name}",
             wsgi_maintenance.marker(name),
             wsgi_maintenance.page(name),
@@ -508,7 +513,13 @@ def _host():
 
 
 def _result(name, result, comment, changes=None):
-    return {"name": name, "result": result, "changes": changes or {}, "comment": comment}
+    found = {"name": name, "result": result, "changes": changes or {}, "comment": comment}
+    return _warned(found, wsgi_host.told_damage())
+
+
+def _warned(result, warnings):
+    """A state's result with more warnings; Salt prints a heading where there is an empty list of them."""
+    return {**result, "warnings": [*result.get("warnings", []), *warnings]} if warnings else result
 
 
 def _and(*sentences):
@@ -541,6 +552,8 @@ def _difference(current, id, app, release):
     new = release.record.get("revision") or {}
     if old != new and (old or new):
         changes["revision"] = {"old": old, "new": new}
+    if current and "damaged" in current.record:
+        return changes
     if current is None:
         changes["server"] = {"old": None, "new": app["server"]}
         return changes
@@ -579,7 +592,7 @@ def _leave_user(host, name, user):
     """Delete a user that was made for an app, or leave it to another app that has it too."""
     for other in host.known_apps():
         about = wsgi_users.about(other)
-        if other != name and about["user"] == user:
+        if other != name and about.get("user") == user:
             wsgi_users.remember(other, {**about, "made": [*about["made"], user]})
             return
     if user == wsgi_users.builder_name(name):

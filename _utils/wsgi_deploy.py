@@ -33,18 +33,16 @@ def deploy(host, name, rev=None, source=None, wait=0):
     source changes. Raises ``Problem``; what was live serves on then, and is still wanted.
     """
     with wsgi_lock.locked(name, "wsgi.deploy", patience=wait):
-        if wsgi_generation.live(host, name) is None:
+        if wsgi_generation.recover(host, name) is None:
             raise Problem(f"{name} is not live yet: state.apply wsgi sets up what it needs")
         if "pinned" in wsgi_wanted.in_force(host, name):
             raise Problem(wsgi_wanted.sentence(host, name))
-        before = wsgi_wanted.in_force(host, name)
         wsgi_wanted.override(host, name, _asked(host, name, rev, source), write=False)
         try:
-            done = _converge(host, name)
+            return _converge(host, name)
         except (Problem, OSError):
-            wsgi_wanted.override(host, name, before, write=False)
+            wsgi_wanted.read_again(host, name)
             raise
-        return done
 
 
 def _asked(host, name, rev, source):
@@ -77,20 +75,28 @@ def _converge(host, name):
     except (Problem, OSError) as error:
         wsgi_history.add(host, name, "failed", source=wsgi_schema.without_credentials(app["source"]), error=error)
         raise
-    id = wsgi_generation.wanted_id(host, app, release)
-    current = wsgi_generation.live(host, name)
-    if wsgi_generation.replacement(host, current, id):
-        done = wsgi_generation.change(host, name, app, release, id)
-    else:
-        done = wsgi_generation.Change(current)
-    done.printed = {**printed, **done.printed}
     if asked:
         commit = release.source.revision.get("commit")
         # A branch moves; what was deployed does not.
         asked["source"] = wsgi_source.with_revision(asked["source"], commit) if commit else asked["source"]
-    wsgi_wanted.override(host, name, asked)
-    wsgi_nginx.put(host, name)
+    id = wsgi_generation.wanted_id(host, app, release)
+    current = wsgi_generation.live(host, name)
+    if wsgi_generation.replacement(host, current, id):
+        done = wsgi_generation.change(host, name, app, release, id, override=lambda _: asked)
+    else:
+        done = wsgi_generation.Change(current)
+        wsgi_wanted.override(host, name, asked)
+    done.printed = {**printed, **done.printed}
+    _put_site(host, done)
     return done
+
+
+def _put_site(host, done):
+    """Have nginx's files fit the generation that is live. That it is, a failure here does not change any more."""
+    try:
+        wsgi_nginx.put(host, done.generation.name)
+    except (Problem, OSError) as error:
+        done.failures.append(str(error))
 
 
 def rollback(host, name, to=None, pin=False):
@@ -105,17 +111,20 @@ def rollback(host, name, to=None, pin=False):
     Returns the ``wsgi_generation.Change``. Raises ``Problem``; what was live serves on then.
     """
     with wsgi_lock.locked(name, "wsgi.rollback", patience=0):
-        current = wsgi_generation.live(host, name)
+        current = wsgi_generation.recover(host, name)
         if current is None:
             raise Problem(f"{name} is not live")
         target = _target(name, current, to)
         app = wsgi_wanted.restored(host, name, target)
         release = wsgi_release.Release(name, wsgi_history.kept(name, target)["release"])
         id = wsgi_generation.wanted_id(host, app, release)
-        done = wsgi_generation.change(host, name, app, release, id, back_to=target)
-        # What had been deployed is what one goes back from.
-        wsgi_wanted.override(host, name, {"pinned": done.generation.id} if pin else {})
-        wsgi_nginx.put(host, name)
+
+        def override(new):
+            # What had been deployed is what one goes back from.
+            return {"pinned": new} if pin else {}
+
+        done = wsgi_generation.change(host, name, app, release, id, back_to=target, override=override)
+        _put_site(host, done)
         return done
 
 
@@ -128,7 +137,7 @@ def _target(name, current, to):
     went = [entry for entry in reversed(wsgi_history.entries(name)) if entry["event"] != "failed"]
     there = [entry for entry in went if wsgi_history.kept(name, entry["generation"])]
     for entry in there:
-        if to in (entry["generation"], entry["release"]) and entry["generation"] != current.id:
+        if to in (entry["generation"], entry.get("release")) and entry["generation"] != current.id:
             return entry["generation"]
     known = list(dict.fromkeys(entry["generation"] for entry in there if entry["generation"] != current.id))
     raise Problem(
@@ -143,6 +152,7 @@ def unpin(host, name):
     Returns whether it was pinned.
     """
     with wsgi_lock.locked(name, "wsgi.unpin", patience=0):
+        wsgi_generation.recover(host, name)
         pinned = "pinned" in wsgi_wanted.in_force(host, name)
         if pinned:
             wsgi_wanted.override(host, name, {})

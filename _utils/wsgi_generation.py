@@ -6,11 +6,13 @@ to the next, in which no request is lost.
 """
 
 import contextlib
+import glob
 import http.client
 import json
 import os
 import pwd
 import re
+import secrets
 import shlex
 import subprocess
 import time
@@ -220,15 +222,51 @@ def _sockets(run, record):
 
 def live(host, name):
     """The generation that receives an app's traffic, or None."""
-    with contextlib.suppress(FileNotFoundError):
-        return load(host, name, os.path.basename(os.readlink(f"{LIB}/live/{name}")))
-    return None
+    id = wsgi_host.live_id(name)
+    return load(host, name, id) if id else None
 
 
 def load(host, name, id):
-    """A generation from its record, or None where there is no whole one."""
-    record = wsgi_host.read_json(f"{ETC}/{name}/{id}/generation.json")
+    """
+    A generation from its record; where that is damaged or lost, from what runs under its name. None where
+    nothing does.
+    """
+    record = wsgi_host.read_json(*wsgi_history.record_of(name, id)) or _derived_record(host, name, id)
     return record and Generation(host, name, id, record)
+
+
+def _derived_record(host, name, id):
+    """As much of a generation's record as it takes to drain and to retire it; None where nothing of it runs."""
+    known = wsgi_programs.known(host, f"{name}.{id}")
+    if not known:
+        return None
+    run = f"{RUN}/{name}/{id}"
+    kept = wsgi_history.kept(name, id) or {"release": "", "settings": {}}
+    app = {**host.settings.defaults, **host.settings.apps.get(name, {}), **kept["settings"]}
+    sockets = re.findall(r"^(http|uwsgi)(-\d+)?\.sock$", "\n".join(wsgi_host.listdir(run)), re.MULTILINE)
+    went_live = [each["generation"] for each in wsgi_history.entries(name) if each["event"] != "failed"]
+    server = app.get("server")
+    return {
+        "damaged": True,
+        "went_live": id in [wsgi_host.live_id(name), *went_live],
+        "server": server if server in host.servers else next(iter(host.servers)),
+        "process_manager": known["process_manager"],
+        "protocol": sockets[0][0] if sockets else "http",
+        "spawned": len([number for _, number in sockets if number]),
+        "markers": [],
+        "user": app.get("user") or f"wsgi-{name}",
+        "release": kept["release"],
+        "environment": wsgi_release.Release(name, kept["release"]).record.get("environment", ""),
+        "version": None,
+        "check": {"path": "/", "host": "localhost", "status": 200},
+        "files": {},
+        "env": {},
+        "settings": {
+            **{setting: app[setting] for setting in ("workers", "request_timeout", "graceful_timeout")},
+            "processes": known["processes"],
+            "schedule": known["schedule"],
+        },
+    }
 
 
 def others(host, name, keep=None):
@@ -263,6 +301,8 @@ def wear(host, generation):
 
     Returns a sentence: it must be replaced by an equal one.
     """
+    if "damaged" in generation.record:
+        return "its record was damaged"
     # One at least: a worker that has just died is `spawn`'s to bring back.
     if not any(os.path.realpath(socket) in host.listening for socket in generation.sockets):
         return "nothing listens on its socket"
@@ -293,7 +333,7 @@ class Change:
     failures: list = field(default_factory=list)
 
 
-def change(host, name, app, release, id, back_to=None):
+def change(host, name, app, release, id, back_to=None, override=None):
     """
     Bring a new generation live, and retire those before it.
 
@@ -304,30 +344,57 @@ def change(host, name, app, release, id, back_to=None):
     id : str
         From ``wanted_id``.
     back_to : str
-        The generation that it is a way back to.
+        The generation that it is a rollback to.
+    override : callable
+        Takes the new generation's id, and returns what this machine says of the app instead of pillar from
+        then on, as ``wsgi_wanted.in_force`` returns it. Without it, what was said stays.
 
     Returns a ``Change``. Raises ``Problem`` when it will not serve: then it is gone again, and the
     one before serves on.
+
+    What is written down tells the truth at every instant, wherever a run is killed:
+
+    1. *validate*: what an earlier run was killed in is settled first.
+    2. *build*, 3. *start*, 4. *ready*: the new generation has a record, and nothing says that it was live.
+       Killed until here, it never was, and the next run retires it: no ``before_retire``, no rollback to it.
+    5. *live*: all that is to be true from now on is put into the new generation's record, as ``going_live``.
+       Then the link is renamed: one step, before which nothing has changed, and after which everything has.
+       ``settle`` then writes each thing where it belongs, and takes ``going_live`` from the record as the last
+       step. Killed in between, the next run begins with that; ``wsgi_wanted.in_force`` and
+       ``wsgi_history.entries`` read it as if it were done.
+    6. *drain*, 7. *retire*: only now does the one before go. The next run finishes that, too.
+
+    To go back for ``rollback_on_failure`` is another such change of the link, to a generation that runs already.
     """
     with wsgi_lock.locked(name, "a change"):
-        facts = {"release": release.id, "server": app["server"], "to": back_to}
+        old = recover(host, name)
+        facts = {"release": release.id, "server": app["server"]}
         facts.update({fact: release.record.get(fact) for fact in ("source", "revision")})
+        before = host.overrides_read.get(name, {})
         try:
             wsgi_wanted.check_unchanged(host, name)
-            done = _change(host, name, app, release, id)
+            done = _start(host, name, app, release, id, back_to, facts, override)
         except (Problem, OSError) as error:
-            wsgi_history.add(host, name, "failed", **facts, error=error)
+            with contextlib.suppress(OSError):  # the disk may be full, and that is what the error says
+                wsgi_history.add(host, name, "failed", **facts, to=back_to, error=error)
             raise
-        facts["error"] = "\n".join(done.failures)
-        wsgi_history.add(host, name, "rollback" if back_to else "live", generation=done.generation.id, **facts)
-        kept = wsgi_release.prune(name, app["keep_releases"], _in_use(host, name))
-        wsgi_history.forget(name, kept, done.generation.id)
-        wsgi_static.prune(name)
+        # From here on nothing fails the change any more: it is told.
+        new = done.generation
+        change_id = new.record["going_live"]["entry"]["change"]
+        host.__dict__.pop("listening", None)
+        done.failures += settle(new)
+        if override:
+            wsgi_wanted.read_again(host, name)
+        if not finish(host, name, app, done) and app["rollback_on_failure"] and old:
+            _go_back(old, done, before if override else None)
+        finish_retiring(host, name, app, done)
+        if done.failures:
+            _attempt(done, wsgi_history.add_error, name, change_id, "\n".join(done.failures))
         return done
 
 
-def _change(host, name, app, release, id):
-    old = live(host, name)
+def _start(host, name, app, release, id, back_to, facts, override):
+    """All of a change up to the moment when its generation is live, a ``Change``; or it is taken away again."""
     wsgi_nginx.check(host, name)
     wsgi_programs.check(name, app)
     wsgi_static.check(name, app, release)
@@ -338,26 +405,145 @@ def _change(host, name, app, release, id):
         wsgi_programs.start(new)
         _ready(new, app)
         wsgi_static.build(host, name, app, release)
+        wsgi_history.keep(name, new, app)
+        event = "rollback" if back_to else "live"
+        _go_live(new, event, override and override(new.id), **facts, to=back_to)
     except BaseException as error:
+        if wsgi_host.live_id(name) == new.id:
+            raise
         log = getattr(error, "log", new.log)
         said = new.failure(log)
         retire(host, name, new.id)
         if isinstance(error, (Problem, OSError)) and said:
             raise Problem(f"{error}\n{log} says:\n{said}") from error
         raise
-    wsgi_history.keep(name, new, app)
-    release.remember(new.gid, live=time.time())
-    _go_live(new, old)
-    host.__dict__.pop("listening", None)
-    finish(host, name, app, done)
-    if done.failures and app["rollback_on_failure"] and old:
-        _go_live(old, new)
-        withdraw(host, name, new, done)
-        raise Problem("\n".join([*done.failures, "rollback_on_failure: it was live, and is gone again"]))
-    for before in others(host, name, keep=new):
-        withdraw(host, name, load(host, name, before) or before, done)
-    _prune_logs(name, keep=new)
     return done
+
+
+def recover(host, name):
+    """
+    Settle what a run that was killed has left open of an app. Other generations are for ``finish_retiring``.
+
+    Every run that touches an app calls it before it asks what is wanted of the app. With ``test=True`` nothing
+    is written.
+
+    Returns the generation that is live, or None. Raises ``Problem`` where something can't be written.
+    """
+    wsgi_wanted.in_force(host, name)
+    current = live(host, name)
+    stale = f"{LIB}/live/{name}.new"  # of a version of the formula that called a link so while it was made
+    unsettled = current and "going_live" in current.record
+    if host.opts.get("test") or not (unsettled or os.path.lexists(stale) or wsgi_wanted.is_damaged(name)):
+        return current
+    with wsgi_lock.locked(name, "what a run before left"):
+        for path in (*wsgi_maintenance.shortcuts(f"{name}.new").values(), stale):
+            wsgi_host.remove(path)
+        wsgi_wanted.set_aside(name)
+        current = live(host, name)
+        failures = settle(current) if current else []
+    if failures:
+        raise Problem("\n".join(failures))
+    return current
+
+
+def settle(generation):
+    """
+    Write down what the change has brought that made a generation live: each thing where it belongs.
+
+    Every step may be done again, and is, by the next run, until all have succeeded.
+
+    Returns what failed, a list of sentences.
+    """
+    host, name, brought = generation.host, generation.name, generation.record.get("going_live")
+    if not brought:
+        return []
+    done = Change(generation)
+    generation.record["went_live"] = True
+    _attempt(done, wsgi_maintenance.clear, name)
+    _attempt(done, wsgi_history.settle, name)
+    if "override" in brought:
+        _attempt(done, wsgi_wanted.put, name, brought["override"])
+    release = wsgi_release.Release(name, generation.release)
+    if release.record:
+        _attempt(done, release.remember, wsgi_host.group(f"{release.path}/release.json"), live=brought["at"])
+    before = [load(host, name, id) for id in others(host, name, keep=generation)]
+    for each in [each for each in before if each] or [None]:
+        _attempt(done, wsgi_programs.hand_over, each, generation)
+    if not done.failures:
+        del generation.record["going_live"]
+        if not _attempt(done, _write_record, generation):
+            generation.record["going_live"] = brought
+    return done.failures
+
+
+def _attempt(done, function, *arguments, **named):
+    """Do what comes too late to fail a change. Returns whether it succeeded; else ``done.failures`` tells."""
+    try:
+        function(*arguments, **named)
+    except (Problem, OSError) as error:
+        done.failures.append(str(error))
+        return False
+    return True
+
+
+def _go_back(old, done, override):
+    """
+    Give the traffic back to the generation before a change, and take the new one away.
+
+    override : dict or None
+        As ``_go_live`` takes it.
+
+    Raises ``Problem`` in any case, with what made the change fail.
+    """
+    host, name = old.host, old.name
+    release = wsgi_release.Release(name, old.release)
+    facts = {fact: release.record.get(fact) for fact in ("source", "revision")}
+    facts.update({"release": old.release, "server": old.server, "to": old.id, "error": "\n".join(done.failures)})
+    try:
+        _go_live(old, "rollback", override, **facts)
+    except (Problem, OSError) as error:
+        why = f"rollback_on_failure: generation {old.id} did not get the traffic back: {error}"
+        raise Problem("\n".join([*done.failures, why])) from error
+    done.failures += settle(old)
+    wsgi_wanted.read_again(host, name)
+    _attempt(done, withdraw, host, name, done.generation, done)
+    raise Problem("\n".join([*done.failures, "rollback_on_failure: it was live, and is gone again"]))
+
+
+def finish_retiring(host, name, app, done):
+    """
+    Retire all generations of an app but the live one, and forget what there is no rollback to any more.
+
+    app : dict
+        Its settings, as ``wsgi_wanted.app`` gives them.
+    done : Change
+        What went wrong is added to it.
+    """
+    current = done.generation
+    for before in others(host, name, keep=current):
+        _attempt(done, withdraw, host, name, load(host, name, before) or before, done)
+    _attempt(done, wsgi_maintenance.clear, name)
+    _attempt(done, _prune, host, name, app, current)
+
+
+def _prune(host, name, app, current):
+    _prune_logs(name, keep=current)
+    kept = wsgi_release.prune(name, app["keep_releases"], _in_use(host, name))
+    pinned = wsgi_wanted.in_force(host, name).get("pinned")
+    wsgi_history.forget(name, kept, app["keep_releases"], current.id, pinned)
+    wsgi_static.prune(name)
+    wsgi_host.sweep(
+        TMPFILES,
+        f"{ETC}/{name}",
+        current.folder,
+        wsgi_release.Release(name, current.release).path,
+        f"{wsgi_history.HISTORY}/{name}",
+        f"{LOG}/{name}",
+        f"{LIB}/live",
+        wsgi_maintenance.SHORTCUTS,
+        *wsgi_programs.folders(host).values(),
+        *glob.glob(f"{wsgi_managers.Systemd.SYSTEM}/*.wants"),
+    )
 
 
 def finish(host, name, app, done):
@@ -368,6 +554,8 @@ def finish(host, name, app, done):
         Its settings, as ``wsgi_wanted.app`` gives them.
     done : Change
         What they printed, and the first that failed, is added to it.
+
+    Returns whether all have succeeded.
     """
     generation = done.generation
     release = wsgi_release.Release(name, generation.release)
@@ -375,9 +563,10 @@ def finish(host, name, app, done):
         _run_hooks(generation, app, "after_live", release, done)
     except (Problem, OSError) as error:
         done.failures.append(str(error))
-        return
-    generation.record.pop("owed", None)
-    _write_record(generation)
+        return False
+    if generation.record.pop("owed", None):
+        _attempt(done, _write_record, generation)
+    return True
 
 
 def withdraw(host, name, generation, done):
@@ -651,19 +840,32 @@ def _ready(generation, app):
         time.sleep(0.1)
 
 
-def _go_live(generation, before):
-    """One rename moves the traffic: nginx follows the link at every connect. What runs at times goes with it."""
+def _go_live(generation, event, override, **facts):
+    """
+    Move the traffic by one rename: nginx follows the link at every connect. What that means is written down first.
+
+    event, facts
+        As ``wsgi_history.entry`` takes them.
+    override : dict or None
+        What this machine says instead of pillar from then on, empty for nothing; None where that stays.
+    """
     host, name = generation.host, generation.name
     # Before the first page that names them; those of the generation before it are there still.
     wsgi_static.publish(host, name, host.settings.apps[name], wsgi_release.Release(name, generation.release))
-    generation.record["went_live"] = True
+    change = {"generation": generation.id, "change": secrets.token_hex(8)}
+    brought = {"at": time.time(), "entry": wsgi_history.entry(host, event, **change, **facts)}
+    if override is not None:
+        brought["override"] = wsgi_wanted.dated(host, override)
+    generation.record["going_live"] = brought
     _write_record(generation)
-    wsgi_host.folder(LIB, 0o755)
-    wsgi_host.folder(f"{LIB}/live", 0o755)
+    for folder in (LIB, f"{LIB}/live"):
+        wsgi_host.folder(folder, 0o755)
     wsgi_maintenance.block(name)
-    wsgi_host.link(generation.run, f"{LIB}/live/{name}")
-    wsgi_maintenance.clear(name)
-    wsgi_programs.hand_over(before, generation)
+    try:
+        wsgi_host.link(generation.run, generation.live)
+    except OSError:
+        wsgi_maintenance.clear(name)
+        raise
 
 
 def _drain(generation):
@@ -698,6 +900,7 @@ def leave(host, name):
         if last:
             _drain(last)
         wsgi_host.remove(f"{LIB}/live/{name}")
+        wsgi_host.remove(f"{LIB}/live/{name}.new")
         for id in others(host, name):
             retire(host, name, id)
         wsgi_host.remove(f"{RUN}/{name}")

@@ -5,6 +5,7 @@ settings of the generations that there is a way back to.
 ``/var/lib/wsgi/history/<app>/`` is root's alone: the settings have the values of ``env`` in them.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -12,13 +13,16 @@ import time
 import salt.payload
 import salt.utils.files
 import wsgi_host
-from wsgi_host import LIB
+from wsgi_host import ETC, LIB
 
 HISTORY = f"{LIB}/history"
 # Entries that stay, for each app.
 KEEP_ENTRIES = 200
-# Generations whose settings stay, as long as their release does.
-KEEP_SETTINGS = 10
+# What a generation's record has, whichever version of the formula wrote it.
+RECORD = {
+    **dict.fromkeys(("server", "process_manager", "protocol", "user", "release", "environment"), str),
+    "settings": dict,
+}
 REASON = 8000  # characters of what failed, and of why: all that a comment quotes, unless its lines are very long
 # What of an app's settings is a generation's own: it comes back with it.
 OWN = ("server_options", "hooks", "health")
@@ -31,38 +35,126 @@ def add(host, name, event, **facts):
     host : wsgi_host.Host
     name : str
         The app.
+    event, facts
+        As ``entry`` takes them.
+
+    A failure that is the last one again is counted, so that an hourly run does not push out the rest.
+    """
+    _write(name, [*entries(name), entry(host, event, **facts)])
+
+
+def entry(host, event, **facts):
+    """
+    Make an entry of what happens now.
+
     event : str
         ``live``, ``rollback`` or ``failed``.
     facts : dict
         What is known of it: ``generation``, ``release``, ``source``, ``revision``, ``server``, ``error``;
-        of a rollback, ``to`` which generation.
+        of a rollback, ``to`` which generation; ``change``, an id that no other entry has.
 
-    A failure that is the last one again is counted, so that an hourly run does not push out the rest.
+    Returns a dict.
     """
-    found = entries(name)
-    entry = {"event": event, **{fact: value for fact, value in facts.items() if value}}
-    if "error" in entry:
-        what, _, why = str(entry["error"]).partition("\n")
-        # The end of a log tells why.
-        entry["error"] = "\n".join(filter(None, [what[:REASON], why[-REASON:]]))
-    if event == "failed" and found and _what(found[-1]) == _what(entry):
-        entry["times"] = found.pop().get("times", 1) + 1
-    entry["at"] = round(time.time())
-    entry["by"] = by(host)
+    made = {"event": event, **{fact: value for fact, value in facts.items() if value}}
+    if "error" in made:
+        made["error"] = _shortened(made["error"])
+    return {**made, "at": round(time.time()), "by": by(host)}
+
+
+def settle(name):
+    """Write down the entry of the change that brought an app's live generation, unless it is there already."""
+    _write(name, entries(name))
+
+
+def add_error(name, change, error):
+    """Add to the entry of a change what failed when it was live already."""
+    error = _shortened(error)
+    _write(name, [{**each, "error": error} if each.get("change") == change else each for each in entries(name)])
+
+
+def _shortened(error):
+    what, _, why = str(error).partition("\n")
+    # The end of a log tells why.
+    return "\n".join(filter(None, [what[:REASON], why[-REASON:]]))
+
+
+def _write(name, found):
     _folder(name)
-    lines = [json.dumps(each) + "\n" for each in [*found, entry][-KEEP_ENTRIES:]]
-    wsgi_host.write(f"{HISTORY}/{name}/log", "".join(lines), 0o600)
+    lines = [json.dumps(each) + "\n" for each in _counted(found)[-KEEP_ENTRIES:]]
+    wsgi_host.write(_log(name), "".join(lines), 0o600)
+
+
+def _counted(found):
+    """Entries, without what failed for the last time but one in the same way as for the last time."""
+    for events in (["failed"], ["live", "rollback"]):
+        count = len(events)
+        last, before = found[-count:], found[-2 * count : -count]
+        if (
+            [each["event"] for each in last] == events
+            and "error" in last[-1]
+            and [_what(each) for each in last] == [_what(each) for each in before]
+        ):
+            times = before[-1].get("times", 1) + 1
+            return [*found[: -2 * count], *last[:-1], {**last[-1], "times": times}]
+    return found
 
 
 def _what(entry):
     """What happened, whenever it did: of an error, its first line, since logs tell the time."""
-    facts = {fact: value for fact, value in entry.items() if fact not in ("at", "by", "times")}
+    facts = {fact: value for fact, value in entry.items() if fact not in ("at", "by", "times", "change")}
     return {**facts, "error": facts.get("error", "").partition("\n")[0]}
 
 
 def entries(name):
-    """All that is written down of an app, a list of dicts, the oldest first."""
-    return [json.loads(line) for line in (wsgi_host.read(f"{HISTORY}/{name}/log") or "").splitlines()]
+    """
+    Return all that is written down of an app, and is to be: a list of dicts, the oldest first.
+
+    A line that is no entry is left out.
+    """
+    found, bad = [], []
+    with contextlib.suppress(FileNotFoundError), open(_log(name), "rb") as file:
+        for number, line in enumerate(file.read().splitlines(), 1):
+            each = _parsed(line)
+            if each:
+                found.append(each)
+            else:
+                bad.append(str(number))
+    if bad:
+        wsgi_host.note_damage(_log(name), f"line {', '.join(bad)}", "the other entries are kept")
+    pending = going_live(name).get("entry")
+    if pending and pending["change"] not in [each.get("change") for each in found]:
+        found.append(pending)
+    return found
+
+
+def _parsed(line):
+    """The entry of a line, or None where it is damaged."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(found, dict) and isinstance(found.get("at"), (int, float))
+    return found if whole and (found.get("event") == "failed" or isinstance(found.get("generation"), str)) else None
+
+
+def going_live(name):
+    """
+    Return what the change that brought an app's live generation has still to write down.
+
+    It is so from the moment that the link is renamed until the change, or the next run where that one was
+    killed, has settled it: see ``wsgi_generation.change``.
+
+    Returns a dict: ``entry``, of the history; ``at``, a float; and perhaps ``override``, as
+    ``wsgi_wanted.in_force`` returns it. It is empty where there is nothing.
+    """
+    id = wsgi_host.live_id(name)
+    record = wsgi_host.read_json(*record_of(name, id)) if id else None
+    return (record or {}).get("going_live") or {}
+
+
+def record_of(name, id):
+    """The arguments of ``wsgi_host.read_json`` for a generation's record."""
+    return f"{ETC}/{name}/{id}/generation.json", RECORD, "a new generation takes its place"
 
 
 def by(host):
@@ -98,24 +190,33 @@ def keep(name, generation, app):
 
 def kept(name, id):
     """A generation's ``release`` and its ``settings``, as ``keep`` kept them, or None."""
-    return wsgi_host.read_json(f"{HISTORY}/{name}/{id}.json")
+    needs = {"release": str, "settings": dict}
+    return wsgi_host.read_json(f"{HISTORY}/{name}/{id}.json", needs, "there is no rollback to it any more")
 
 
-def forget(name, releases, generation):
+def forget(name, releases, count, *needed):
     """
-    Forget the settings of generations whose release is gone, and of all but the newest ten.
+    Forget the settings that there is no rollback to any more: they have secrets in them.
 
+    name : str
+        The app.
     releases : set of str
         The ids of those that are there.
-    generation : str
-        The one that is live, never forgotten.
+    count : int
+        ``keep_releases``. Of so many generations, those that were live last, the settings stay, and of the
+        last one of each release that is there.
+    needed : str
+        The generations whose settings stay in any case.
     """
-    files = [f"{HISTORY}/{name}/{file}" for file in wsgi_host.listdir(f"{HISTORY}/{name}") if file.endswith(".json")]
-    files.sort(key=os.path.getmtime, reverse=True)
-    for number, path in enumerate(files):
-        id = os.path.basename(path)[: -len(".json")]
-        if id != generation and (number >= KEEP_SETTINGS or kept(name, id)["release"] not in releases):
-            wsgi_host.remove(path)
+    files = {file: file.partition(".")[0] for file in wsgi_host.listdir(f"{HISTORY}/{name}") if ".json" in file}
+    release_of = {_hash(id): (kept(name, id) or {}).get("release") for id in {*files.values()}}
+    went = [_hash(entry["generation"]) for entry in reversed(entries(name)) if entry["event"] != "failed"]
+    ways = [hash for hash in dict.fromkeys(went) if release_of.get(hash) in releases]
+    last_of_release = {release_of[hash]: hash for hash in reversed(ways)}
+    stay = {*ways[:count], *last_of_release.values()}
+    for file, id in files.items():
+        if id not in needed and _hash(id) not in stay:
+            wsgi_host.remove(f"{HISTORY}/{name}/{file}")
 
 
 def before(name, id):
@@ -136,6 +237,10 @@ def before(name, id):
     if id in way:
         way = way[: way.index(id)]
     return next((each for each in reversed(way) if _hash(each) != _hash(id) and kept(name, each)), None)
+
+
+def _log(name):
+    return f"{HISTORY}/{name}/log"
 
 
 def _hash(id):

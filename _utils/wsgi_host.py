@@ -9,11 +9,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
+import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 from functools import cached_property
 
 import jinja2
@@ -28,7 +29,14 @@ RUN = "/run/wsgi"  # <app>/<generation>: sockets
 LOG = "/var/log/wsgi"  # <app>/<generation>.log
 LIB = "/var/lib/wsgi"  # live/<app>: the link to the live generation's sockets; home/<app>
 TMPFILES = "/etc/tmpfiles.d"
+# What is being written has such a name until it is whole. Of a run that was killed it stays, for `sweep`.
+STAGED = ".wsgi-staged-"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+logger = logging.getLogger(__name__)
+# Records that could not be read and are still there, path to a sentence; and the sentences that no state has told yet.
+damaged = {}
+_untold = []
 
 
 class Problem(Exception):
@@ -97,6 +105,8 @@ class Host:
         host = context.get("wsgi.host")
         if host is None:
             host = context["wsgi.host"] = cls(salt, pillar, grains, saltenv or "base", opts)
+            damaged.clear()
+            _untold.clear()
         host.salt = salt
         return host
 
@@ -294,7 +304,7 @@ def is_of_this_machine(status: dict) -> bool:
 
 def write(path, text, mode, uid=0, gid=0):
     """
-    Put a file in place whole, never readable by more than in the end.
+    Put a file in place whole, never readable by more than in the end. It is on the disk when this returns.
 
     path, text : str
     mode : int
@@ -302,16 +312,53 @@ def write(path, text, mode, uid=0, gid=0):
     uid, gid : int
         Its owner.
     """
-    handle, staged = tempfile.mkstemp(prefix=".", dir=os.path.dirname(path))
-    try:
+    with _replacing(path) as staged:
+        handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
             os.fchown(handle, uid, gid)
             os.fchmod(handle, mode)
+            os.fsync(handle)
+        set_aside(path)
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """Yield a name beside a path. What is made under it takes the place of what is there, in one atomic step."""
+    folder = os.path.dirname(path)
+    pid = os.getpid()
+    staged = f"{folder}/{STAGED}{pid}-{_born(pid)}-{secrets.token_hex(4)}"
+    try:
+        yield staged
         os.rename(staged, path)
     except BaseException:
-        os.unlink(staged)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(staged)
         raise
+    # It is in place whatever the disk says to this.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sweep(*folders):
+    """Remove what runs that were killed were just writing in some folders. Other runs may be writing there."""
+    for folder in folders:
+        for name in listdir(folder):
+            if name.startswith(STAGED):
+                pid, born, _ = f"{name[len(STAGED) :]}--".split("-", 2)
+                if not pid.isdigit() or _born(pid) != born:
+                    remove(f"{folder}/{name}")
+
+
+def _born(pid):
+    """When a process began, which tells it from another one that has its PID later; None where it is gone."""
+    stat = read(f"/proc/{pid}/stat")
+    return stat and stat.rpartition(")")[2].split()[19]
 
 
 def folder(path, mode, uid=0, gid=0):
@@ -327,12 +374,9 @@ def folder(path, mode, uid=0, gid=0):
 
 def link(target, path, uid=0, gid=0):
     """Make a symbolic link, or point the one there elsewhere, in one atomic step."""
-    staged = f"{path}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(staged)
-    os.symlink(target, staged)
-    os.chown(staged, uid, gid, follow_symlinks=False)
-    os.rename(staged, path)
+    with _replacing(path) as staged:
+        os.symlink(target, staged)
+        os.chown(staged, uid, gid, follow_symlinks=False)
 
 
 def remove(path):
@@ -387,10 +431,70 @@ def group(path):
         return None
 
 
-def read_json(path):
-    """The contents of a JSON file, or None where there is none."""
-    text = read(path)
-    return None if text is None else json.loads(text)
+def read_json(path, needs=None, lost="it is made again"):
+    """
+    Read a record.
+
+    path : str
+    needs : dict
+        The keys that a whole one has, to their types.
+    lost : str
+        What follows where it is damaged, for the administrator.
+
+    Returns a dict; None where there is none, or where it is damaged. That is logged, told by the next
+    state, and left as it is until ``set_aside`` or ``write``.
+    """
+    text = None
+    try:
+        text = read(path)
+        if text is None:
+            return None
+        found = json.loads(text)
+        lacking = "is no object" if not isinstance(found, dict) else ""
+        for key, type_ in {} if lacking else (needs or {}).items():
+            if not isinstance(found.get(key), type_):
+                lacking = f"has no {key!r}"
+        if not lacking:
+            return found
+        why = f"what it holds {lacking}"
+    except (ValueError, RecursionError) as error:
+        why = "it is empty" if text == "" else str(error)
+    note_damage(path, why, lost)
+    return None
+
+
+def note_damage(path, why, lost):
+    """
+    Remember that a record is damaged, once per run.
+
+    path, why, lost : str
+        Which one; what is wrong with it, with nothing of its contents; what follows from that.
+    """
+    if path not in damaged:
+        damaged[path] = f"{path} is damaged ({why}): {lost}."
+        _untold.append(damaged[path])
+        logger.warning(damaged[path])
+
+
+def set_aside(path):
+    """Give a record that was found damaged another name, in the place of the one that was so before."""
+    if damaged.pop(path, None):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, f"{path}.damaged")
+
+
+def told_damage():
+    """The sentences on damaged records that no state has told yet; from now on it has."""
+    found = [*_untold]
+    _untold.clear()
+    return found
+
+
+def live_id(name):
+    """The id of the generation that receives an app's traffic, or None."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.basename(os.readlink(f"{LIB}/live/{name}"))
+    return None
 
 
 def listdir(path):

@@ -38,7 +38,7 @@ def locked(name, what, patience=PATIENCE):
         yield
         return
     wsgi_host.folder(RUN, 0o755)
-    with open(f"{RUN}/{name}.lock", "a+") as file:
+    with open(f"{RUN}/{name}.lock", "a+", errors="replace") as file:
         os.fchmod(file.fileno(), 0o600)
         _wait(file, name, patience)
         file.seek(0)
@@ -66,7 +66,7 @@ def _wait(file, name, patience):
 
 def _holder(file):
     file.seek(0)
-    with contextlib.suppress(ValueError, KeyError):
+    with contextlib.suppress(ValueError, KeyError, TypeError):
         found = json.loads(file.read())
         return f"{found['what']} (PID {found['pid']}, since {found['since']})"
     return "another run"

@@ -27,13 +27,13 @@ import wsgi_edge
 import wsgi_host
 import wsgi_maintenance
 import wsgi_managers
+import wsgi_nginx_tree
 import wsgi_reload
 import wsgi_settings
 import wsgi_sites
 import wsgi_static
 import wsgi_status_page
 import wsgi_tls
-import wsgi_nginx_tree
 import wsgi_wanted
 from wsgi_host import LIB, PATH, RUN, Problem
 from wsgi_schema_edge import METRICS_PORT, METRICS_SOCKET
@@ -161,7 +161,7 @@ def _built(host):
     if nginx is None:
         return Built((99,), ())
     identity = [nginx, os.stat(nginx).st_mtime, os.stat(nginx).st_size]
-    known = wsgi_host.read_json(BUILT) or {}
+    known = wsgi_host.read_json(BUILT, {"of": list, "version": str, "modules": list, "openssl": str}) or {}
     if known.get("of") != identity:
         shown = subprocess.run([nginx, "-V"], stderr=subprocess.PIPE, text=True, check=False).stderr
         version = re.search(r"nginx/([0-9.]+)", shown)
@@ -418,14 +418,18 @@ def refresh(host):
     """
     with _alone(host):
         # After a run that was killed, too.
+        folders = (os.path.dirname(host.family["nginx"]["own_dir"]), wsgi_maintenance.SHORTCUTS)
+        wsgi_host.sweep(RUN, LIB, f"{LIB}/live", *folders)
         for name in wsgi_host.listdir(f"{LIB}/live"):
-            wsgi_maintenance.clear(name)
+            if "." not in name:  # no app's name has a dot
+                wsgi_maintenance.clear(name)
         refused = None
         try:
             _tried(host, take=True)
         except Problem as problem:
             refused = problem
         reloaded = _bring_up_to_date(host)
+        wsgi_host.set_aside(LOADED)
         _leave_caches(host)
         if refused:
             raise refused
@@ -543,7 +547,7 @@ def loaded(host):
     master = _master(host)
     if master is None:
         return False
-    found = wsgi_host.read_json(LOADED) or {}
+    found = wsgi_host.read_json(LOADED, {"nginx": str, "sites": str}) or {}
     start = time.time() - wsgi_managers.uptime(master)
     reloads = [os.path.getmtime(path) for path in (LOADED, wsgi_reload.RELOADED) if os.path.exists(path)]
     own = host.family["nginx"]["own_dir"]

@@ -5,6 +5,7 @@ systemd runs at times.
 
 import contextlib
 import os
+import re
 import shlex
 import subprocess
 import time
@@ -247,6 +248,47 @@ def jobs(generation):
         Job(generation, name, words(said["command"]), said["calendar"], said["timeout"])
         for name, said in generation.record["settings"].get("schedule", {}).items()
     ]
+
+
+def folders(host):
+    """Where process managers look for what they are to run, name of the process manager to folder."""
+    return {
+        "emperor": wsgi_managers.VASSALS,
+        "supervisor": host.family["supervisor"]["conf_dir"],
+        "systemd": Systemd.SYSTEM,
+        "circus": wsgi_managers.Circus.WATCHERS,
+        "gaffer": wsgi_managers.Gaffer.JOBS,
+    }
+
+
+def known(host, unit):
+    """
+    What process managers and systemd are to run under the name of a generation, whatever its record says.
+
+    unit : str
+        The generation's server, as process managers call it.
+
+    Returns a dict as the record has it: ``process_manager``, ``processes`` and ``schedule``; or None where there
+    is nothing.
+    """
+    program = re.compile(rf"(?:wsgi-)?{re.escape(unit)}(?:\.([^.]+)\.(\d+))?\.(?:ini|conf|service)")
+    timer = re.compile(rf"wsgi-{re.escape(unit)}\.([^.]+)\.timer")
+    found, processes, schedule = [], {}, {}
+    for manager, folder in folders(host).items():
+        for file in wsgi_host.listdir(folder):
+            match = program.fullmatch(file)
+            if match:
+                found.append(manager)
+                if match[1]:
+                    process = processes.setdefault(match[1], {"command": "", "count": 0})
+                    process["count"] = max(process["count"], int(match[2]))
+            match = timer.fullmatch(file)
+            if match:
+                schedule[match[1]] = {"command": "", "calendar": "", "timeout": 0}
+    if not found and not schedule:
+        return None
+    # The emperor comes first: systemd keeps the processes beside its servers.
+    return {"process_manager": (found or ["systemd"])[0], "processes": processes, "schedule": schedule}
 
 
 def managers(app):

@@ -12,6 +12,7 @@ import os
 import time
 
 import wsgi_environment
+import wsgi_history
 import wsgi_hooks
 import wsgi_host
 import wsgi_ownership
@@ -40,7 +41,23 @@ class Release:
     @property
     def record(self):
         """What is known of it, a dict; empty as long as it is not finished."""
-        return wsgi_host.read_json(self._record) or {}
+        lost = "it is made again; commands that run once per release may run again"
+        found = wsgi_host.read_json(self._record, {"environment": str}, lost)
+        return found or (self._derived_record() if self.is_damaged else {})
+
+    @property
+    def is_damaged(self):
+        """Whether its record could not be read."""
+        return self._record in wsgi_host.damaged
+
+    def _derived_record(self):
+        """Its record, which was the last thing to be written of it, as far as other things tell."""
+        went = [each["at"] for each in wsgi_history.entries(self.name) if each.get("release") == self.id]
+        try:
+            environment = os.path.basename(os.readlink(f"{self.path}/environment"))
+        except OSError:
+            return {}
+        return {"environment": environment, **({"live": went[-1]} if went else {})}
 
     @property
     def environment(self):
@@ -55,7 +72,9 @@ class Release:
 
     def built(self, gid):
         """Whether it is on the machine, whole, and readable by a group."""
-        return wsgi_host.group(self._record) == gid and self.whole() and self.environment.built(gid)
+        return (
+            wsgi_host.group(self._record) == gid and bool(self.record) and self.whole() and self.environment.built(gid)
+        )
 
     def whole(self):
         """Whether it was finished, for whichever group, and its code and its environment are root's and there."""
@@ -68,6 +87,11 @@ class Release:
     def build(self, gid):
         """One that is only gone back to can't be built."""
         raise Problem(f"release {self.id} of {self.name} is not whole any more: `wsgi.unpin {self.name}`")
+
+    def mend(self, gid):
+        """Make its record again, as far as other things tell, where that was damaged."""
+        if self.is_damaged:
+            self.remember(gid)
 
     def remember(self, gid, **facts):
         """Add to its record."""
@@ -94,6 +118,15 @@ class Wanted(Release):
         self.source = wsgi_source.of(host, name, app)
         id = wsgi_host.digest(self.source.identity, wsgi_environment.ingredients(host, app), _builds(app))
         super().__init__(name, undamaged(name, id).id)
+
+    @property
+    def _facts(self):
+        return {"source": self.source.text, "revision": self.source.revision}
+
+    def mend(self, gid):
+        """Make its record again, where that was damaged."""
+        if self.is_damaged:
+            self.remember(gid, **self._facts)
 
     def build(self, gid):
         """
@@ -136,8 +169,7 @@ class Wanted(Release):
             wsgi_host.folder(self.path, 0o750, 0, gid)
             # After a power cut, no record may be on the disk of what is not.
             os.sync()
-            facts = {"source": self.source.text, "revision": self.source.revision, "environment": environment.id}
-            self.remember(gid, **facts, built=round(time.time()))
+            self.remember(gid, **self._facts, environment=environment.id, built=round(time.time()))
         except BaseException:
             wsgi_step.end_user(builder)
             wsgi_host.remove(self.path)

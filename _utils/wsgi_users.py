@@ -39,8 +39,9 @@ def make(host, user: str, home: str):
 
 
 def about(name: str) -> dict:
-    """Return what is kept of an app: ``user``, and ``made``, the users that were made for it."""
-    return wsgi_host.read_json(f"{ETC}/{name}/app.json") or {}
+    """Return what is kept of an app: ``user``, and ``made``, the users made for it; empty where that is not known."""
+    lost = "which users were made for the app is not known any more, so that none of them is deleted with it"
+    return wsgi_host.read_json(f"{ETC}/{name}/app.json", {"made": list}, lost) or {}
 
 
 def remember(name: str, facts: dict) -> None:

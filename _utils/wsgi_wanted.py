@@ -58,6 +58,7 @@ def release(host, name):
     """
     override = in_force(host, name)
     if "pinned" in override:
+        restored(host, name, override["pinned"])
         return wsgi_release.Release(name, wsgi_history.kept(name, override["pinned"])["release"])
     return wsgi_release.Wanted(host, name, app(host, name))
 
@@ -104,7 +105,7 @@ def in_force(host, name):
     of what pillar said then; it ends as soon as pillar says something else); ``at`` and ``by``.
     """
     if name not in host.overrides:
-        host.overrides[name] = host.overrides_read[name] = wsgi_host.read_json(_path(name)) or {}
+        host.overrides[name] = host.overrides_read[name] = _on_disk(name)
     override = host.overrides[name]
     if "source" in override and override["pillar"] != _said(host, name):
         return {}
@@ -132,30 +133,68 @@ def override(host, name, what, write=True):
     Say something of an app instead of pillar, or with an empty dict nothing any more.
 
     what : dict
-        As ``in_force`` returns it.
+        As ``in_force`` returns it; ``at`` and ``by`` are added.
     write : bool
         Whether for longer than this run.
     """
+    what = dated(host, what)
     host.wanted.pop(name, None)
-    if what:
-        what = {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "by": wsgi_history.by(host), **what}
     host.overrides[name] = what
     if write:
         host.overrides_read[name] = what
-    if write and what:
+        put(name, what)
+
+
+def dated(host, what):
+    """Add to what is said instead of pillar ``at`` and ``by``, unless that is nothing."""
+    return what and {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "by": wsgi_history.by(host), **what}
+
+
+def put(name, what):
+    """Write down what is said instead of pillar, as ``dated`` returns it."""
+    if what:
         wsgi_host.write(_path(name), json.dumps(what) + "\n", 0o600)
-    elif write:
+    else:
         wsgi_host.remove(_path(name))
+
+
+def read_again(host, name):
+    """Have the run ask the disk again what is wanted of an app."""
+    for known in (host.wanted, host.overrides, host.overrides_read):
+        known.pop(name, None)
+
+
+def is_damaged(name):
+    """Whether what was said of an app instead of pillar could not be read."""
+    return _path(name) in wsgi_host.damaged
+
+
+def set_aside(name):
+    """Take what could not be read out of the way."""
+    wsgi_host.set_aside(_path(name))
 
 
 def check_unchanged(host, name):
     """Raise ``Problem`` where another run deployed, pinned or unpinned an app since this one began."""
-    if name in host.overrides and (wsgi_host.read_json(_path(name)) or {}) != host.overrides_read[name]:
+    if name in host.overrides and _on_disk(name) != host.overrides_read[name]:
         raise Problem(f"another run changed what is wanted of {name} meanwhile; apply again")
 
 
 def _path(name):
     return f"{ETC}/{name}/override.json"
+
+
+def _on_disk(name):
+    """What is said of an app instead of pillar: by the change that brought what is live, though it was killed."""
+    lost = "what was deployed or pinned there is not any more, and pillar alone says what is wanted"
+    brought = wsgi_history.going_live(name)
+    if "override" in brought:
+        return brought["override"]
+    found = wsgi_host.read_json(_path(name), {"at": str}, lost) or {}
+    if found and "pinned" not in found and not {"source", "rev", "pillar"} <= {*found}:
+        wsgi_host.note_damage(_path(name), "it names no source", lost)
+        return {}
+    return found
 
 
 def _said(host, name):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import wsgi_host
 import wsgi_nginx
+import wsgi_nginx_tree
 import wsgi_reload
 import wsgi_tls
-import wsgi_nginx_tree
 
 OLD = wsgi_nginx.Built((1, 18, 0), ("http_v2_module",), (1, 1, 1))
 USUAL = wsgi_nginx.Built((1, 22, 1), ("http_v2_module",), (3, 0, 22))

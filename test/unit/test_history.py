@@ -14,6 +14,9 @@ def host(make_host, tmp_path, monkeypatch):
     monkeypatch.setattr(wsgi_history, "HISTORY", str(tmp_path / "history"))
     monkeypatch.setattr(wsgi_host, "folder", lambda path, mode: Path(path).mkdir(exist_ok=True))
     monkeypatch.setattr(wsgi_host, "write", lambda path, text, mode: Path(path).write_text(text))
+    monkeypatch.setattr(wsgi_host.logger, "disabled", True)
+    wsgi_host.damaged.clear()
+    wsgi_host.told_damage()
     return make_host({"apps": {}})
 
 
@@ -82,5 +85,86 @@ def test_no_more_is_kept_than_so_many_entries_and_characters(host, monkeypatch):
 
 def test_the_settings_of_a_release_that_is_gone_are_forgotten(host):
     went(host, "a", "b", "c")
-    wsgi_history.forget("shop", {"release-of-b"}, "c")
+    wsgi_history.forget("shop", {"release-of-b"}, 3, "c")
     assert [id for id in "abc" if wsgi_history.kept("shop", id)] == ["b", "c"]
+
+
+def kept_after(host, count, *needed, releases=None):
+    ids = {entry["generation"] for entry in wsgi_history.entries("shop")}
+    wsgi_history.forget("shop", releases or {f"release-of-{id}" for id in ids}, count, *needed)
+    return sorted(path.stem for path in Path(f"{wsgi_history.HISTORY}/shop").glob("*.json*"))
+
+
+def keep(id, release):
+    Path(f"{wsgi_history.HISTORY}/shop/{id}.json").write_text(json.dumps({"release": release, "settings": {}}))
+
+
+def test_settings_are_kept_of_so_many_generations_as_releases_and_of_the_last_of_each_release(host):
+    went(host, "a", "b", "c", "d", "e", "f")
+    for id in "def":
+        keep(id, "release-of-d")
+    # b's release is gone, and of d's, which three have run, two may come back.
+    there = {"release-of-a", "release-of-c", "release-of-d"}
+    assert kept_after(host, 2, "f", releases=there) == ["a", "c", "e", "f"]
+    assert kept_after(host, 1, "f", releases={"release-of-d"}) == ["f"]
+
+
+def test_what_went_live_again_is_the_last_to_be_forgotten(host):
+    went(host, "a", "b", "c")
+    went(host, "a-2", back_to="a")
+    keep("a-2", "release-of-a")
+    keep("c", "release-of-b")
+    assert kept_after(host, 2, "a-2") == ["a", "a-2", "c"]
+
+
+def test_settings_of_what_never_went_live_are_forgotten_and_those_that_are_needed_never(host):
+    went(host, "a", "b")
+    keep("x", "release-of-a")
+    keep("pinned", "release-of-a")
+    assert kept_after(host, 3, "b", "pinned") == ["a", "b", "pinned"]
+
+
+def test_damaged_settings_are_no_way_back_and_go(host):
+    went(host, "a", "b", "c")
+    for contents in ("", "[]", '{"release": "release-of-b"}'):
+        Path(f"{wsgi_history.HISTORY}/shop/b.json").write_text(contents)
+        assert wsgi_history.before("shop", "c") == "a"
+    assert kept_after(host, 3, "c") == ["a", "c"]
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"\xff", b"[]", b"{}", b'{"event": "live", "at": 1}', b"[" * 100_000])
+def test_a_line_of_the_history_that_is_no_entry_is_left_out(host, line):
+    went(host, "a", "b")
+    log = Path(f"{wsgi_history.HISTORY}/shop/log")
+    first, second = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(first + line + b"\n" + second)
+    assert [entry["generation"] for entry in wsgi_history.entries("shop")] == ["a", "b"]
+    assert wsgi_host.told_damage()[0].startswith(f"{log} is damaged (line 2): the other entries are kept")
+    went(host, "c")
+    assert [entry["generation"] for entry in wsgi_history.entries("shop")] == ["a", "b", "c"]
+
+
+def test_a_change_that_is_taken_back_again_and_again_is_counted(host):
+    went(host, "a")
+    for second in range(3):
+        wsgi_history.add(host, "shop", "live", generation="b", change=f"live {second}")
+        why = f"after_live failed\nat second {second}"
+        wsgi_history.add(host, "shop", "rollback", generation="a", to="a", change=f"back {second}", error=why)
+    assert [(entry["generation"], entry.get("times")) for entry in wsgi_history.entries("shop")] == [
+        ("a", None),
+        ("b", None),
+        ("a", 3),
+    ]
+
+
+def test_the_entry_of_a_killed_change_is_there_and_is_written_down_once(host, monkeypatch):
+    went(host, "a")
+    entry = wsgi_history.entry(host, "live", generation="b", change="1f")
+    monkeypatch.setattr(wsgi_history, "going_live", lambda name: {"entry": entry})
+    for _ in range(2):
+        assert [each["generation"] for each in wsgi_history.entries("shop")] == ["a", "b"]
+        wsgi_history.settle("shop")
+    monkeypatch.setattr(wsgi_history, "going_live", lambda name: {})
+    assert wsgi_history.entries("shop")[1:] == [entry]
+    wsgi_history.add_error("shop", "1f", "after_live failed")
+    assert [each.get("error") for each in wsgi_history.entries("shop")] == [None, "after_live failed"]

@@ -292,3 +292,39 @@ def test_circus_itself_stops_what_it_may_have_started_again(monkeypatch):
         finally:
             process.kill()
     assert asked == [True, False]
+
+
+# What runs, whatever a record says
+
+
+@pytest.mark.parametrize(
+    ("files", "known"),
+    [
+        (["emperor/shop.ab.ini"], ("emperor", {}, [])),
+        (["emperor/shop.ab.ini", "systemd/wsgi-shop.ab.mail.2.service"], ("emperor", {"mail": 2}, [])),
+        (
+            ["supervisor/wsgi-shop.ab.conf", *(f"supervisor/wsgi-shop.ab.mail.{number}.conf" for number in (1, 2, 10))],
+            ("supervisor", {"mail": 10}, []),
+        ),
+        (
+            ["systemd/wsgi-shop.ab.service", "systemd/wsgi-shop.ab.log.service", "systemd/wsgi-shop.ab.often.timer"],
+            ("systemd", {}, ["often"]),
+        ),
+        (["circus/shop.ab.ini"], ("circus", {}, [])),
+        (["gaffer/shop.ab.mail.1.ini"], ("gaffer", {"mail": 1}, [])),
+        (["circus/shop.ab-2.ini", "circus/other.ab.ini", "systemd/wsgi-shop.abc.service"], None),
+    ],
+)
+def test_a_generation_is_found_by_its_name_under_every_process_manager(make_host, tmp_path, monkeypatch, files, known):
+    folders = {name: tmp_path / name for name in wsgi_managers.MANAGERS}
+    for folder in folders.values():
+        folder.mkdir()
+    for file in files:
+        (tmp_path / file).touch()
+    monkeypatch.setattr(wsgi_programs, "folders", lambda host: folders)
+    found = wsgi_programs.known(make_host({"apps": {}}), "shop.ab")
+    if known is None:
+        assert found is None
+    else:
+        counts = {name: process["count"] for name, process in found["processes"].items()}
+        assert (found["process_manager"], counts, [*found["schedule"]]) == known

@@ -1,0 +1,112 @@
+"""Files come to be whole or not at all, what a killed run was writing is known as such, and no record makes a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import wsgi_host
+
+
+@pytest.fixture(autouse=True)
+def nothing_damaged(monkeypatch):
+    monkeypatch.setattr(wsgi_host.logger, "disabled", True)
+    wsgi_host.damaged.clear()
+    wsgi_host.told_damage()
+
+
+def owner():
+    return os.getuid(), os.getgid()
+
+
+def write(path, text="new"):
+    wsgi_host.write(str(path), text, 0o640, *owner())
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    write(path)
+    assert (path.read_text(), path.stat().st_mode & 0o777, os.listdir(tmp_path)) == ("new", 0o640, ["file"])
+
+
+def test_file_and_folder_are_on_the_disk_when_it_is_written(tmp_path, monkeypatch):
+    done, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), real(handle)))
+    write(tmp_path / "file")
+    assert os.path.dirname(done[0]) == str(tmp_path)
+    assert done[1:] == [str(tmp_path)]
+    wsgi_host.link("elsewhere", str(tmp_path / "link"), *owner())
+    assert done[2:] == [str(tmp_path)]
+
+
+def test_what_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(path)
+    assert (path.read_text(), os.listdir(tmp_path)) == ("old", ["file"])
+
+
+@pytest.mark.parametrize("what", ["write(path, 'new', 0o600, *owner)", "link('elsewhere', path, *owner)"])
+def test_what_a_killed_run_was_writing_is_swept_away_and_what_another_one_is_writing_is_not(tmp_path, what):
+    program = (
+        "import os, signal, sys, time; sys.path.insert(0, sys.argv[1]); import wsgi_host\n"
+        "os.rename = lambda *_: (print('written', flush=True), time.sleep(60))\n"
+        "path, owner = sys.argv[2], (os.getuid(), os.getgid())\n"
+        f"wsgi_host.{what}"
+    )
+    folder = os.path.dirname(wsgi_host.__file__)
+    run = subprocess.Popen([sys.executable, "-c", program, folder, tmp_path / "file"], stdout=subprocess.PIPE)
+    try:
+        assert run.stdout.readline() == b"written\n"
+        (staged,) = os.listdir(tmp_path)
+        assert staged.startswith(wsgi_host.STAGED)
+        wsgi_host.sweep(str(tmp_path))
+        assert os.listdir(tmp_path) == [staged]
+    finally:
+        run.kill()
+        run.communicate()
+    wsgi_host.sweep(str(tmp_path), str(tmp_path / "is not there"))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [b"", b"{", b"\xff\xfe", b"[1]", b"null", b'"text"', b"{}", b'{"key": 1}', b"[" * 100_000, b"\0" * 4096],
+    ids=lambda contents: repr(contents[:9]),
+)
+def test_a_damaged_record_counts_as_none_and_is_told_once(tmp_path, contents):
+    path = tmp_path / "record.json"
+    path.write_bytes(contents)
+    for _ in range(2):
+        assert wsgi_host.read_json(str(path), {"key": str}, "it is gone") is None
+    (told,) = wsgi_host.told_damage()
+    assert told.startswith(f"{path} is damaged (")
+    assert told.endswith("): it is gone.")
+    assert wsgi_host.told_damage() == []
+    assert path.read_bytes() == contents
+
+
+def test_a_damaged_record_is_set_aside_by_the_one_that_takes_its_place(tmp_path):
+    path = tmp_path / "record.json"
+    for contents in ("{", "["):
+        path.write_text(contents)
+        wsgi_host.read_json(str(path))
+        write(path, json.dumps({"key": time.time()}))
+        assert "key" in wsgi_host.read_json(str(path))
+        assert (tmp_path / "record.json.damaged").read_text() == contents
+        write(path, "{}")
+    assert (tmp_path / "record.json.damaged").read_text() == "["
+
+
+def test_a_record_that_is_not_there_is_none(tmp_path):
+    assert wsgi_host.read_json(str(tmp_path / "record.json"), {"key": str}) is None
+    assert wsgi_host.told_damage() == []
