@@ -19,6 +19,7 @@ import wsgi_history
 import wsgi_host
 import wsgi_lock
 import wsgi_maintenance
+import wsgi_managers
 import wsgi_nginx
 import wsgi_programs
 import wsgi_release
@@ -564,6 +565,7 @@ def _leave_user(host, name, user):
         if other != name and about["user"] == user:
             _write_about(other, {**about, "made": [*about["made"], user]})
             return
+    wsgi_managers.end_user(user)
     if not __salt__["user.delete"](user):
         raise Problem(f"the user {user} could not be deleted; does it have other processes?")
 

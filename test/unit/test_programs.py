@@ -34,6 +34,7 @@ def make_generation(make_host, monkeypatch):
         assert host.settings.problems == []
         settings = wsgi_generation.settings_record(host.settings.apps["shop"])
         record = {
+            "layout": wsgi_generation.LAYOUT,
             "server": settings["server"],
             "process_manager": settings["process_manager"],
             "protocol": "http",
@@ -154,9 +155,18 @@ def test_a_process_under_supervisor_has_a_section_of_its_own(make_generation):
     section = configparser.RawConfigParser(inline_comment_prefixes=(";",))
     section.read_string(text)
     options = section["program:shop.0123456789.worker.2"]
-    assert shlex.split(options["command"].replace("%%", "%"))[2:] == ["celery", "worker", "--name", '100% "it"']
+    words = shlex.split(options["command"].replace("%%", "%"))
+    assert words[words.index("--") + 3 :] == ["celery", "worker", "--name", '100% "it"']
+    assert "--publish" not in words
     assert options["stopwaitsecs"] == "7"
     assert options["stdout_logfile"] == "/var/log/wsgi/shop/0123456789.worker.log"
+
+
+@pytest.mark.parametrize("word", ["%(here)s", "%%(here)s", "it's %(here)s", "%", "%s", " ;x", "%(host_node_name)s"])
+def test_supervisor_gets_each_word_as_it_is(word):
+    """It puts a folder in the place of each %(here)s, then expands %, then splits as a shell does."""
+    line = wsgi_managers.Supervisor.line(["run", word])
+    assert shlex.split(line.replace("%(here)s", "/etc") % {}) == ["run", word]
 
 
 def test_a_process_under_systemd_has_a_pipe_of_its_own_to_the_common_log(make_generation):

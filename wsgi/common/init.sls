@@ -14,7 +14,7 @@ wsgi-logrotate:
     - source: salt://wsgi/common/logrotate.conf
     - mode: '0644'
 
-{%- for program in ['append', 'logged', 'spawn', 'with-environment', 'wsgi_guard.py', 'wsgi_process.py'] %}
+{%- for program in ['append', 'launch', 'logged', 'spawn', 'with-environment', 'wsgi_guard.py', 'wsgi_process.py'] %}
 
 /usr/local/lib/wsgi/{{ program }}:
   file.managed:
