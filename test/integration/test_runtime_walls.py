@@ -25,14 +25,37 @@ while :; do
     done
 done 2> /dev/null
 """
-WORDS = ["a b", "x;y", " ;z", "#c", "%(here)s", "%%(here)s", "%", "%s", "$HOME", "`id`", "\\", '"', "'", "[x]", "ünï", "="]
-WRITES_ITS_WORDS = "import json, os, sys, time; json.dump(sys.argv[1:], open(os.environ['HOME'] + '/words', 'w')); time.sleep(9999)"
+WORDS = [
+    "a b",
+    "x;y",
+    " ;z",
+    "#c",
+    "%(here)s",
+    "%%(here)s",
+    "%",
+    "%s",
+    "$HOME",
+    "`id`",
+    "\\",
+    '"',
+    "'",
+    "[x]",
+    "ünï",
+    "=",
+]
+WRITES_ITS_WORDS = (
+    "import json, os, sys, time; json.dump(sys.argv[1:], open(os.environ['HOME'] + '/words', 'w')); time.sleep(9999)"
+)
 
 
 @pytest.fixture(scope="module")
 def pillar():
     apps = {name: {**said, "domains": [f"{name}.example.com"]} for name, said in KINDS.items()}
-    protected = {"basic_auth": {"users": {"somebody": "a password of theirs"}}, "env": {"GREETING": SECRET}, "domains": ["bravo.example.com"]}
+    protected = {
+        "basic_auth": {"users": {"somebody": "a password of theirs"}},
+        "env": {"GREETING": SECRET},
+        "domains": ["bravo.example.com"],
+    }
     return {"apps": {**apps, "bravo": app(**protected)}}
 
 
@@ -163,7 +186,9 @@ def test_an_emptied_run_folder_is_filled_again(served, pillar):
 
 def test_a_server_that_its_process_manager_lost_gives_way_to_the_next(served, pillar):
     name = "gunicorn-supervisor"
-    (before,) = served.exec("supervisorctl pid $(supervisorctl status | grep -o '^gunicorn-supervisor[^ ]*')").stdout.split()
+    (before,) = served.exec(
+        "supervisorctl pid $(supervisorctl status | grep -o '^gunicorn-supervisor[^ ]*')"
+    ).stdout.split()
     with served.load(clients=4, host=f"{name}.example.com", pause=0.02) as load:
         served.exec("systemctl kill --signal=KILL --kill-who=main supervisor")
         assert answer(served, name).status == 200
@@ -202,7 +227,10 @@ def test_each_word_of_a_command_arrives_as_it_is(served, manager):
     processes = {"words": {"command": ["/usr/bin/python3", "-c", WRITES_ITS_WORDS, *WORDS]}}
     served.pillar({"apps": {"words": app(process_manager=manager, processes=processes)}})
     served.apply()
-    assert wait_for(lambda: json.loads(served.exec("cat /var/lib/wsgi/home/words/words", check=False).stdout or "0"), 10) == WORDS
+    assert (
+        wait_for(lambda: json.loads(served.exec("cat /var/lib/wsgi/home/words/words", check=False).stdout or "0"), 10)
+        == WORDS
+    )
 
 
 def test_nothing_outlives_its_generation_nor_its_app(served):
