@@ -67,7 +67,7 @@ class Emperor:
 
     def start(self, program):
         """Have the emperor start a vassal, at its next look (once a second)."""
-        _wait_for_its_socket(EMPEROR_STATS)
+        wait_until(lambda: os.path.exists(EMPEROR_STATS), BOOT_TIME)
         if self._stats().get("emperor_tyrant"):
             self._renew(program)
         wsgi_host.folder(VASSALS, 0o755)
@@ -377,7 +377,7 @@ class Circus(_Daemon):
     def start(self, program):
         """Have circus run the watcher that its section tells of, which it reads itself at boot."""
         unit = program.unit
-        _wait_for_its_socket(self.ENDPOINT)
+        _wait_for_its_socket(self.ENDPOINT, "wsgi-circus")
         section = configparser.RawConfigParser()
         section.read(self._path(unit))
         watcher = dict(section[f"watcher:{unit}"])
@@ -464,7 +464,7 @@ class Gaffer(_Daemon):
     def start(self, program):
         """Have gaffer run the job that its section tells of, which it reads itself at boot."""
         unit = program.unit
-        _wait_for_its_socket(self.API)
+        _wait_for_its_socket(self.API, "wsgi-gaffer")
         name, id = self._names(unit)
         section = configparser.ConfigParser()
         section.read(self._path(unit), encoding="utf-8")
@@ -515,9 +515,13 @@ class Gaffer(_Daemon):
         return json.loads(text) if answer.status == 200 else {}
 
 
-def _wait_for_its_socket(path):
-    """A process manager that this run has started may not listen yet."""
-    wait_until(lambda: os.path.exists(path), BOOT_TIME)
+def _wait_for_its_socket(path, service):
+    """A process manager that this run has started may not listen yet; one that has lost its socket never will."""
+    if not wait_until(lambda: os.path.exists(path), BOOT_TIME):
+        raise wsgi_host.Problem(
+            f"{service} has no socket {path}: was it removed? `systemctl restart {service}` makes it again, and "
+            "restarts the apps that it holds."
+        )
 
 
 def systemctl(*arguments):

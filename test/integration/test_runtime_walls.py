@@ -52,7 +52,11 @@ WRITES_ITS_WORDS = (
 def pillar():
     apps = {name: {**said, "domains": [f"{name}.example.com"]} for name, said in KINDS.items()}
     protected = {
-        "basic_auth": {"users": {"somebody": "a password of theirs"}},
+        "basic_auth": {
+            "users": {
+                "somebody": "$6$abcdefgh$19SzoEYl62SOHgX8LnYk9NwScE/lVAASVtTgY8elV7AqreqZPQfhyrskOuPlZTjfj0gPie2MhYTtxTciuPk8N/"
+            }
+        },
         "env": {"GREETING": SECRET},
         "domains": ["bravo.example.com"],
     }
