@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import threading
+import uuid
 from pathlib import Path
 
 import pytest
@@ -302,3 +303,20 @@ def test_circus_itself_stops_what_it_may_have_started_again(monkeypatch):
         finally:
             process.kill()
     assert asked == [True, False]
+
+
+def test_all_processes_of_a_unit_are_ended_whoever_their_parent_is_and_no_other():
+    me, unit = pwd.getpwuid(os.geteuid()).pw_name, f"unit-test.{uuid.uuid4().hex}"
+    environment = {"PATH": os.environ["PATH"], wsgi_managers.MARK: unit}
+    orphan = subprocess.run(
+        ["sh", "-c", "sleep 987 > /dev/null 2>&1 & echo $!"], env=environment, stdout=subprocess.PIPE, check=True
+    )
+    other = subprocess.Popen(["sleep", "987"], env={**environment, wsgi_managers.MARK: f"{unit}.worker.1"})
+    try:
+        assert wsgi_managers.alive(int(orphan.stdout))
+        wsgi_managers.end(unit, me)
+        assert not wsgi_managers.alive(int(orphan.stdout))
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
