@@ -228,11 +228,14 @@ def test_a_supervisor_that_was_stopped_is_no_hindrance(served):
 
 def test_each_word_of_a_command_arrives_as_it_is(served):
     processes = {"words": {"command": ["/usr/bin/python3", "-c", WRITES_ITS_WORDS, *WORDS]}}
-    managers = ["supervisor", "systemd", "circus"]
-    served.pillar({"apps": {f"words-{name}": app(process_manager=name, processes=processes) for name in managers}})
+    apps = {
+        f"words-{name}": app(process_manager=name, processes=processes, domains=[f"{name}.example.com"])
+        for name in ("supervisor", "systemd", "circus")
+    }
+    served.pillar({"apps": apps})
     served.apply()
-    for name in managers:
-        assert json.loads(served.exec(f"cat /var/lib/wsgi/home/words-{name}/words").stdout) == WORDS, name
+    for name in apps:
+        assert json.loads(served.exec(f"cat /var/lib/wsgi/home/{name}/words").stdout) == WORDS, name
 
 
 def test_nothing_outlives_its_generation_nor_its_app(served):
