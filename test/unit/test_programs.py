@@ -320,3 +320,26 @@ def test_all_processes_of_a_unit_are_ended_whoever_their_parent_is_and_no_other(
     finally:
         other.kill()
         other.wait()
+
+
+@pytest.mark.parametrize("vassals", [[], [{"id": "other.0123456789.ini", "pid": 7}]])
+def test_an_emperor_of_before_is_restarted_if_it_holds_nothing_and_else_asked_for(
+    make_generation, monkeypatch, tmp_path, vassals
+):
+    told = []
+    monkeypatch.setattr(wsgi_managers, "EMPEROR_STATS", str(tmp_path))
+    monkeypatch.setattr(wsgi_managers, "VASSALS", str(tmp_path / "vassals"))
+    monkeypatch.setattr(wsgi_managers, "systemctl", lambda *words: told.append(words))
+    stats = {"emperor_tyrant": 1, "vassals": vassals}
+    monkeypatch.setattr(wsgi_managers.Emperor, "_stats", staticmethod(lambda: stats))
+    monkeypatch.setattr(wsgi_host, "link", lambda *words: told.append(words))
+    monkeypatch.setattr(wsgi_host, "folder", lambda *words: None)
+    program = make_generation({"server": "uwsgi"}).programs[0]
+    if vassals:
+        with pytest.raises(wsgi_host.Problem, match="systemctl restart wsgi-emperor; then apply again"):
+            program.start()
+        assert told == []
+    else:
+        program.start()
+        assert told[0] == ("restart", "wsgi-emperor")
+        assert told[1][0] == "/etc/wsgi/shop/0123456789/uwsgi.ini"
