@@ -595,7 +595,6 @@ def _leave_user(host, name, user):
         if other != name and about.get("user") == user:
             wsgi_users.remember(other, {**about, "made": [*about["made"], user]})
             return
-    if user == wsgi_users.builder_name(name):
-        wsgi_step.end_user(wsgi_users.find(user))
+    wsgi_step.end_user(wsgi_users.find(user))
     if not __salt__["user.delete"](user):
         raise Problem(f"the user {user} could not be deleted; does it have other processes?")

@@ -14,6 +14,7 @@ import pwd
 import re
 import secrets
 import shlex
+import stat
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -41,7 +42,10 @@ SPAWN = "/usr/local/lib/wsgi/spawn"
 # Seconds beyond a request's time-out in which a worker must have accepted a connection that waits.
 ACCEPT_SLACK = 15
 # What of a server's row decides its process.
-DECIDING = ("protocol", "spawned", "keepalive", "notify", "config", "command")
+DECIDING = ("protocol", "spawned", "keepalive", "notify", "config", "command", "stats")
+# How a generation's folders below /run are laid out. In the first way, which records without a number have, there was
+# one for all, and it was the app's.
+LAYOUT = 2
 # Logs of retired generations that stay, for each app.
 KEEP_LOGS = 10
 # How much of its log tells why a generation failed: gunicorn adds a long traceback of its own.
@@ -74,14 +78,17 @@ class Generation:
         self.release = record["release"]
         self.unit = f"{name}.{id}"
         self.folder = f"{ETC}/{name}/{id}"
+        # Root's, in which nginx looks; and the app's, in which its server has its sockets.
         self.run = f"{RUN}/{name}/{id}"
+        self.own_dir = f"{self.run}.own" if record.get("layout") else self.run
         self.sockets = _sockets(self.run, record)
+        self.bound = _sockets(self.own_dir, record)
         self.live = f"{LIB}/live/{name}"
         self.log = f"{LOG}/{name}/{id}.log"
         # They tell nginx, which can't see sockets, where to go.
         self.markers = [f"{self.run}/{marker}" for marker in record.get("markers", [self.protocol])]
         self.began = {}  # how long its logs were before: equal ones had the same
-        self.reopen = f"{self.run}/reopen"  # touched when logs were rotated
+        self.reopen = f"{self.run}{'.' if record.get('layout') else '/'}reopen"  # touched when logs were rotated
         self.code = wsgi_release.Release(name, self.release).code
         self.environment = wsgi_environment.Environment(name, record["environment"])
         self.config = f"{self.folder}/{host.servers[self.server]['config']}"
@@ -92,6 +99,12 @@ class Generation:
     def socket(self):
         """Its socket, or the first of them."""
         return self.sockets[0]
+
+    @property
+    def published(self):
+        """The names of all its sockets that others than its own processes come to."""
+        stats = self.record["settings"].get("metrics") and self.host.servers[self.server].get("stats")
+        return [*map(os.path.basename, self.sockets), *([stats] if stats else [])]
 
     @property
     def version(self):
@@ -152,6 +165,7 @@ def wanted_id(host, app, release):
     """
     templates = [*_templates(host, app), *wsgi_programs.templates(app)]
     return wsgi_host.digest(
+        LAYOUT,
         release.id,
         wsgi_settings.process_settings(app),
         {key: value for key, value in host.servers[app["server"]].items() if key in DECIDING},
@@ -186,13 +200,13 @@ def command(host, app, generation):
         "environment": generation.environment.path,
         "code": generation.code,
         "application": app["application"],
-        "socket": "{socket}" if spawned else generation.socket,
+        "socket": "{socket}" if spawned else generation.bound[0],
         **{setting: app[setting] for setting in wsgi_settings.NEUTRAL_SETTINGS},
     }
     words = [_filled(str(word), values) for word in row["command"] or app["command"]]
     if not spawned:
         return words
-    spawn = [SPAWN, "--workers", str(app["workers"]), "--link", f"{generation.run}/{generation.protocol}"]
+    spawn = [SPAWN, "--workers", str(app["workers"]), "--link", f"{generation.own_dir}/{generation.protocol}"]
     spawn += ["--patience", str(app["graceful_timeout"])]
     if row.get("loads_late"):
         check = check_of(app)
@@ -214,10 +228,10 @@ def _filled(word, values):
     return wsgi_settings.PLACEHOLDER.sub(lambda found: str(values.get(found[1], found[0])), word)
 
 
-def _sockets(run, record):
-    """Where nginx finds a generation: one socket, or one for each worker."""
+def _sockets(folder, record):
+    """A generation's sockets in one of its folders: one, or one for each worker."""
     numbers = [f"-{number}" for number in range(1, record.get("spawned", 0) + 1)] or [""]
-    return [f"{run}/{record['protocol']}{number}.sock" for number in numbers]
+    return [f"{folder}/{record['protocol']}{number}.sock" for number in numbers]
 
 
 def live(host, name):
@@ -304,8 +318,14 @@ def wear(host, generation):
     if "damaged" in generation.record:
         return "its record was damaged"
     # One at least: a worker that has just died is `spawn`'s to bring back.
-    if not any(os.path.realpath(socket) in host.listening for socket in generation.sockets):
+    if not any(os.path.realpath(socket) in host.listening for socket in generation.bound):
         return "nothing listens on its socket"
+    for marker in generation.markers:
+        if not os.path.isfile(marker):
+            return f"{marker} is not there"
+    for shown, bound in zip(generation.sockets, generation.bound):
+        if not _leads_to(shown, bound):
+            return f"{shown} does not lead to its server"
     for part in generation.parts:
         if not part.registered():
             return f"{part.description} was not to come back after a reboot"
@@ -313,6 +333,22 @@ def wear(host, generation):
         if _fingerprint(path) != known:
             return f"{path} was changed by hand"
     return None
+
+
+def _leads_to(shown, bound):
+    """Whether what nginx finds is the socket that a server has in its own folder, where that is still there."""
+    for _ in range(2):
+        with contextlib.suppress(FileNotFoundError):
+            found = os.lstat(shown)
+            if not stat.S_ISSOCK(found.st_mode):
+                return False
+            try:
+                if os.path.samestat(found, os.stat(bound)):
+                    return True
+            except FileNotFoundError:
+                return True
+        time.sleep(0.1)  # a worker is being replaced, perhaps
+    return False
 
 
 @dataclass
@@ -629,7 +665,8 @@ def retire(host, name, id):
     if generation:
         wsgi_programs.stop(generation)
     wsgi_host.remove(f"{TMPFILES}/wsgi-{unit}.conf")
-    wsgi_host.remove(f"{RUN}/{name}/{id}")
+    for path in ("", ".own", ".reopen"):
+        wsgi_host.remove(f"{RUN}/{name}/{id}{path}")
     wsgi_host.remove(f"{ETC}/{name}/{id}")
 
 
@@ -682,6 +719,7 @@ def record_of(host, app, release, version):
     """
     recorded = settings_record(app)
     return {
+        "layout": LAYOUT,
         "server": app["server"],
         "process_manager": app["process_manager"],
         "protocol": host.servers[app["server"]]["protocol"],
@@ -773,12 +811,13 @@ def settings_record(app):
 
 
 def _folders(generation):
-    """The folders below /run, parents first. The set-group-id bit lets nginx in, and no app."""
+    """The folders below /run, parents first. No app may write where nginx looks, nor look where another app may write."""
     nginx = _group_of(generation.host.family["nginx"]["user"])
     return (
         (RUN, 0o755, 0, 0),
         (f"{RUN}/{generation.name}", 0o755, 0, 0),
-        (generation.run, 0o2750, generation.uid, nginx),
+        (generation.run, 0o750, 0, nginx),
+        (generation.own_dir, 0o700, generation.uid, generation.gid),
     )
 
 
@@ -871,7 +910,7 @@ def _go_live(generation, event, override, **facts):
 def _drain(generation):
     """Wait until nothing is connected to a generation that is live no more."""
     wsgi_managers.wait_until(
-        lambda: wsgi_probe.connections(generation.run) == 0,
+        lambda: wsgi_probe.connections(generation.own_dir) == 0,
         generation.record["settings"]["graceful_timeout"],
     )
 

@@ -25,7 +25,7 @@ import wsgi_source_tree
 
 ETC = "/etc/wsgi"  # <app>/<generation>: configuration and environment
 SRV = "/srv/wsgi"  # <app>/releases, <app>/environments
-RUN = "/run/wsgi"  # <app>/<generation>: sockets
+RUN = "/run/wsgi"  # <app>/<generation>: sockets, as nginx finds them; <app>/<generation>.own: the app's
 LOG = "/var/log/wsgi"  # <app>/<generation>.log
 LIB = "/var/lib/wsgi"  # live/<app>: the link to the live generation's sockets; home/<app>
 TMPFILES = "/etc/tmpfiles.d"
@@ -300,6 +300,20 @@ def is_of_this_machine(status: dict) -> bool:
     """Return whether a process with this ``status_of`` is there and in the PID namespace that ``/proc`` is of."""
     # It has a PID in each namespace from that one on: in a container, two.
     return bool(status) and len(status.get(b"NSpid", b"0").split()) == 1
+
+
+def is_local(pid, status: dict) -> bool:
+    """
+    Return whether a process with this ``status_of`` is this machine's, in whatever PID namespace.
+
+    Unlike a container, what an ordinary user put into a PID namespace has a user namespace of its own, too: nothing
+    else lets such a user make one.
+    """
+    return is_of_this_machine(status) or _uid_map(pid) != _uid_map("self")
+
+
+def _uid_map(pid):
+    return read(f"/proc/{pid}/uid_map")
 
 
 def write(path, text, mode, uid=0, gid=0):

@@ -9,9 +9,11 @@ import array
 import configparser
 import contextlib
 import fcntl
+import glob
 import http.client
 import json
 import os
+import pwd
 import re
 import shlex
 import signal
@@ -26,6 +28,11 @@ import wsgi_host
 
 VASSALS = f"{wsgi_host.ETC}/vassals"
 EMPEROR_STATS = f"{wsgi_host.RUN}/emperor.stats"
+# Starts a program as its user, in a cgroup of its own, and has nginx find its sockets.
+LAUNCH = "/usr/local/lib/wsgi/launch"
+# What it marks the processes of a unit with, for those that are in no such cgroup.
+MARK = "WSGI_UNIT"
+CGROUPS = "/sys/fs/cgroup"
 # Hands a program its environment.
 WITH_ENVIRONMENT = "/usr/local/lib/wsgi/with-environment"
 # Has what a program prints written to its log.
@@ -36,7 +43,7 @@ BOOT_TIME = 10  # seconds for a process manager to come up
 
 class Emperor:
     """
-    The formula's own uWSGI emperor: a vassal is a link whose owner the vassal runs as.
+    The formula's own uWSGI emperor: a vassal is a link to its configuration, beside which lies what starts it.
 
     It holds servers alone. That it is to end, a vassal reads from a pipe, as uWSGI does and no other
     program; the emperor sends it no signal but SIGKILL, 30 s later.
@@ -56,13 +63,26 @@ class Emperor:
     @staticmethod
     def files(program):
         """What the vassal is to run, path to text: the distribution's uWSGI, or that of its environment."""
-        return {f"{program.generation.folder}/program": f"{program.command[0]}\n"}
+        words = [*program.launch, WITH_ENVIRONMENT, program.generation.folder, program.command[0]]
+        return {f"{program.generation.folder}/launch": f'exec {shlex.join(words)} "$@"\n'}
 
     def start(self, program):
         """Have the emperor start a vassal, at its next look (once a second)."""
-        generation = program.generation
+        wait_until(lambda: os.path.exists(EMPEROR_STATS), BOOT_TIME)
+        if self._stats().get("emperor_tyrant"):
+            self._renew(program)
         wsgi_host.folder(VASSALS, 0o755)
-        wsgi_host.link(generation.config, self._path(program.unit), generation.uid, generation.gid)
+        wsgi_host.link(program.generation.config, self._path(program.unit))
+
+    def _renew(self, program):
+        """An emperor that runs since before vassals were started as root would refuse each of them."""
+        if self._vassals():
+            raise wsgi_host.Problem(
+                f"{program.key} can't start: the emperor still runs with an older /etc/wsgi/emperor.ini. "
+                "Restart it, and the apps that it holds, when they may be away for a moment: "
+                "systemctl restart wsgi-emperor; then apply again."
+            )
+        systemctl("restart", "wsgi-emperor")
 
     def stop(self, unit, patience):
         """Have the emperor stop a vassal, and wait until it has, at most ``patience`` seconds."""
@@ -94,12 +114,16 @@ class Emperor:
 
     @staticmethod
     def _vassals():
+        return {vassal["id"]: vassal for vassal in Emperor._stats().get("vassals", ())}
+
+    @staticmethod
+    def _stats():
         try:
             with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
                 sock.settimeout(10)
                 sock.connect(EMPEROR_STATS)
                 with sock.makefile() as stats:
-                    return {vassal["id"]: vassal for vassal in json.load(stats)["vassals"]}
+                    return json.load(stats)
         except (OSError, ValueError):
             return {}
 
@@ -123,9 +147,13 @@ class _Daemon:
         """What the unit is called in its file."""
         return unit
 
+    def _logged(self, program):
+        """What writes a program's log, where its process manager does not: words that go before its command."""
+        return []
+
     def _wrapped(self, program):
         """A program's command, with what goes before it: it takes over the process in the end."""
-        return [WITH_ENVIRONMENT, program.generation.folder, *program.command]
+        return [*program.launch, *self._logged(program), WITH_ENVIRONMENT, program.generation.folder, *program.command]
 
     def files(self, program):
         """The unit's section, path to text."""
@@ -148,6 +176,7 @@ class Supervisor(_Daemon):
 
     # Of https://supervisord.org/subprocess.html#process-states, those a start can't recover from.
     FAILED = ("BACKOFF", "EXITED", "FATAL")
+    ALREADY_ADDED = 90  # http://supervisord.org/api.html
     templates = ("supervisor/program.conf.jinja",)
 
     def _path(self, unit):
@@ -164,10 +193,14 @@ class Supervisor(_Daemon):
 
     def start(self, program):
         """Have supervisord read the program's section, and start that program alone."""
-        _wait_for_its_socket(self.host.family["supervisor"]["socket"])
+        wait_until(self._answers, BOOT_TIME)
         with self._rpc() as rpc:
             rpc.supervisor.reloadConfig()
-            rpc.supervisor.addProcessGroup(program.unit)
+            try:
+                rpc.supervisor.addProcessGroup(program.unit)
+            except xmlrpc.client.Fault as fault:
+                if fault.faultCode != self.ALREADY_ADDED:  # as it has where it has come up this moment
+                    raise
 
     def stop(self, unit, patience):
         """Stop a program and take it away; supervisord waits its own stopwaitsecs and kills."""
@@ -192,6 +225,13 @@ class Supervisor(_Daemon):
         """The PID of a program, or None."""
         info = self._info(unit)
         return (info and info["pid"]) or None
+
+    def _answers(self):
+        try:
+            with self._rpc() as rpc:
+                return bool(rpc.supervisor.getState())
+        except (OSError, xmlrpc.client.Fault):
+            return False
 
     def _info(self, unit):
         try:
@@ -256,7 +296,7 @@ class Systemd:
             f"{self.SYSTEM}/{service}": self.host.render(
                 template,
                 program=program,
-                command=self.line([WITH_ENVIRONMENT, generation.folder, *program.command]),
+                command=self.line([*program.launch, WITH_ENVIRONMENT, generation.folder, *program.command]),
                 pipe=pipe,
                 log_service=services[1],
             )
@@ -327,8 +367,8 @@ class Circus(_Daemon):
     def _path(self, unit):
         return f"{self.WATCHERS}/{unit}.ini"
 
-    def _wrapped(self, program):
-        return [LOGGED, f"{program.generation.run}/log", program.log, *super()._wrapped(program)]
+    def _logged(self, program):
+        return [LOGGED, f"{program.generation.own_dir}/log", program.log]
 
     @staticmethod
     def line(command):
@@ -338,7 +378,7 @@ class Circus(_Daemon):
     def start(self, program):
         """Have circus run the watcher that its section tells of, which it reads itself at boot."""
         unit = program.unit
-        _wait_for_its_socket(self.ENDPOINT)
+        _wait_for_its_socket(self.ENDPOINT, "wsgi-circus")
         section = configparser.RawConfigParser()
         section.read(self._path(unit))
         watcher = dict(section[f"watcher:{unit}"])
@@ -413,10 +453,8 @@ class Gaffer(_Daemon):
     def _path(self, unit):
         return f"{self.JOBS}/{unit}.ini"
 
-    def _wrapped(self, program):
-        generation = program.generation
-        logged = [LOGGED, f"{generation.run}/log", program.log]
-        return ["/usr/bin/env", f"--chdir={generation.code}", *logged, *super()._wrapped(program)]
+    def _logged(self, program):
+        return [LOGGED, f"{program.generation.own_dir}/log", program.log]
 
     @staticmethod
     def line(command):
@@ -427,7 +465,7 @@ class Gaffer(_Daemon):
     def start(self, program):
         """Have gaffer run the job that its section tells of, which it reads itself at boot."""
         unit = program.unit
-        _wait_for_its_socket(self.API)
+        _wait_for_its_socket(self.API, "wsgi-gaffer")
         name, id = self._names(unit)
         section = configparser.ConfigParser()
         section.read(self._path(unit), encoding="utf-8")
@@ -478,9 +516,13 @@ class Gaffer(_Daemon):
         return json.loads(text) if answer.status == 200 else {}
 
 
-def _wait_for_its_socket(path):
-    """A process manager that this run has started may not listen yet."""
-    wait_until(lambda: os.path.exists(path), BOOT_TIME)
+def _wait_for_its_socket(path, service):
+    """A process manager that this run has started may not listen yet; one that has lost its socket never will."""
+    if not wait_until(lambda: os.path.exists(path), BOOT_TIME):
+        raise wsgi_host.Problem(
+            f"{service} has no socket {path}: was it removed? `systemctl restart {service}` makes it again, and "
+            "restarts the apps that it holds."
+        )
 
 
 def systemctl(*arguments):
@@ -624,6 +666,64 @@ def kill(births):
                 os.kill(pid, signal.SIGKILL)
 
 
+def end(unit, user, patience=10):
+    """
+    Kill all processes of a unit: those in the cgroup that ``launch``, or systemd, made for it, and those of its user
+    that have its mark, whoever their parent is by now.
+
+    unit, user : str
+    patience : float
+        Seconds that it tries.
+    """
+    groups, mark, uid = {f"wsgi-{unit}", f"wsgi-{unit}.service"}, f"{MARK}={unit}".encode(), _uid(user)
+
+    def belongs(pid):
+        status = wsgi_host.status_of(pid)
+        if str(uid).encode() not in status.get(b"Uid", b"").split():
+            # The publisher is root's.
+            return wsgi_host.is_of_this_machine(status) and _in_cgroup(pid, groups)
+        return wsgi_host.is_local(pid, status) and (_in_cgroup(pid, groups) or _marked(pid, mark))
+
+    def none_left():
+        found = [pid for pid in wsgi_host.all_pids() if belongs(pid) and alive(pid)]
+        for pid in found:
+            wsgi_host.kill(pid, belongs)
+        return not found
+
+    wait_until(none_left, patience)
+    for path in _cgroups(unit):
+        with contextlib.suppress(OSError):  # the last process is still on its way out
+            os.rmdir(path)
+
+
+def _in_cgroup(pid, names):
+    table = wsgi_host.read(f"/proc/{pid}/cgroup") or ""
+    return any(names & {*line.partition("/")[2].split("/")} for line in table.splitlines())
+
+
+def _marked(pid, mark):
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
+        return mark in environ.read().split(b"\0")
+    return False
+
+
+def _uid(user):
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return None
+
+
+def _cgroups(unit):
+    """The cgroups that ``launch`` made for a unit, below those of the machine's services."""
+    lines = (wsgi_host.read("/proc/1/cgroup") or "").splitlines()
+    ours = [line.split(":", 2)[1:] for line in lines]
+    roots = {path.replace("/init.scope", "").rstrip("/") for kind, path in ours if kind in ("", "name=systemd")}
+    for mount in (CGROUPS, f"{CGROUPS}/systemd", f"{CGROUPS}/unified"):
+        for root in roots:
+            yield from glob.glob(f"{glob.escape(mount + root)}/*.slice/*.service/wsgi-{glob.escape(unit)}")
+
+
 def wait_until(condition, patience, pause=0.05):
     """
     Wait for something to become true.
@@ -645,7 +745,8 @@ def wait_until(condition, patience, pause=0.05):
 def _stat(pid):
     """The fields of /proc/<pid>/stat from the state on, past the name in parentheses; None where it is gone."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        # A process may call itself anything.
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
             return file.read().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None

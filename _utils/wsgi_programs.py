@@ -58,6 +58,10 @@ class Program:
         A server's is known while its generation is prepared.
     notify : bool
         Whether it tells systemd when it is up.
+    published : list of str
+        The names of its sockets that nginx is to find.
+    asks : bool
+        Whether it says itself when each of them is there.
     """
 
     generation: Any
@@ -69,6 +73,20 @@ class Program:
     stop_timeout: int
     command: list
     notify: bool = False
+    published: tuple = ()
+    asks: bool = False
+
+    @property
+    def launch(self):
+        """What its process manager is to start as root: the words that go before its command, which make it its user's."""
+        generation = self.generation
+        words = [wsgi_managers.LAUNCH, "--unit", self.unit, "--user", generation.user]
+        words += ["--patience", str(self.stop_timeout)]
+        if self.published:
+            words += ["--own", generation.own_dir, "--into", generation.run]
+            words += [word for name in self.published for word in ("--publish", name)]
+            words += ["--asked"] * self.asks
+        return [*words, "--"]
 
     def files(self):
         """What its process manager needs of it, path to text."""
@@ -79,11 +97,13 @@ class Program:
         self.manager.start(self)
 
     def stop(self):
-        """Have its process manager stop it and forget it, and kill what is left of it then."""
+        """Have its process manager stop it and forget it, and kill what is left of it then, whoever its parent is."""
         births = {pid: wsgi_managers.started(pid) for pid in wsgi_managers.processes(self.pid)}
         with contextlib.suppress(OSError):  # its process manager is not running, nor is it then
             self.manager.stop(self.unit, self.stop_timeout + STOP_MARGIN)
         wsgi_managers.kill(births)
+        wsgi_managers.written(self.log)
+        wsgi_managers.end(self.unit, self.generation.user)
 
     def registered(self):
         """Whether it comes back by itself after a reboot."""
@@ -220,6 +240,8 @@ def programs(generation):
         stop_timeout=settings["graceful_timeout"] + SERVER_MARGIN,
         command=[],
         notify=generation.host.servers[generation.server].get("notify", False),
+        published=generation.published,
+        asks=bool(generation.record.get("spawned")),
     )
     keeper = wsgi_managers.manager(generation.host, KEEPERS[manager]) if manager in KEEPERS else server.manager
     return [

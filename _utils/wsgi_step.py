@@ -162,20 +162,11 @@ def end_user(user, patience=10):
 
 
 def _is_run_by(pid, uid):
-    """
-    Return whether a process that is no zombie is of this machine and a user's.
-
-    Unlike a container, what the user put into a PID namespace has a user namespace of its own: nothing else lets an
-    ordinary user make one.
-    """
+    """Return whether a process that is no zombie is of this machine and a user's."""
     status = wsgi_host.status_of(pid)
     if str(uid).encode() not in status.get(b"Uid", b"").split() or status[b"State"].split()[0] in (b"Z", b"X"):
         return False
-    return wsgi_host.is_of_this_machine(status) or _uid_map(pid) != _uid_map("self")
-
-
-def _uid_map(pid):
-    return wsgi_host.read(f"/proc/{pid}/uid_map")
+    return wsgi_host.is_local(pid, status)
 
 
 def _marked(variable):
@@ -200,7 +191,7 @@ def _environ(pid):
 
 def _between_programs(pid):
     """Whether a process showed no environment because it was about to run another program, or to end."""
-    with open(f"/proc/{pid}/stat") as stat:
+    with open(f"/proc/{pid}/stat", errors="replace") as stat:
         fields = stat.read().rpartition(")")[2].split()  # from the third on: man 5 proc
     state, flags, begin, end = fields[0], int(fields[6]), int(fields[47]), int(fields[48])
     truly_empty = 0 < begin == end

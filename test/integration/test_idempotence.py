@@ -110,5 +110,5 @@ def test_what_a_killed_run_left_is_taken_away(machine):
     assert machine.get("/", host="two.example.com").status == 200
     machine.pillar({"apps": {"two": APPS["two"]}})
     assert machine.apply().changed == {"two-live"}
-    assert machine.exec("ls -d /etc/wsgi/two/*/ /run/wsgi/two/*/ | wc -l").stdout.strip() == "2"
+    assert machine.exec("ls -d /etc/wsgi/two/*/ /run/wsgi/two/*.own/ | wc -l").stdout.strip() == "2"
     assert machine.apply().changed == set()

@@ -63,7 +63,7 @@ def test_killed_while_it_waits_for_the_health_check(machine):
     machine.pillar({"apps": {"shop": app(**{**NEW, **never})}})
     with machine.load(clients=4, pause=0.02) as load:
         begin(machine)
-        wait(machine, "[ $(ls -d /run/wsgi/shop/*/http.sock 2>/dev/null | wc -l) = 2 ]")
+        wait(machine, "[ $(ls -d /run/wsgi/shop/*.own/http.sock 2>/dev/null | wc -l) = 2 ]")
         kill(machine)
         assert machine.get("/").body.startswith("old")
         machine.pillar({"apps": {"shop": app(**NEW)}})

@@ -102,21 +102,20 @@ def test_another_app_cannot_read_it(pair, path):
 def test_only_nginx_and_the_app_reach_its_socket(pair):
     machine, _ = pair
     connect = (
-        "import glob, socket; s = socket.socket(socket.AF_UNIX);"
-        " import os; s.connect(os.path.realpath('/var/lib/wsgi/live/one') + '/' + {0!r})"
+        "import os, socket, sys; folder = os.path.realpath('/var/lib/wsgi/live/one') + sys.argv[1];"
+        " socket.socket(socket.AF_UNIX).connect(f'{folder}/{sys.argv[2]}')"
     )
     name = machine.exec("cd /var/lib/wsgi/live/one && ls *.sock | head -1").stdout.strip()
 
-    def reached(user):
-        command = ["setpriv", "--reuid", user, "--regid", user, "--init-groups", "python3", "-c", connect.format(name)]
+    def reached(user, folder, groups="--init-groups"):
+        command = ["setpriv", "--reuid", user, "--regid", user, groups, "python3", "-c", connect, folder, name]
         return machine.exec(command, check=False)
 
-    assert reached("www-data").rc == 0
-    assert reached("wsgi-one").rc == 0
-    for user in ("wsgi-two", "nobody"):
-        refused = machine.exec(
-            ["setpriv", "--reuid", user, "--clear-groups", "python3", "-c", connect.format(name)], check=False
-        )
+    # Nginx by the folder that is root's, the app by its own.
+    assert reached("www-data", "").rc == 0
+    assert reached("wsgi-one", ".own").rc == 0
+    for user, folder in [("wsgi-one", ""), ("wsgi-two", ""), ("wsgi-two", ".own"), ("www-data", ".own")]:
+        refused = reached(user, folder, "--clear-groups")
         assert refused.rc == 1
         assert "PermissionError" in refused.stderr
 

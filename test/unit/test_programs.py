@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import threading
+import uuid
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def make_generation(make_host, monkeypatch):
         assert host.settings.problems == []
         settings = wsgi_generation.settings_record(host.settings.apps["shop"])
         record = {
+            "layout": wsgi_generation.LAYOUT,
             "server": settings["server"],
             "process_manager": settings["process_manager"],
             "protocol": "http",
@@ -154,9 +156,18 @@ def test_a_process_under_supervisor_has_a_section_of_its_own(make_generation):
     section = configparser.RawConfigParser(inline_comment_prefixes=(";",))
     section.read_string(text)
     options = section["program:shop.0123456789.worker.2"]
-    assert shlex.split(options["command"].replace("%%", "%"))[2:] == ["celery", "worker", "--name", '100% "it"']
+    words = shlex.split(options["command"].replace("%%", "%"))
+    assert words[words.index("--") + 3 :] == ["celery", "worker", "--name", '100% "it"']
+    assert "--publish" not in words
     assert options["stopwaitsecs"] == "7"
     assert options["stdout_logfile"] == "/var/log/wsgi/shop/0123456789.worker.log"
+
+
+@pytest.mark.parametrize("word", ["%(here)s", "%%(here)s", "it's %(here)s", "%", "%s", " ;x", "%(host_node_name)s"])
+def test_supervisor_gets_each_word_as_it_is(word):
+    """It puts a folder in the place of each %(here)s, then expands %, then splits as a shell does."""
+    line = wsgi_managers.Supervisor.line(["run", word])
+    assert shlex.split(line.replace("%(here)s", "/etc") % {}) == ["run", word]
 
 
 def test_a_process_under_systemd_has_a_pipe_of_its_own_to_the_common_log(make_generation):
@@ -328,3 +339,43 @@ def test_a_generation_is_found_by_its_name_under_every_process_manager(make_host
     else:
         counts = {name: process["count"] for name, process in found["processes"].items()}
         assert (found["process_manager"], counts, [*found["schedule"]]) == known
+
+
+def test_all_processes_of_a_unit_are_ended_whoever_their_parent_is_and_no_other():
+    me, unit = pwd.getpwuid(os.geteuid()).pw_name, f"unit-test.{uuid.uuid4().hex}"
+    environment = {"PATH": os.environ["PATH"], wsgi_managers.MARK: unit}
+    orphan = subprocess.run(
+        ["sh", "-c", "sleep 987 > /dev/null 2>&1 & echo $!"], env=environment, stdout=subprocess.PIPE, check=True
+    )
+    other = subprocess.Popen(["sleep", "987"], env={**environment, wsgi_managers.MARK: f"{unit}.worker.1"})
+    try:
+        assert wsgi_managers.alive(int(orphan.stdout))
+        wsgi_managers.end(unit, me)
+        assert not wsgi_managers.alive(int(orphan.stdout))
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.parametrize("vassals", [[], [{"id": "other.0123456789.ini", "pid": 7}]])
+def test_an_emperor_of_before_is_restarted_if_it_holds_nothing_and_else_asked_for(
+    make_generation, monkeypatch, tmp_path, vassals
+):
+    told = []
+    monkeypatch.setattr(wsgi_managers, "EMPEROR_STATS", str(tmp_path))
+    monkeypatch.setattr(wsgi_managers, "VASSALS", str(tmp_path / "vassals"))
+    monkeypatch.setattr(wsgi_managers, "systemctl", lambda *words: told.append(words))
+    stats = {"emperor_tyrant": 1, "vassals": vassals}
+    monkeypatch.setattr(wsgi_managers.Emperor, "_stats", staticmethod(lambda: stats))
+    monkeypatch.setattr(wsgi_host, "link", lambda *words: told.append(words))
+    monkeypatch.setattr(wsgi_host, "folder", lambda *words: None)
+    program = make_generation({"server": "uwsgi"}).programs[0]
+    if vassals:
+        with pytest.raises(wsgi_host.Problem, match="systemctl restart wsgi-emperor; then apply again"):
+            program.start()
+        assert told == []
+    else:
+        program.start()
+        assert told[0] == ("restart", "wsgi-emperor")
+        assert told[1][0] == "/etc/wsgi/shop/0123456789/uwsgi.ini"

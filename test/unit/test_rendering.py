@@ -104,7 +104,7 @@ def test_gunicorn_gets_the_neutral_settings_as_its_own(make_conf):
     own = {"workers": 3, "threads": 2, "request_timeout": 7, "graceful_timeout": 8}
     conf = make_conf(own)
     assert (conf["wsgi_app"], conf["pythonpath"]) == ("wsgi_application:application", "/etc/wsgi/shop/0123456789")
-    assert conf["bind"] == "unix:/run/wsgi/shop/0123456789/http.sock"
+    assert conf["bind"] == "unix:/run/wsgi/shop/0123456789.own/http.sock"
     assert (conf["workers"], conf["threads"], conf["worker_class"]) == (3, 2, "gthread")
     # The guard comes first.
     assert (conf["timeout"], conf["graceful_timeout"]) == (12, 8)
@@ -114,7 +114,7 @@ def test_uwsgi_gets_the_neutral_settings_as_its_own(make_files):
     own = {"workers": 3, "threads": 2, "request_timeout": 7, "graceful_timeout": 8}
     options = dict(options_of(make_files({**own, "server": "uwsgi"})["uwsgi.ini"]))
     assert (options["module"], options["pythonpath"]) == ("wsgi_application:application", "/etc/wsgi/shop/0123456789")
-    assert options["socket"] == "/run/wsgi/shop/0123456789/uwsgi.sock"
+    assert options["socket"] == "/run/wsgi/shop/0123456789.own/uwsgi.sock"
     # One more is the place of a successor.
     assert (options["cheaper"], options["processes"], options["threads"]) == ("3", "4", "2")
     assert (options["harakiri"], options["worker-reload-mercy"]) == ("7", "8")
@@ -187,10 +187,22 @@ def test_an_option_that_holds_a_setting_is_reserved_for_it(make_host, make_files
 
 def test_supervisor_runs_the_server_as_the_apps_user_in_its_environment(make_files):
     program = dict(options_of(make_files({"user": "www"})["wsgi-shop.0123456789.conf"]))
-    assert program["user"] == "www"
-    wrapper, folder, command = program["command"].split(" ", 2)
+    launch, wrapped = program["command"].split(" -- ")
+    assert launch.startswith("/usr/local/lib/wsgi/launch --unit shop.0123456789 --user www ")
+    wrapper, folder, command = wrapped.split(" ", 2)
     assert (wrapper, folder) == ("/usr/local/lib/wsgi/with-environment", "/etc/wsgi/shop/0123456789")
     assert command.endswith("/bin/gunicorn --config /etc/wsgi/shop/0123456789/gunicorn.conf.py")
+
+
+def test_nginx_is_let_in_by_a_folder_that_no_app_can_write_to(make_files):
+    text = make_files({"server": "uwsgi", "metrics": True})["tmpfiles.d/wsgi-shop.0123456789.conf"]
+    lines = {path: rest for _, path, *rest in (line.split() for line in text.splitlines())}
+    assert lines["/run/wsgi/shop/0123456789"][:2] == ["0750", "0"]
+    assert lines["/run/wsgi/shop/0123456789.own"][0] == "0700"
+    (launch,) = [text for path, text in make_files({"server": "uwsgi", "metrics": True}).items() if path == "launch"]
+    assert " --own /run/wsgi/shop/0123456789.own --into /run/wsgi/shop/0123456789 --publish uwsgi.sock" in launch
+    assert "--publish stats.sock" in launch
+    assert "stats.sock" not in make_files({"server": "uwsgi"})["launch"]
 
 
 def test_the_emperor_is_told_which_uwsgi_to_run(make_files):
@@ -198,13 +210,15 @@ def test_the_emperor_is_told_which_uwsgi_to_run(make_files):
     assert set(files) == {
         "uwsgi.ini",
         "wsgi_application.py",
-        "program",
+        "launch",
         "env",
         "tmpfiles.d/wsgi-shop.0123456789.conf",
         "site",
         "wsgi.conf",
     }
-    assert files["program"] == "/usr/bin/uwsgi\n"
+    assert files["launch"].endswith(
+        ' -- /usr/local/lib/wsgi/with-environment /etc/wsgi/shop/0123456789 /usr/bin/uwsgi "$@"\n'
+    )
 
 
 @pytest.mark.parametrize(
@@ -267,7 +281,7 @@ def test_a_server_of_one_process_is_spawned_once_for_each_worker(make_files):
     files = make_files({"server": "waitress", "workers": 3, "graceful_timeout": 8, "memory_limit": 200})
     command = command_of(files)
     assert (
-        " /usr/local/lib/wsgi/spawn --workers 3 --link /run/wsgi/shop/0123456789/http --patience 8 "
+        " /usr/local/lib/wsgi/spawn --workers 3 --link /run/wsgi/shop/0123456789.own/http --patience 8 "
         "--accept-timeout 45 --memory-limit 200 -- "
     ) in command
     assert command.endswith("/bin/python /etc/wsgi/shop/0123456789/waitress_worker.py {socket}")
@@ -292,7 +306,7 @@ def test_a_command_that_waits_changes_nothing_of_another_server(make_files):
 )
 def test_any_program_can_be_a_server(make_files, words, command):
     own = {"server": "command", "command": words, "application": None, "threads": 2 if "{threads}" in words else 1}
-    assert command_of(make_files(own)).endswith(" " + command.format(run="/run/wsgi/shop/0123456789"))
+    assert command_of(make_files(own)).endswith(" " + command.format(run="/run/wsgi/shop/0123456789.own"))
 
 
 # Its environment

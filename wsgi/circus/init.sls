@@ -34,6 +34,7 @@ circus-service:
     - require:
       - wsgi: circus-environment
       - file: /usr/local/lib/wsgi/append
+      - file: /usr/local/lib/wsgi/launch
       - file: /usr/local/lib/wsgi/logged
       - file: /etc/wsgi/circus.ini
       - file: /etc/wsgi/circus

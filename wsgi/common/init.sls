@@ -15,7 +15,7 @@ wsgi-logrotate:
     - mode: '0644'
 
 {#- What others import comes first: workers may start at any moment. #}
-{%- for program in ['wsgi_process.py', 'wsgi_successor.py', 'wsgi_guard.py', 'append', 'logged', 'spawn', 'with-environment'] %}
+{%- for program in ['wsgi_process.py', 'wsgi_successor.py', 'wsgi_guard.py', 'append', 'launch', 'logged', 'spawn', 'with-environment'] %}
 
 /usr/local/lib/wsgi/{{ program }}:
   file.managed:

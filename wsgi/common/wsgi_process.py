@@ -61,6 +61,29 @@ def notify(state):
             sock.sendall(state.encode())
 
 
+class Publisher:
+    """
+    What has nginx find a worker's socket: the part of ``launch`` that stays root. Where nobody has been launched, as in
+    a test, there is none, and nothing to do.
+    """
+
+    def __init__(self):
+        number = os.environ.pop("WSGI_PUBLISHER", None)
+        self._channel = socket.socket(fileno=int(number)) if number else None
+        if self._channel:
+            self._channel.set_inheritable(False)
+            self._channel.settimeout(10)
+
+    def publish(self, path):
+        """Have nginx find a socket from now on. Raises OSError when it will not."""
+        if not self._channel:
+            return
+        self._channel.send(os.path.basename(path).encode())
+        answer = self._channel.recv(256).decode()
+        if answer != "published":
+            raise OSError(answer or "the publisher has ended")
+
+
 def become_child(handled, at_end=signal.SIGKILL):
     """
     What a new child does first: it takes no orders meant for its parent, and does not outlive it.

@@ -1,5 +1,6 @@
 # An emperor of our own: the distribution's runs as www-data, and can't give each app its user.
 include:
+  - wsgi.common
   - wsgi.uwsgi
 
 /usr/local/lib/wsgi/vassal:
@@ -26,6 +27,7 @@ emperor-service:
     - name: wsgi-emperor
     - require:
       - pkg: uwsgi-package
+      - file: /usr/local/lib/wsgi/launch
       - file: /usr/local/lib/wsgi/vassal
       - file: /etc/wsgi/emperor.ini
       - file: /etc/systemd/system/wsgi-emperor.service

@@ -52,6 +52,7 @@ gaffer-service:
     - name: wsgi-gaffer
     - require:
       - file: /usr/local/lib/wsgi/append
+      - file: /usr/local/lib/wsgi/launch
       - file: /usr/local/lib/wsgi/logged
       - file: /usr/local/lib/wsgi/gaffer/gafferd
       - file: /etc/wsgi/gaffer/gafferd.ini

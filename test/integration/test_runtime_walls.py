@@ -1,0 +1,271 @@
+"""What an app can do below /run leads neither root nor nginx anywhere, what is gone there comes back, and no process is left."""
+
+import json
+import time
+
+import pytest
+from pillars import app
+
+# One server of each kind, by its app's name.
+KINDS = {
+    "gunicorn-supervisor": app("gunicorn", process_manager="supervisor"),
+    "uwsgi-emperor": app("uwsgi", process_manager="emperor"),
+    "waitress-systemd": app("waitress", process_manager="systemd"),
+    "gunicorn-circus": app("gunicorn", process_manager="circus"),
+}
+SECRET = "for those whom bravo knows"
+# Takes the place of each socket that it finds, in whatever folder lets it; and does so again and again.
+TAKES_THE_PLACE = """
+while :; do
+    for folder in /run/wsgi/NAME/*/; do
+        cd "$folder" 2> /dev/null || continue
+        for socket in http uwsgi http-1 http-2 http-1.1 http-2.1; do
+            ln -s /var/lib/wsgi/live/bravo/http.sock new.$$ && mv -T new.$$ $socket.sock
+        done
+    done
+done 2> /dev/null
+"""
+WORDS = [
+    "a b",
+    "x;y",
+    " ;z",
+    "#c",
+    "%(here)s",
+    "%%(here)s",
+    "%",
+    "%s",
+    "$HOME",
+    "`id`",
+    "\\",
+    '"',
+    "'",
+    "[x]",
+    "ünï",
+    "=",
+]
+WRITES_ITS_WORDS = (
+    "import json, os, sys, time; json.dump(sys.argv[1:], open(os.environ['HOME'] + '/words', 'w')); time.sleep(9999)"
+)
+
+
+@pytest.fixture(scope="module")
+def pillar():
+    apps = {name: {**said, "domains": [f"{name}.example.com"]} for name, said in KINDS.items()}
+    protected = {
+        "basic_auth": {
+            "users": {
+                "somebody": "$6$abcdefgh$19SzoEYl62SOHgX8LnYk9NwScE/lVAASVtTgY8elV7AqreqZPQfhyrskOuPlZTjfj0gPie2MhYTtxTciuPk8N/"
+            }
+        },
+        "env": {"GREETING": SECRET},
+        "domains": ["bravo.example.com"],
+    }
+    return {"apps": {**apps, "bravo": app(**protected)}}
+
+
+@pytest.fixture(scope="module")
+def served(machine, pillar):
+    machine.pillar(pillar)
+    machine.apply()
+    return machine
+
+
+def as_the_app(machine, name, command):
+    user = f"wsgi-{name}"
+    return machine.exec(
+        ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", "sh", "-c", command], check=False
+    )
+
+
+def answer(machine, name):
+    return machine.get("/", host=f"{name}.example.com")
+
+
+def generation(machine, name):
+    return machine.exec(f"basename $(readlink /var/lib/wsgi/live/{name})").stdout.strip()
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.2)
+    return None
+
+
+def serves(machine, name):
+    return wait_for(lambda: answer(machine, name).status == 200)
+
+
+def processes_of(machine, user):
+    """The command lines of a user's processes, zombies left out."""
+    lines = machine.exec(f"ps -o stat=,args= -U {user}", check=False).stdout.splitlines()
+    return [line for line in lines if not line.startswith("Z")]
+
+
+# Makes a generation what one was before its sockets lay in a folder of their own.
+AS_BEFORE = """
+set -e
+cd /etc/wsgi/NAME/ID
+sed -i 's/ID[.]own/ID/; s/^umask = .*/umask = 0/' gunicorn.conf.py
+sed -i '/"layout": /d' generation.json
+sed -i 's/^command=.* -- /command=/; s/^directory/user=wsgi-NAME\\numask=007\\ndirectory/' /etc/supervisor/conf.d/wsgi-NAME.ID.conf
+cd /run/wsgi/NAME
+rm -r ID ID.own ID.reopen
+install -d -m 2750 -o wsgi-NAME -g www-data ID
+touch ID/http ID/keepalive ID/reopen
+supervisorctl update
+"""
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_link_in_the_place_of_a_socket_leads_nginx_to_no_other_app(served, name):
+    assert answer(served, "bravo").status == 401
+    served.exec("systemctl reset-failed attack 2>/dev/null; true")
+    served.put("/srv/attack", TAKES_THE_PLACE.replace("NAME", name), 0o755)
+    identity = [f"--property=User=wsgi-{name}", f"--property=Group=wsgi-{name}"]
+    served.exec(["systemd-run", "--quiet", "--unit=attack", *identity, "sh", "/srv/attack"])
+    try:
+        asked = [answer(served, name) for _ in range(10)]
+        # Its servers have to begin anew while that goes on.
+        served.exec(f"pkill -KILL -U wsgi-{name} -f 'gunicorn|uwsgi|uWSGI|spawn|waitress'", check=False)
+        asked += [answer(served, name) for _ in range(20) if not time.sleep(0.1)]
+    finally:
+        served.exec("systemctl stop attack")
+    assert [each.body for each in asked if SECRET in each.body or each.status == 401] == []
+    own = f"/run/wsgi/{name}/{generation(served, name)}.own"
+    assert served.exec(f"find {own} -user root").stdout == ""
+    served.exec(f"find {own} -type l -delete")
+    served.exec(f"pkill -KILL -U wsgi-{name}", check=False)
+    assert serves(served, name)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_logs_are_rotated_without_a_look_at_what_an_app_put_there(served, name):
+    served.exec("touch --date=2001-01-01 /root/victim")
+    as_the_app(
+        served,
+        name,
+        f"for folder in /run/wsgi/{name} /run/wsgi/{name}/*/; do cd $folder && rm -f reopen && ln -s /root/victim reopen; done",
+    )
+    served.exec("logrotate --force /etc/logrotate.d/wsgi")
+    assert served.exec("stat --format=%y /root/victim").stdout.startswith("2001-01-01 ")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_app_can_change_nothing_that_nginx_looks_for(served, name):
+    changed = as_the_app(
+        served,
+        name,
+        f"cd /run/wsgi/{name} && for each in $(find . /var/lib/wsgi/live/{name}/ 2>/dev/null) *.reopen; do"
+        # Its sockets are its own, and the pipe to its log.
+        " case $each in *.own*) continue; esac; [ ! -w $each ] || [ -S $each ] || [ -p $each ] || echo $each; done",
+    )
+    assert changed.stdout == ""
+    published = served.exec(f"stat -c '%a %U %G' /var/lib/wsgi/live/{name}/").stdout
+    assert published == "750 root www-data\n"
+
+
+def test_what_is_gone_below_run_comes_back_with_the_next_run(served):
+    live = {name: f"/run/wsgi/{name}/{generation(served, name)}" for name in KINDS}
+    served.exec(f"rm -r /run/wsgi/gunicorn-supervisor {live['uwsgi-emperor']}/uwsgi.sock")
+    served.exec(f"rm {live['waitress-systemd']}/workers")
+    served.exec(f"cd {live['gunicorn-circus']} && rm http.sock && touch http.sock")
+    assert served.apply().changed == {f"{name}-live" for name in KINDS}
+    assert [answer(served, name).status for name in KINDS] == [200] * len(KINDS)
+    assert served.apply().changed == set()
+
+
+def test_an_emptied_run_folder_is_filled_again(served):
+    served.exec("rm -rf /run/wsgi/*")
+    run = served.apply(ok=False)
+    assert run.failed == {"gunicorn-circus-live", "gunicorn-circus-site"}
+    assert "`systemctl restart wsgi-circus`" in run.states["gunicorn-circus-live"]["comment"]
+    served.exec("systemctl restart wsgi-circus")
+    served.apply()
+    assert [answer(served, name).status for name in KINDS] == [200] * len(KINDS)
+    assert served.apply().changed == set()
+
+
+def test_a_server_that_its_process_manager_lost_gives_way_to_the_next(served):
+    name = "gunicorn-supervisor"
+    (before,) = served.exec(
+        "supervisorctl pid $(supervisorctl status | grep -o '^gunicorn-supervisor[^ ]*')"
+    ).stdout.split()
+    with served.load(clients=4, host=f"{name}.example.com", pause=0.02) as load:
+        served.exec("systemctl kill --signal=KILL --kill-who=main supervisor")
+        assert answer(served, name).status == 200
+        served.exec("systemctl restart supervisor")
+        assert wait_for(lambda: served.exec(["test", "-e", f"/proc/{before}"], check=False).rc)
+    assert load.report["lost"] == 0, load.report
+    # Its master and both workers.
+    assert wait_for(lambda: len(processes_of(served, f"wsgi-{name}")) == 3), processes_of(served, f"wsgi-{name}")
+    assert served.apply().changed == set()
+
+
+def test_a_generation_whose_folders_lie_as_before_gives_way_in_an_ordinary_change(served):
+    name = "gunicorn-supervisor"
+    before = generation(served, name)
+    served.exec(AS_BEFORE.replace("NAME", name).replace("ID", before))
+    assert serves(served, name)
+    assert served.exec(f"ls /run/wsgi/{name}").stdout == f"{before}\n"
+    with served.load(clients=4, host=f"{name}.example.com", pause=0.02) as load:
+        assert served.apply().changed == {f"{name}-live"}
+    assert load.report["lost"] == 0, load.report
+    left = served.exec(f"ls /run/wsgi/{name}; ls -d /etc/*/*/wsgi-{name}.* /etc/tmpfiles.d/wsgi-{name}.*").stdout
+    assert f"{before}\n" not in left
+    assert len(left.splitlines()) == 5
+
+
+def test_a_supervisor_that_was_stopped_is_no_hindrance(served):
+    served.exec("systemctl stop supervisor")
+    served.apply()
+    assert answer(served, "gunicorn-supervisor").status == 200
+    assert served.apply().changed == set()
+
+
+def test_each_word_of_a_command_arrives_as_it_is(served):
+    processes = {"words": {"command": ["/usr/bin/python3", "-c", WRITES_ITS_WORDS, *WORDS]}}
+    apps = {
+        f"words-{name}": app(process_manager=name, processes=processes, domains=[f"{name}.example.com"])
+        for name in ("supervisor", "systemd", "circus")
+    }
+    served.pillar({"apps": apps})
+    served.apply()
+    for name in apps:
+        assert json.loads(served.exec(f"cat /var/lib/wsgi/home/{name}/words").stdout) == WORDS, name
+
+
+def test_nothing_outlives_its_generation_nor_its_app(served):
+    managers = {"supervisor": "gunicorn", "circus": "gunicorn", "emperor": "uwsgi", "systemd": "gunicorn"}
+    apps = {
+        f"left-{manager}": app(
+            server,
+            process_manager=manager,
+            source="salt://apps/orphans",
+            application="orphans:application",
+            workers=1,
+            max_requests=3,
+            domains=[f"left-{manager}.example.com"],
+        )
+        for manager, server in managers.items()
+    }
+    served.pillar({"apps": apps})
+    served.apply()
+    for name in apps:
+        assert {answer(served, name).status for _ in range(8)} == {200}
+    sleepers = {name: served.exec(f"pgrep -U wsgi-{name} sleep").stdout.split() for name in apps}
+    assert all(len(pids) > 1 for pids in sleepers.values()), sleepers
+    served.pillar({"apps": {name: {**said, "env": {"A": "new"}} for name, said in apps.items()}})
+    served.apply()
+    for name, pids in sleepers.items():
+        assert not {*pids} & {*served.exec(f"pgrep -U wsgi-{name} sleep").stdout.split()}, name
+        served.exec(["systemd-run", "--quiet", f"--property=User=wsgi-{name}", "sleep", "98765"])
+    served.pillar({"apps": {name: {**said, "state": "absent"} for name, said in apps.items()}})
+    served.apply()
+    assert served.exec("ps -eo args | grep '[s]leep 98765'", check=False).stdout == ""
+    assert served.exec("grep wsgi-left- /etc/passwd", check=False).stdout == ""
+    groups = f"find /sys/fs/cgroup -type d -path '*{served.name}*' -name 'wsgi-left-*'"
+    assert served.exec(groups, check=False).stdout == ""
