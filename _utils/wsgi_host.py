@@ -239,7 +239,8 @@ def unix_sockets():
     Yields ``(path, listens)``; a connection stands there under its server's path, from the
     moment of connect(), accepted or not.
     """
-    with open("/proc/net/unix") as table:
+    # A path may hold any bytes.
+    with open("/proc/net/unix", errors="surrogateescape") as table:
         next(table)
         for line in table:
             fields = line.split(maxsplit=7)
@@ -371,7 +372,7 @@ def sweep(*folders):
 
 def _born(pid):
     """When a process began, which tells it from another one that has its PID later; None where it is gone."""
-    stat = read(f"/proc/{pid}/stat")
+    stat = read(f"/proc/{pid}/stat", errors="replace")  # a process may call itself anything
     return stat and stat.rpartition(")")[2].split()[19]
 
 
@@ -417,10 +418,10 @@ def _remove_tree(path):
             raise Problem(f"{path} could not be removed: {done.stderr.strip()[-500:]}") from None
 
 
-def read(path):
-    """The text of a file, or None where there is none."""
+def read(path, errors="strict"):
+    """The text of a file, or None where there is none; ``errors`` is for bytes that are no UTF-8, as ``open`` has it."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors=errors) as file:
             return file.read()
     except (FileNotFoundError, ProcessLookupError):  # the latter from /proc
         return None

@@ -697,7 +697,7 @@ def end(unit, user, patience=10):
 
 
 def _in_cgroup(pid, names):
-    table = wsgi_host.read(f"/proc/{pid}/cgroup") or ""
+    table = wsgi_host.read(f"/proc/{pid}/cgroup", errors="surrogateescape") or ""
     return any(names & {*line.partition("/")[2].split("/")} for line in table.splitlines())
 
 

@@ -97,7 +97,7 @@ def _children(master):
     """The PIDs of a process's children that are no zombies."""
     found = set()
     for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", errors="replace") as file:
             state, parent = file.read().rpartition(")")[2].split()[:2]
             if int(parent) == master and state not in ("Z", "X"):
                 found.add(int(name))
@@ -106,7 +106,7 @@ def _children(master):
 
 def _accepts(worker):
     """Whether a worker still takes new connections; its title says when it does no more."""
-    with contextlib.suppress(OSError), open(f"/proc/{worker}/cmdline") as file:
+    with contextlib.suppress(OSError), open(f"/proc/{worker}/cmdline", errors="replace") as file:
         title = file.read()
         return bool(title) and "shutting down" not in title
     return False

@@ -8,6 +8,9 @@ import time
 
 import pytest
 import wsgi_host
+import wsgi_managers
+import wsgi_step
+from container import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +113,38 @@ def test_a_damaged_record_is_set_aside_by_the_one_that_takes_its_place(tmp_path)
 def test_a_record_that_is_not_there_is_none(tmp_path):
     assert wsgi_host.read_json(str(tmp_path / "record.json"), {"key": str}) is None
     assert wsgi_host.told_damage() == []
+
+
+@pytest.fixture
+def odd_process(tmp_path):
+    """A process and a socket, both with names that are no UTF-8, as any user of the machine may have them."""
+    code = """
+import ctypes, os, socket, sys, time
+ctypes.CDLL(None).prctl(15, b"\\xff\\xfe) R 1")
+os.chdir(sys.argv[1])
+sock = socket.socket(socket.AF_UNIX)
+sock.bind(b"\\xff\\xfe.sock")
+sock.listen()
+print("ready", flush=True)
+time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def test_a_process_may_have_any_name_and_its_socket_any_path(odd_process):
+    assert any("\udcff\udcfe.sock" in path for path, _ in wsgi_host.unix_sockets())
+    assert odd_process in wsgi_host.pids()
+    assert wsgi_managers.started(odd_process)
+    assert odd_process in wsgi_managers.processes(os.getpid())
+    assert not wsgi_step._between_programs(odd_process)
+
+
+def test_spawn_bears_a_process_of_any_name_and_a_socket_of_any_path(odd_process):
+    path = str(ROOT / "wsgi/common")
+    code = "from wsgi_process import unix_sockets; print(any('sock' in path for path, _ in unix_sockets()))"
+    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=path, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

@@ -622,6 +622,7 @@ NO_PROCESS = {
     "response_headers": {"X-Shop": "1"},
     "cors": {"origins": ["*"]},
     "access_log": "none",
+    "source_limits": {"size": "1g"},
     "nginx": {"location": "gzip on;"},
     "health": {"path": "/up", "deadline": 1},
     "keep_releases": 9,

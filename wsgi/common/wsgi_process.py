@@ -43,7 +43,8 @@ def unix_connections(path):
 
 
 def _unix_table():
-    with open("/proc/net/unix") as table:
+    # A path may hold any bytes.
+    with open("/proc/net/unix", errors="surrogateescape") as table:
         next(table)
         for line in table:
             fields = line.split(maxsplit=7)

@@ -189,6 +189,6 @@ def _serves(place):
     """Whether a worker of uWSGI's is alive, which its master may not know yet, and has loaded the app."""
     if not place.get("apps") or place.get("status") == "cheap":
         return False
-    with contextlib.suppress(OSError), open(f"/proc/{place['pid']}/stat") as stat:
+    with contextlib.suppress(OSError), open(f"/proc/{place['pid']}/stat", errors="replace") as stat:
         return stat.read().rpartition(")")[2].split()[0] not in "ZX"
     return False
