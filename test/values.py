@@ -5,12 +5,16 @@ Values for pillar, from the schema's rules: what each rule takes, up to its limi
 """
 
 import string
+import sys
 
-import wsgi_schema
-import wsgi_schema_edge as edge
 import yaml
 from container import ROOT
 from hypothesis import strategies as st
+
+sys.path.insert(0, str(ROOT / "_utils"))
+
+import wsgi_schema
+import wsgi_schema_edge as edge
 from wsgi_schema_rules import DOMAIN_LENGTH, NGINX_WORD, TEXT_LENGTH
 
 SERVERS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())

@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from pillars import app
 from unit.conftest import host_of
 
+# Found since `values` was imported.
 import wsgi_generation  # isort: skip
-import wsgi_managers
-import wsgi_nginx
-import wsgi_release
-import wsgi_wanted
+import wsgi_managers  # isort: skip
+import wsgi_nginx  # isort: skip
+import wsgi_release  # isort: skip
+import wsgi_wanted  # isort: skip
 
 FOLDER = "/tmp/values"
 LONG = "ec2-203-0-113-255.eu-central-1.compute.amazonaws.com"
