@@ -462,10 +462,11 @@ def mend(host):
     """
     with _alone(host):
         before = on_disk(host)
-        if not before or loaded(host) or shutil.which("nginx", path=PATH) is None:
+        led = before.get(include_path(host)) == _include(host)
+        if not before or (led and loaded(host)) or shutil.which("nginx", path=PATH) is None:
             return {}, ""
         try:
-            if before.get(include_path(host)) == _include(host):
+            if led:
                 _test(host)
                 return {}, ""
             return shown(before, _apply(host, {}, take=True)), ""
