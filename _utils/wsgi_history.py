@@ -10,6 +10,7 @@ import json
 import os
 import time
 
+import salt.exceptions
 import salt.payload
 import salt.utils.files
 import wsgi_host
@@ -159,14 +160,16 @@ def record_of(name, id):
 
 def by(host):
     """Which run this is: ``function``, ``jid`` and ``user``, as far as Salt tells."""
-    jobs = os.path.join(host.opts.get("cachedir", ""), "proc")
+    if not host.opts.get("cachedir"):
+        return {}
+    jobs = os.path.join(host.opts["cachedir"], "proc")
     for jid in wsgi_host.listdir(jobs):
         try:
             with salt.utils.files.fopen(os.path.join(jobs, jid), "rb") as file:
                 job = salt.payload.load(file)
-        except (OSError, ValueError):  # it ended this moment
+        except (OSError, ValueError, salt.exceptions.SaltException):  # it ended this moment, or was killed
             continue
-        if job.get("pid") == os.getpid():
+        if isinstance(job, dict) and job.get("pid") == os.getpid():
             user = job.get("user") or os.environ.get("SUDO_USER") or "root"
             return {"function": job.get("fun"), "jid": job.get("jid"), "user": user}
     return {}

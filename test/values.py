@@ -277,6 +277,13 @@ OTHER = {
     "rollback_on_failure": st.booleans(),
     "maintenance": some({"page": st.just("salt://x.html"), "retry_after": st.integers(1, 86400)}),
     "keep_releases": st.integers(1, 1000),
+    "source_limits": some(
+        {
+            "size": st.from_regex(r"[1-9][0-9]{0,11}[kKmMgG]?", fullmatch=True) | st.integers(1, 10**12 - 1),
+            "files": st.integers(1, 10_000_000),
+            "depth": st.integers(1, 200),
+        }
+    ),
     "purge": st.booleans(),
 }
 APP = {**OTHER, **EDGE, **PROCESSES}

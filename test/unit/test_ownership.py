@@ -151,18 +151,20 @@ def test_a_file_that_somebody_goes_on_writing_to_is_refused(tree):
 
 def test_folders_in_each_other_are_taken_over_and_removed_however_many_they_are(tree):
     build(tree)
+    before = os.getcwd()
     os.chdir(tree)
     try:
         for _ in range(1500):
             os.mkdir("d")
             os.chown("d", BUILDER, BUILDER)
             os.chdir("d")
-        os.chdir("/")
+        os.chdir(before)
         take(tree)
         assert os.stat(str(tree) + "/d" * 1500).st_uid == 0
         wsgi_host.remove(str(tree))
         assert not tree.exists()
     finally:
+        os.chdir(before)
         # pytest could not.
         subprocess.run(["rm", "-rf", tree], check=True, cwd="/")
 
