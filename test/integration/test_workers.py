@@ -92,9 +92,13 @@ def worn(served):
         meanwhile = {name: pid_of(served, name) for name in APPS}
         served.exec("rm -f /var/lib/wsgi/home/*/gate")
         after = {}
+
+        def replaced(name):
+            after[name] = pid_of(served, name)  # for a moment, both may answer
+            return after[name] not in (None, before[name])
+
         for name in APPS:
-            wait_for(lambda name=name: pid_of(served, name) not in (None, before[name]))
-            after[name] = pid_of(served, name)
+            wait_for(lambda name=name: replaced(name))
     return {
         name: {
             "waited": name in found,
