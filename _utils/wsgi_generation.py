@@ -262,6 +262,7 @@ def _derived_record(host, name, id):
     server = app.get("server")
     return {
         "damaged": True,
+        "layout": LAYOUT if os.path.isdir(f"{run}.own") else None,
         "went_live": id in [wsgi_host.live_id(name), *went_live],
         "server": server if server in host.servers else next(iter(host.servers)),
         "process_manager": known["process_manager"],
