@@ -251,6 +251,8 @@ def test_a_worker_that_accepts_nothing_any_more_is_replaced(spawned):
     each = spawned(1, "--accept-timeout=2")
     old = ask(each.links[0])
     os.kill(old, signal.SIGSTOP)
+    # Until then it may accept one more.
+    eventually(lambda: "\nState:\tT" in Path(f"/proc/{old}/status").read_text())
     with contextlib.closing(connect(each.links[0])):
         eventually(lambda: os.path.realpath(each.links[0]).endswith(".2.sock"), 60)
     assert ask(each.links[0]) != old
