@@ -61,7 +61,8 @@ class Spawned(Alone):
         self._name = os.path.basename(os.environ["WSGI_SPAWN_SOCKET"])
 
     def ask(self):
-        os.kill(self._spawn, signal.SIGUSR1)
+        with contextlib.suppress(ProcessLookupError):  # it has just gone, and this worker is about to
+            os.kill(self._spawn, signal.SIGUSR1)
 
     def relieved(self):
         """Whether nginx finds another worker in the place of this one already."""
