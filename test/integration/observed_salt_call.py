@@ -5,6 +5,7 @@ it loaded, and the text of each template that it compiled, as often as it did.
 """
 
 import json
+import os
 import sys
 
 import jinja2
@@ -22,7 +23,8 @@ def hook(event, arguments):
     if event in STARTS:
         started.append(f"{event} {arguments[1] if len(arguments) > 1 else arguments}")
     elif event == "open":
-        opened.append(str(arguments[0]))
+        path = arguments[0]
+        opened.append(os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else str(path))
 
 
 def observed_compile(self, source, *args, _compile=jinja2.Environment.compile, **kwargs):

@@ -78,7 +78,7 @@ for parent, folders, files in os.walk("."):
                 os.setxattr(path, attribute, acl)
             except OSError:
                 pass
-again = "while :; do echo '# more' >> hello.py; chmod -R 7777 .; mkfifo made/pipe; rm made/pipe; sleep 0.01; done"
+again = "while :; do echo '# more' >> hello.py; chmod -R 7777 .; sleep 0.01; done"
 hide = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
 for wrapped in ([], hide):
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
