@@ -91,6 +91,7 @@ class Guard:
         self.loop = None
         self._left = self.max_requests + random.randint(0, self.max_requests // 10)
         self._retiring = False
+        self._ended = time.monotonic()  # when a request last did
         self._cancelled = 0
         self._beat = None
 
@@ -117,6 +118,7 @@ class Guard:
         """A request has ended; a second time is of no account."""
         if not self.running.pop(id(request), None):
             return
+        self._ended = time.monotonic()
         self._left -= 1
         if self.max_requests and self._left <= 0 and not self._retiring:
             self.retire()
@@ -163,10 +165,11 @@ class Guard:
         faulthandler.dump_traceback_later(slack, exit=True, file=STDERR)
 
     def _look_for_successor(self):
-        if self._successor.relieved():
-            self._successor.leave()  # no request has ended since the last look
-        else:
+        if not self._successor.relieved():
             self._successor.ask()
+        elif not self.running and time.monotonic() >= self._ended + INTERVAL:
+            # Else the end of the next request is the moment: a uWSGI that has just accepted one would drop it.
+            self._successor.leave()
 
     def _look_for_hung(self):
         now = time.monotonic()
@@ -231,7 +234,10 @@ class Guard:
             if now >= deadline:
                 break
             self._expect_python()
-            self._look_for_successor()
+            if self._successor.relieved():
+                self._successor.leave()
+            else:
+                self._successor.ask()
             if self.memory_limit:
                 self._look_at_memory()
             time.sleep(INTERVAL / 20)
