@@ -221,7 +221,9 @@ def command(host, app, generation):
 def _guards(host, app):
     """The settings that the guard keeps for an app's server: a list of names."""
     honours = wsgi_settings.honoured(app, host.servers)
-    return [name for name in wsgi_settings.NEUTRAL_SETTINGS if honours.get(name) == "guard"]
+    # Where no successor comes first, the server's own way to end a worn worker is as good, and safer.
+    own = ("max_requests", "memory_limit") if wsgi_settings.replaces_late(app, host.servers) else ()
+    return [name for name in wsgi_settings.NEUTRAL_SETTINGS if honours.get(name) == "guard" and name not in own]
 
 
 def _filled(word, values):

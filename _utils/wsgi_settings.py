@@ -206,7 +206,10 @@ def honoured(app, servers):
 def replaces_late(app: Mapping, servers: Mapping) -> bool:
     """Return whether a worn worker of an app ends before its successor has loaded the app."""
     late = servers[app["server"]].get("replaces_late", False)
-    return late if isinstance(late, bool) else not app["server_options"].get(app["server"], {}).keys().isdisjoint(late)
+    if isinstance(late, bool):
+        return late
+    own = app["server_options"].get(app["server"], {})
+    return any(name in own for name in late) or ("threads" in late and app["threads"] > 1)
 
 
 def long_options(options):

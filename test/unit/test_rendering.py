@@ -111,13 +111,23 @@ def test_gunicorn_gets_the_neutral_settings_as_its_own(make_conf):
 
 
 def test_uwsgi_gets_the_neutral_settings_as_its_own(make_files):
-    own = {"workers": 3, "threads": 2, "request_timeout": 7, "graceful_timeout": 8}
+    own = {"workers": 3, "request_timeout": 7, "graceful_timeout": 8}
     options = dict(options_of(make_files({**own, "server": "uwsgi"})["uwsgi.ini"]))
     assert (options["module"], options["pythonpath"]) == ("wsgi_application:application", "/etc/wsgi/shop/0123456789")
     assert options["socket"] == "/run/wsgi/shop/0123456789.own/uwsgi.sock"
     # One more is the place of a successor.
-    assert (options["cheaper"], options["processes"], options["threads"]) == ("3", "4", "2")
+    assert (options["cheaper"], options["processes"], options["threads"]) == ("3", "4", "1")
     assert (options["harakiri"], options["worker-reload-mercy"]) == ("7", "8")
+
+
+def test_uwsgi_with_threads_ends_a_worn_worker_itself(make_files):
+    own = {"server": "uwsgi", "workers": 3, "threads": 2, "max_requests": 90, "memory_limit": 200}
+    files = make_files(own)
+    options = dict(options_of(files["uwsgi.ini"]))
+    assert (options["processes"], options["threads"], options["max-requests"]) == ("3", "2", "90")
+    assert (options["reload-on-rss"], options["evil-reload-on-rss"]) == ("200", "400")
+    assert not {"cheaper", "master-fifo"} & {*options}
+    assert "max_requests" not in files["wsgi_application.py"]
 
 
 def test_uwsgis_own_cheaper_is_left_to_pillar(make_files):

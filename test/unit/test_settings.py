@@ -803,10 +803,11 @@ def test_one_worker_cannot_be_worn_where_it_ends_before_its_successor_serves(loa
         assert load({"defaults": defaults, "apps": {"shop": {**own, **mended}}}).problems == []
 
 
-def test_uwsgi_replaces_late_with_a_cheaper_of_pillars(load):
-    own = {**SHOP, "server": "uwsgi", "server_options": {"uwsgi": {"cheaper": 1}}}
-    assert load({"apps": {"shop": own}}).apps["shop"]["max_requests"] == 0
-    assert load({"apps": {"shop": {**own, "server_options": {}}}}).apps["shop"]["max_requests"] == 1000
+def test_uwsgi_replaces_late_with_threads_and_with_a_cheaper_of_pillars(load):
+    own = {**SHOP, "server": "uwsgi"}
+    for late in ({"server_options": {"uwsgi": {"cheaper": 1}}}, {"threads": 2}):
+        assert load({"apps": {"shop": {**own, **late}}}).apps["shop"]["max_requests"] == 0
+    assert load({"apps": {"shop": own}}).apps["shop"]["max_requests"] == 1000
 
 
 def test_a_program_that_counts_requests_itself_replaces_late(load):
