@@ -660,10 +660,8 @@ def kill(births):
     births : dict
         PIDs to what ``started`` said of them.
     """
-    for pid, birth in births.items():
-        if started(pid) == birth:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    for process in births:
+        wsgi_host.kill(process, lambda pid: started(pid) == births[pid])
 
 
 def end(unit, user, patience=10):
