@@ -125,6 +125,17 @@ class Run:
         )
 
 
+def wait_for(condition, seconds=30):
+    """The first true value of a condition, which is asked again and again; None where there is none in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.2)
+    return None
+
+
 class Load:
     """A load on the machine; `report` (see test/load.py) is there once it has ended."""
 

@@ -1,11 +1,11 @@
 """Processes and scheduled commands that belong to a generation: they come up with it, are kept, and go with it."""
 
 import re
-import time
 from functools import partial
 
 import pytest
 from container import CommandFailed
+from harness import wait_for
 from pillars import app
 
 MANAGERS = {"supervisor": "gunicorn", "systemd": "gunicorn", "circus": "gunicorn", "emperor": "uwsgi"}
@@ -98,16 +98,6 @@ def whole(machine, name):
 
 def has_told_more(machine, name, ended):
     return len(events(machine, name, "job", "ends")) > ended
-
-
-def wait_for(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.2)
-    return None
 
 
 def traces(machine, name):

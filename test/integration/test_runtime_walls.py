@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+from harness import wait_for
 from pillars import app
 
 # One server of each kind, by its app's name.
@@ -85,18 +86,8 @@ def generation(machine, name):
     return machine.exec(f"basename $(readlink /var/lib/wsgi/live/{name})").stdout.strip()
 
 
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.2)
-    return None
-
-
 def serves(machine, name):
-    return wait_for(lambda: answer(machine, name).status == 200)
+    return wait_for(lambda: answer(machine, name).status == 200, 60)
 
 
 def processes_of(machine, user):
@@ -198,10 +189,10 @@ def test_a_server_that_its_process_manager_lost_gives_way_to_the_next(served):
         served.exec("systemctl kill --signal=KILL --kill-who=main supervisor")
         assert answer(served, name).status == 200
         served.exec("systemctl restart supervisor")
-        assert wait_for(lambda: served.exec(["test", "-e", f"/proc/{before}"], check=False).rc)
+        assert wait_for(lambda: served.exec(["test", "-e", f"/proc/{before}"], check=False).rc, 60)
     assert load.report["lost"] == 0, load.report
     # Its master and both workers.
-    assert wait_for(lambda: len(processes_of(served, f"wsgi-{name}")) == 3), processes_of(served, f"wsgi-{name}")
+    assert wait_for(lambda: len(processes_of(served, f"wsgi-{name}")) == 3, 60), processes_of(served, f"wsgi-{name}")
     assert served.apply().changed == set()
 
 

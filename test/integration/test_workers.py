@@ -6,6 +6,7 @@ import json
 import time
 
 import pytest
+from harness import wait_for
 from pillars import app
 
 GUNICORN = ["{environment}/bin/gunicorn", "--bind=unix:{socket}", "--workers=1", "gated:application"]
@@ -57,15 +58,6 @@ def pid_of(machine, name, path="/"):
     return None
 
 
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
-
-
 def waiting(machine):
     """The apps of which a process waits at the gate."""
     return set(machine.exec("cd /var/lib/wsgi/home; ls -d */waits | cut -d/ -f1", check=False).stdout.split())
@@ -86,7 +78,7 @@ def worn(served):
             for name in APPS
         }
         hang_up(served, "command")
-        wait_for(lambda: waiting(served) >= set(APPS))
+        wait_for(lambda: waiting(served) >= set(APPS), 60)
         found = waiting(served)
         time.sleep(2)
         meanwhile = {name: pid_of(served, name) for name in APPS}
@@ -98,7 +90,7 @@ def worn(served):
             return after[name] not in (None, before[name])
 
         for name in APPS:
-            wait_for(lambda name=name: replaced(name))
+            wait_for(lambda name=name: replaced(name), 60)
     return {
         name: {
             "waited": name in found,
@@ -124,7 +116,7 @@ def test_the_only_worker_serves_until_its_successor_has_loaded_the_app(worn, nam
 def test_no_worker_too_many_stays(served, worn, name):
     """gunicorn's and uWSGI's master and one worker each, as before."""
     count = f"pgrep -c -u wsgi-{name} || true"
-    assert wait_for(lambda: int(served.exec(count).stdout) == 2), served.exec(f"ps -fu wsgi-{name}").stdout
+    assert wait_for(lambda: int(served.exec(count).stdout) == 2, 60), served.exec(f"ps -fu wsgi-{name}").stdout
 
 
 def test_a_successor_that_cannot_load_the_app_ends_nobody(served, worn):
@@ -132,7 +124,7 @@ def test_a_successor_that_cannot_load_the_app_ends_nobody(served, worn):
     home = "/var/lib/wsgi/home/gunicorn"
     served.exec(f"rm {home}/loaded {home}/waits; mkdir {home}/loaded; chmod 000 {home}/loaded; ls -la {home}")
     with served.load(clients=1, host="gunicorn.example.com", pause=0.05, mode="close-get") as load:
-        assert wait_for(lambda: waiting(served) >= {"gunicorn"})
+        assert wait_for(lambda: waiting(served) >= {"gunicorn"}, 60)
         time.sleep(3)
         assert pid_of(served, "gunicorn")
         served.exec(f"rmdir {home}/loaded")
@@ -149,7 +141,7 @@ def test_a_child_that_multiprocessing_spawns_does_not_serve(served, worn, name):
 @pytest.mark.parametrize("name", SPAWNED)
 def test_a_worker_that_lost_its_socket_is_replaced(served, worn, name):
     old = pid_of(served, name, "/steal")
-    assert wait_for(lambda: pid_of(served, name) not in (None, old))
+    assert wait_for(lambda: pid_of(served, name) not in (None, old), 60)
 
 
 def test_a_hangup_of_spawn_loses_nothing(served, worn):
@@ -158,5 +150,5 @@ def test_a_hangup_of_spawn_loses_nothing(served, worn):
         for _ in range(3):
             hang_up(served, "waitress")
             time.sleep(1)
-        assert wait_for(lambda: pid_of(served, "waitress") not in (None, before))
+        assert wait_for(lambda: pid_of(served, "waitress") not in (None, before), 60)
     assert load.report["lost"] == 0, json.dumps(load.report, indent=1)

@@ -1,5 +1,7 @@
 """The formula's Python without a machine: a host made of the checkout's own files."""
 
+import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -44,3 +46,19 @@ def make_host():
 def load(make_host):
     """load(wsgi) is the Settings that this pillar comes to, on Debian."""
     return lambda wsgi: make_host(wsgi).settings
+
+
+@pytest.fixture
+def load_program(monkeypatch):
+    """load_program(name) is a copy of wsgi/common/<name>.py of its own; what it would kill stands in its `killed`."""
+
+    def loaded(name):
+        spec = importlib.util.spec_from_file_location(name, ROOT / f"wsgi/common/{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.killed = []
+        monkeypatch.setattr(os, "kill", lambda pid, number: module.killed.append((pid, number)))
+        monkeypatch.delenv("WSGI_SPAWN_LINK", raising=False)
+        return module
+
+    return loaded

@@ -1,6 +1,5 @@
 """The guard that each worker's app is under, on the Python of the tests."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -16,16 +15,10 @@ COMMON = Path(__file__).resolve().parents[2] / "wsgi/common"
 
 
 @pytest.fixture
-def guard_module(monkeypatch):
+def guard_module(monkeypatch, load_program):
     """A copy of the module of its own; what it would kill stands in its `killed`."""
     monkeypatch.syspath_prepend(COMMON)
-    spec = importlib.util.spec_from_file_location("wsgi_guard", COMMON / "wsgi_guard.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.killed = []
-    monkeypatch.setattr(os, "kill", lambda pid, number: module.killed.append((pid, number)))
-    monkeypatch.delenv("WSGI_SPAWN_LINK", raising=False)
-    return module
+    return load_program("wsgi_guard")
 
 
 def call(application, **environ):

@@ -1,6 +1,5 @@
 """How a worn worker has its successor started first, under gunicorn and uWSGI."""
 
-import importlib.util
 import os
 import signal
 import types
@@ -12,15 +11,9 @@ PROGRAM = Path(__file__).resolve().parents[2] / "wsgi/common/wsgi_successor.py"
 
 
 @pytest.fixture
-def successor(monkeypatch):
+def successor(load_program):
     """A copy of the module of its own; what it would kill stands in its `killed`."""
-    spec = importlib.util.spec_from_file_location("wsgi_successor", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.killed = []
-    monkeypatch.setattr(os, "kill", lambda pid, number: module.killed.append((pid, number)))
-    monkeypatch.delenv("WSGI_SPAWN_LINK", raising=False)
-    return module
+    return load_program("wsgi_successor")
 
 
 class Master:
