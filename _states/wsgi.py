@@ -235,7 +235,7 @@ def _site(host, name, unserved):
 
 
 def _unserved(host, name):
-    """What nginx is to serve of an app and can't yet, as pillar has just named it: a list of paths."""
+    """Return the paths that nginx is to serve of an app, and that are not prepared for it yet."""
     app = host.settings.apps[name]
     found = [f"{LIB}/home/{name}"] if wsgi_static.home_differs(host, name, app) else []
     live = wsgi_static.of_release(app) and wsgi_generation.live(host, name)

@@ -120,7 +120,7 @@ def rollback(host, name, to=None, pin=False):
         id = wsgi_generation.wanted_id(host, app, release)
 
         def override(new):
-            # What had been deployed is what one goes back from.
+            # A rollback leaves a deploy, so the deploy's override ends with it.
             return {"pinned": new} if pin else {}
 
         done = wsgi_generation.change(host, name, app, release, id, back_to=target, override=override)

@@ -79,11 +79,11 @@ class Environment:
         return self.whole() and wsgi_host.group(f"{self.path}/{COMPLETE}") == gid
 
     def whole(self):
-        """Whether it was finished, for whichever group, and is root's. No other user could have said so."""
+        """Return whether the environment was finished and its folder is still root's alone to write to; any group will do."""
         return wsgi_ownership.is_roots(self.path) and self.finished()
 
     def finished(self):
-        """Whether it was finished once, whatever became of it."""
+        """Return whether the environment was finished once; it may be damaged by now."""
         try:
             return os.lstat(f"{self.path}/{COMPLETE}").st_uid == 0
         except (FileNotFoundError, NotADirectoryError):
@@ -488,7 +488,7 @@ class Uv:
         return [self.program, "venv", "--quiet", "--python", python, path]
 
     def install(self, path):
-        # What is root's is to have no other name in the cache, which is the build user's.
+        # A hard link into the cache would be a second name, in a folder of the build user's, for a file of root's.
         return [
             *(self.program, "pip", "install", "--quiet", "--python", path),
             *("--link-mode", "copy", "--compile-bytecode", *self.no_index),

@@ -339,7 +339,7 @@ def wear(host, generation):
 
 
 def _leads_to(shown, bound):
-    """Whether what nginx finds is the socket that a server has in its own folder, where that is still there."""
+    """Return whether nginx's link is the socket in the server's own folder, or that socket's file is gone."""
     for _ in range(2):
         with contextlib.suppress(FileNotFoundError):
             found = os.lstat(shown)
@@ -417,7 +417,7 @@ def change(host, name, app, release, id, back_to=None, override=None):
             with contextlib.suppress(OSError):  # the disk may be full, and that is what the error says
                 wsgi_history.add(host, name, "failed", **facts, to=back_to, error=error)
             raise
-        # From here on nothing fails the change any more: it is told.
+        # The new generation is live: from here on a failure is reported, and does not fail the change.
         new = done.generation
         change_id = new.record["going_live"]["entry"]["change"]
         host.__dict__.pop("listening", None)

@@ -36,7 +36,7 @@ CONNECT_TIMEOUT = 15  # seconds, for ssh to be greeted
 SCP = re.compile(r"(?P<host>(\w[\w.-]*@)?\w[\w.-]*):(?!//)[^\s:]+")
 # Where git looks for a repository of that path, in its order.
 PLACES = ("/.git", "", ".git/.git", ".git")
-# Who may read what anybody may.
+# A user who can read only what everybody can.
 NOBODY = 65534
 # What git and OpenSSH say, the app's key that mends it, and how.
 REASONS = (
@@ -113,7 +113,7 @@ class Repository:
         self._lock = f"git.{wsgi_host.digest(self.url)}"
         self.mirror = f"{LIB}/git/{wsgi_host.digest(self.url)}"
         self._answers = {}
-        # Of a submodule on this machine: the UID and GID that read it.
+        # The UID and GID that read this repository if it is a submodule on this machine; else None.
         self._submodule_reader = None
 
     def find(self, revision):
@@ -204,7 +204,7 @@ class Repository:
             return counted.result()
 
     def _located(self, commit, submodules):
-        """What ``.gitmodules`` says of submodules, a list of paths, commits and URLs."""
+        """Return the submodules that ``.gitmodules`` names, a list of paths, commits and URLs."""
         if not submodules.pop(".gitmodules", None):
             return []
         said = {}
@@ -318,7 +318,7 @@ class Repository:
         if not reader:
             return []
         uid, gid, groups = reader
-        # Of root's environment nothing: the user could read it.
+        # Root's environment is left out, because the user could read it.
         words = ["env", "--ignore-environment", f"PATH={PATH}", f"HOME={self._home}", "LANG=C.UTF-8"]
         kept = [f'{name}="${name}"' for name in ("GIT_PROTOCOL", wsgi_step.MARK)]
         drop = ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--init-groups" if groups else "--clear-groups"]
@@ -444,7 +444,7 @@ def beside(url, other):
     while other.startswith(("./", "../")):
         step, _, other = other.partition("/")
         if step == "..":
-            # Of git@example.com:shop.git nothing is above but the host.
+            # Above git@example.com:shop.git there is only the host.
             url = re.sub(r"(/|(?<=:))[^/:]*$", "", url)
     return f"{url}{'' if url.endswith(':') else '/'}{other}".rstrip("/")
 

@@ -81,7 +81,7 @@ class Release:
         return self.finished() and wsgi_ownership.is_roots(self.code) and self.environment.whole()
 
     def finished(self):
-        """Whether it was finished once, whatever became of it."""
+        """Return whether the release was finished once; it may be damaged by now."""
         return os.path.lexists(self._record)
 
     def build(self, gid):
