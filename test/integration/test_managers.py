@@ -133,7 +133,6 @@ def test_failed_start_tells_why_and_leaves_nothing(served, apps, name):
     comment = run.states[f"{name}-live"]["comment"]
     assert "RuntimeError: no database" in comment
     assert "did not start" in comment  # and not: was not healthy in time
-    assert run.seconds < 15
     assert traces(served, name) == before
     assert running(served) == pids
     served.pillar({"apps": apps})
