@@ -122,6 +122,7 @@ def rotated(fleet):
             "last": outcomes.of(site),
             "all": fleet.machine.exec(f"cd /var/log/wsgi/{site.name}; zcat -f *.log*").stdout,
             "now": fleet.machine.exec(f"cd /var/log/wsgi/{site.name}; cat *.log; ls -l").stdout,
+            "owners": fleet.machine.exec(f"stat -c %U /var/log/wsgi/{site.name}/*.log").stdout.split(),
         }
 
     return fleet.each(logs)
@@ -134,6 +135,7 @@ def test_logs_rotate_with_no_line_lost(rotated, site, way):
     lost = [number for number in range(logs["last"] + 1) if logs["all"].count(f"{way} line{number:04}") != 1]
     assert lost == [], logs["now"][-3000:]
     assert ".log.2.gz" in logs["now"]
+    assert set(logs["owners"]) == {site.user}
     # And the server has moved on to the new file.
     assert f"{way} line{logs['last']:04}" in logs["now"]
 
