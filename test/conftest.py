@@ -39,8 +39,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    order = {file: place for place, file in enumerate(config.getini("longest"))}
-    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+    longest = config.getini("longest")
+    items.sort(key=lambda item: [item.nodeid.startswith(each) for each in longest], reverse=True)
 
 
 SECONDS = collections.Counter()
