@@ -51,7 +51,8 @@ def pytest_runtest_logreport(report):
 
 
 def pytest_terminal_summary(terminalreporter):
-    terminalreporter.section("slowest files")
+    if SECONDS:
+        terminalreporter.section("slowest files")
     for file, seconds in SECONDS.most_common(10):
         terminalreporter.write_line(f"{seconds:7.1f} s  {file}")
 
