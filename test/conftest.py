@@ -12,7 +12,8 @@ import uuid
 
 import harness
 import pytest
-from container import docker
+from daemon import client
+from docker.errors import DockerException
 
 pytest_plugins = ["contract.results"]
 SESSION = f"wsgi-formula.session={uuid.uuid4().hex}"
@@ -25,11 +26,15 @@ def pytest_addoption(parser):
 
 def pytest_unconfigure(config):
     """Also after Ctrl-C, and for a machine whose boot was interrupted."""
-    machines = docker("ps", "--all", "--quiet", f"--filter=label={SESSION}", check=False).stdout.split()
+    try:
+        machines = client().containers.list(all=True, filters={"label": SESSION})
+    except DockerException:  # it does not answer, and no test has had a machine
+        return
     if machines and config.getoption("keep"):
-        print("Left running:", *machines)
-    elif machines:
-        docker("rm", "--force", "--volumes", *machines)
+        print("Left running:", *(machine.short_id for machine in machines))
+    else:
+        for machine in machines:
+            machine.remove(force=True, v=True)
 
 
 @pytest.fixture(scope="session")
