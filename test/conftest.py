@@ -1,12 +1,15 @@
-"""Fixtures: machines, and the converged machine of each suite in kitchen.yml.
+"""Tiers of tests, and fixtures: machines, and the converged machine of each suite in kitchen.yml.
 
-pytest test                                            boots what the tests need
-pytest test --keep                                     leaves the machines for a look, and says their names
-pytest test --platform debian-13                       on another platform
-pytest test --hosts=docker://root@ID                   in kitchen's verifier: only the tests of that
-                                                       suite, on the machine that kitchen converged
+pytest                                          the files and tests that pytest.ini names as `quick`
+pytest --all, pytest --matrix                   all tests; --matrix on every platform with every Salt
+pytest test/unit/test_x.py, pytest -k word      what these choose among all tests
+pytest --keep                                   leaves the machines for a look, and says their names
+pytest --platform debian-13                     on another platform
+pytest --hosts=docker://root@ID                 in kitchen's verifier: only the tests of that suite, on the
+                                                machine that kitchen converged
 """
 
+import collections
 import os
 import uuid
 
@@ -22,6 +25,35 @@ SESSION = f"wsgi-formula.session={uuid.uuid4().hex}"
 def pytest_addoption(parser):
     parser.addoption("--keep", action="store_true", help="leave the containers when the tests are done")
     parser.addoption("--platform", default="debian-12", help="a platform of kitchen.yml (default: %(default)s)")
+    parser.addoption("--all", action="store_true", help="all tests, with some of the platforms' and Salts' matrix")
+    parser.addoption("--matrix", action="store_true", help="all tests, with all of the platforms' and Salts' matrix")
+    parser.addini("quick", "the tests that run where nothing chooses others", type="linelist", default=[])
+    parser.addini("longest", "the files that take longest, which begin first", type="linelist", default=[])
+
+
+def pytest_configure(config):
+    option = config.option
+    chosen = option.all or option.matrix or option.hosts or option.keyword or option.markexpr or option.lf
+    if not chosen and config.args_source is config.ArgsSource.TESTPATHS:  # and no path does
+        config.args = config.getini("quick")
+
+
+def pytest_collection_modifyitems(config, items):
+    order = {file: place for place, file in enumerate(config.getini("longest"))}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+
+
+SECONDS = collections.Counter()
+
+
+def pytest_runtest_logreport(report):
+    SECONDS[report.nodeid.partition("::")[0]] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.section("slowest files")
+    for file, seconds in SECONDS.most_common(10):
+        terminalreporter.write_line(f"{seconds:7.1f} s  {file}")
 
 
 def pytest_unconfigure(config):

@@ -36,9 +36,9 @@ NEUTRAL = ("workers", "threads", "request_timeout", "max_requests", "memory_limi
 AGENT = "/srv/formula/test/contract/agent.py"
 
 
-def servers(manager, interface="wsgi"):
+def servers(manager):
     """The rows of the test matrix that a process manager can hold."""
-    return [name for name in MATRIX if manager in holders(name) and interface in row(name).get("interfaces", ["wsgi"])]
+    return [name for name in MATRIX if manager in holders(name)]
 
 
 def managers():
@@ -54,6 +54,16 @@ def pairs():
 def holders(name):
     """The process managers that can hold a server here."""
     return [manager for manager in row(name)["process_managers"] if manager not in ELSEWHERE]
+
+
+def once():
+    """Every server to one process manager, each of which occurs."""
+    return {name: holders(name)[number % len(holders(name))] for number, name in enumerate(MATRIX)}
+
+
+def rest_of(manager):
+    """The servers that a process manager can hold, to that one, where `once` names another one."""
+    return {name: manager for name in servers(manager) if once()[name] != manager}
 
 
 def row(name):
@@ -202,6 +212,22 @@ class Site:
         found = self.fleet.agent.do("processes", user=self.user).result()
         return {int(pid): mib for pid, mib in found.items()}
 
+    def logs(self):
+        """What stands in all of its logs."""
+        return self.fleet.machine.exec(f"cat /var/log/wsgi/{self.name}/*.log").stdout
+
+    def streams(self):
+        """Whether the client has each part of an answer before the app makes the next. What does not stream never
+        does; on a busy machine what does may be late now and then."""
+
+        def streamed():
+            answer = self.ask("/?do=stream&count=4&pause=0.25")
+            made = [float(time) for time in answer.body.split()]
+            assert len(made) == 4
+            return answer.arrivals[0] < made[1] and answer.arrivals[-2] < made[-1]
+
+        return wait_for(streamed, 20)
+
     def generations(self):
         return self.fleet.agent.do("folders", path=f"/etc/wsgi/{self.name}").result()
 
@@ -223,25 +249,21 @@ class Site:
 
 
 class Fleet:
-    """One app for each server that a process manager can hold."""
+    """One app for each of some servers; `managers` says which process manager holds it."""
 
-    def __init__(self, machine, manager, interface="wsgi"):
+    def __init__(self, machine, managers, interface="wsgi"):
         self.machine = machine
         self.agent = Agent(machine)
         self.interface = interface
-        self.of(manager)
-
-    def of(self, manager):
-        """From now on, another process manager holds them."""
-        self.manager = manager
-        self.sites = {name: Site(self, name) for name in servers(manager, self.interface)}
+        self.managers = managers
+        self.sites = {name: Site(self, name) for name in managers}
 
     def apply(self, mount="/", **settings):
         """Gives each app its mount, and those of the settings that its server can keep. Never raises:
         one server that fails is no reason not to ask the others."""
         self.settings = settings
         self.apps = {
-            name: pillar_of(name, self.manager, self.interface, mount=mount, **honoured(name, **settings))
+            name: pillar_of(name, self.managers[name], self.interface, mount=mount, **honoured(name, **settings))
             for name in self.sites
         }
         self.machine.pillar({"apps": self.apps})

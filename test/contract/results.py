@@ -36,13 +36,15 @@ COLUMNS = {
     "memory_limit": "a worker that leaks is replaced with nothing lost",
     "max_requests": "workers are replaced under load with nothing lost",
     "mount": "the app finds the path that it is under in SCRIPT_NAME, and the rest in PATH_INFO",
-    "switch": "changes from it and to it, every other server at the other end, with nothing lost under load",
+    "switch": "changes from it and to it, each with another server at the other end, with nothing lost under load",
     "ZeroMQ": "an app that no fork and no thread may touch, 400 questions of 8 clients to 4 workers",
     "ASGI": "an ASGI app: scope, lifespan, bodies, streaming, exceptions, logs, a change under load",
     "WebSockets": "pass both ways",
 }
-# Not asked of every row: not each server has these, and the tour is one of servers, not of where they come from.
-OPTIONAL = ("ASGI", "WebSockets", "switch")
+# Asked of each pair; the process manager has no part in the others, which are asked of each server once.
+OF_PAIRS = {"serves", "exception", "logs", "workers", "killed", "reboot", "graceful stop"}
+# Not asked of every server: not each one has these, and the tour is one of servers, not of where they come from.
+OPTIONAL = {"ASGI", "WebSockets", "switch"}
 WORST_LAST = ("✓", "refused", "✗")
 
 
@@ -91,11 +93,13 @@ class Results:
 
     def whole(self):
         """Whether each pair that is claimed was asked everything."""
-        from contract.fleet import pairs
+        from contract.fleet import once, pairs
 
-        asked = set(COLUMNS) - set(OPTIONAL)
+        def asked(pair):
+            return set(COLUMNS) - OPTIONAL if pair in once().items() else OF_PAIRS
+
         seen = set().union(*self.cells.values())
-        return seen >= {"ASGI", "switch"} and all(asked <= set(self.cells.get(pair, ())) for pair in pairs())
+        return seen >= {"ASGI", "switch"} and all(asked(pair) <= set(self.cells.get(pair, ())) for pair in pairs())
 
     def table(self):
         from contract.fleet import pairs
@@ -103,9 +107,9 @@ class Results:
         rows = [["server", "process manager", *COLUMNS]]
         rows.append(["---"] * len(rows[0]))
         for pair in filter(self.cells.__contains__, pairs()):
-            rows.append(
-                [*pair, *(self.cells[pair].get(column, "–" if column in OPTIONAL else "") for column in COLUMNS)]
-            )
+            rows.append([*pair, *(self.cells[pair].get(column, "–") for column in COLUMNS)])
         table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
         words = "".join(f"- *{column}*: {meaning}\n" for column, meaning in COLUMNS.items())
-        return f"{table}\nSeen on {PLATFORM}. *refused*: `wsgi.validate` says so; –: not asked of it.\n\n{words}"
+        refused = "*refused*: `wsgi.validate` says so"
+        once = "–: not asked of it, as what the process manager has no part in, which each server is asked once"
+        return f"{table}\nSeen on {PLATFORM}. {refused}; {once}.\n\n{words}"
