@@ -21,6 +21,7 @@ import uuid
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import testinfra
 import yaml
@@ -148,14 +149,15 @@ class Load:
 class Machine(Container):
     """A Debian machine under systemd with Salt and the formula, in a container of its own.
 
-    The checkout is read-only at /srv/formula; its test/ is served too, so that salt://apps/x is
-    test/apps/x. Every method raises CommandFailed, an AssertionError, when what it asks for can't be had.
+    The checkout, or the tests' copy of it, is read-only at /srv/formula; its test/ is served too, so that
+    salt://apps/x is test/apps/x. Every method raises CommandFailed, an AssertionError, when what it asks for can't be had.
     """
 
     # Where Salt's configuration and the pillar are; kitchen-salt keeps both below /tmp/kitchen.
     config_dir = "/etc/salt"
-    checkout = ROOT
     pillar_path = "/srv/pillar/wsgi.sls"
+    checkout = ROOT
+    used: ClassVar = set()  # the machines on which a command has been run since a test last cleared this
 
     @classmethod
     def boot(cls, platform="debian-12", provisioned=True, labels=(), volumes=(), **options):
@@ -208,6 +210,7 @@ class Machine(Container):
 
     def spawn(self, command, stdin=False):
         """Starts a command that runs beside the test, and returns its Process; see daemon.py."""
+        self.used.add(self)
         return Process(self.name, words(command), stdin)
 
     def pillar(self, wsgi):
@@ -301,7 +304,17 @@ class Machine(Container):
         """Return the last lines that PID 1 has written."""
         return client().api.logs(self.name, tail=20).decode()
 
+    def logs_since(self, began):
+        """Return the ends of the logs, apps' and nginx's errors, that have been written to since a time.time()."""
+        ends = (
+            "find /var/log/wsgi /var/log/nginx '(' -path '/var/log/wsgi/*.log' -o -name '*error.log' ')'"
+            f" -size +0 -newermt @{began} -printf '%T@ %p\\n' | sort -rn | head -n 8 | cut -d ' ' -f 2"
+            " | xargs -r tail -v -n 40 | cut -c -500"
+        )
+        return self.exec(["timeout", "10", "sh", "-c", ends], check=False).stdout
+
     def destroy(self):
+        self.used.discard(self)
         client().api.remove_container(self.name, force=True, v=True)
 
     remove = destroy
