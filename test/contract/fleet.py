@@ -66,6 +66,21 @@ def rest_of(manager):
     return {name: manager for name in servers(manager) if once()[name] != manager}
 
 
+def chosen(request):
+    """The parameters of each of the file's tests that this run has, which -k may have made few."""
+    return [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+
+
+def chosen_servers(request, managers):
+    """Those of a file's servers, to process managers, that this run asks anything of."""
+    names = {params.get("server") for params in chosen(request)}
+    return {name: manager for name, manager in managers.items() if name in names} or managers
+
+
 def row(name):
     return ROWS[VARIANTS.get(name, {}).get("server", name)]
 
