@@ -44,12 +44,15 @@ def pytest_configure(config):
     if hasattr(config, "workerinput"):
         harness.Machine.checkout = Path(config.workerinput["checkout"])
     else:
-        harness.Machine.checkout = copy_of_the_checkout()
+        folder = tempfile.mkdtemp(prefix="wsgi-formula-")
+        if not option.keep:
+            config.add_cleanup(lambda: shutil.rmtree(folder))  # after pytest_unconfigure
+        harness.Machine.checkout = copy_of_the_checkout(folder)
 
 
-def copy_of_the_checkout():
+def copy_of_the_checkout(folder):
     """Return a copy of the checkout, which all machines of this run get: an edit changes nothing while they run."""
-    copy = Path(tempfile.mkdtemp(prefix="wsgi-formula-")) / "checkout"
+    copy = Path(folder) / "checkout"
     ignored = (ROOT / ".gitignore").read_text().replace("/", "").split()
     shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", *ignored))
     return copy
@@ -104,15 +107,12 @@ def pytest_unconfigure(config):
     try:
         machines = client().containers.list(all=True, filters={"label": SESSION})
     except DockerException:  # it does not answer, and no test has had a machine
-        machines = []
-    keep = config.getoption("keep")
-    if machines and keep:
+        return
+    if machines and config.getoption("keep"):
         print("Left running:", *(machine.short_id for machine in machines))
     else:
         for machine in machines:
             machine.remove(force=True, v=True)
-    if not keep and not hasattr(config, "workerinput"):
-        shutil.rmtree(harness.Machine.checkout.parent)
 
 
 @pytest.fixture(scope="session")
