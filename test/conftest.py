@@ -64,8 +64,8 @@ def pytest_configure_node(node):
 
 
 def pytest_collection_modifyitems(config, items):
-    order = {file: place for place, file in enumerate(config.getini("longest"))}
-    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+    longest = config.getini("longest")
+    items.sort(key=lambda item: [item.nodeid.startswith(each) for each in longest], reverse=True)
 
 
 SECONDS = collections.Counter()
@@ -76,7 +76,8 @@ def pytest_runtest_logreport(report):
 
 
 def pytest_terminal_summary(terminalreporter):
-    terminalreporter.section("slowest files")
+    if SECONDS:
+        terminalreporter.section("slowest files")
     for file, seconds in SECONDS.most_common(10):
         terminalreporter.write_line(f"{seconds:7.1f} s  {file}")
 

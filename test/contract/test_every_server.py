@@ -1,4 +1,4 @@
-"""Every server keeps the whole contract, each under one process manager, each of which has some."""
+"""Every server keeps the whole contract, each under one process manager, each of which has some; pip installs them."""
 
 # ruff: noqa: I001  process_checks.py says why the tests come in this order
 from fleet import once
@@ -7,3 +7,4 @@ from process_checks import *
 from limit_checks import *
 
 MANAGERS = once()
+INSTALLER = "pip"
