@@ -114,6 +114,7 @@ def pytest_unconfigure(config):
     else:
         for machine in machines:
             machine.remove(force=True, v=True)
+        client().networks.prune(filters={"label": SESSION})
 
 
 @pytest.fixture(scope="session")

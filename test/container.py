@@ -117,10 +117,10 @@ class Container:
         systemd = [f"--{name.replace('_', '-')}={value}" for name, values in SYSTEMD.items() for value in values]
         run = docker("run", "--detach", *systemd, f"--volume={ROOT}:/srv/formula:ro", *options, image)
         container = cls(run.stdout.strip()[:12])
-        container.configure(file_roots)
+        container.set_up(file_roots)
         return container
 
-    def configure(self, file_roots=()):
+    def set_up(self, file_roots=()):
         """Waits for the end of the boot, and writes Salt's configuration; see `start`."""
         self.wait()
         for path, text in salt_files("/etc/salt", "/srv", ["/srv/formula", *file_roots]).items():

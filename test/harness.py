@@ -172,20 +172,24 @@ class Machine(Container):
         return machine
 
     @classmethod
-    def start(cls, image, *, file_roots=(), volumes=(), **options):
-        """Boots `image` with further options of the SDK's and configures Salt in it; see Container.start."""
-        systemd = {name: values for name, values in SYSTEMD.items() if name not in ("volume", "tmpfs", "cgroupns")}
+    def start(cls, image, *, file_roots=(), volumes=(), network=None, aliases=(), **options):
+        """Boots `image` with further options of the SDK's and configures Salt in it; see Container.start.
+        `aliases` are further names of the machine in its network."""
+        if network:
+            endpoint = client().api.create_endpoint_config(aliases=list(aliases))
+            options.update(network=network, networking_config={network: endpoint})
         container = client().containers.run(
             image,
             detach=True,
-            volumes=[*SYSTEMD["volume"], f"{cls.checkout}:/srv/formula:ro", *volumes],
+            cap_add=SYSTEMD["cap_add"],
+            security_opt=SYSTEMD["security_opt"],
             tmpfs=dict.fromkeys(SYSTEMD["tmpfs"], ""),
             cgroupns=SYSTEMD["cgroupns"][0],
-            **systemd,
+            volumes=[*SYSTEMD["volume"], f"{cls.checkout}:/srv/formula:ro", *volumes],
             **options,
         )
         machine = cls(container.short_id)
-        machine.configure(file_roots)
+        machine.set_up(file_roots)
         return machine
 
     @classmethod
