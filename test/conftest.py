@@ -12,11 +12,16 @@ pytest --hosts=docker://root@ID                 in kitchen's verifier: only the 
 import collections
 import os
 import shutil
+import tempfile
+import time
 import uuid
+from pathlib import Path
 
 import harness
 import pytest
-from container import docker
+from container import ROOT
+from daemon import client
+from docker.errors import DockerException
 
 pytest_plugins = ["contract.results"]
 SESSION = f"wsgi-formula.session={uuid.uuid4().hex}"
@@ -36,6 +41,26 @@ def pytest_configure(config):
     chosen = option.all or option.matrix or option.hosts or option.keyword or option.markexpr or option.lf
     if not chosen and config.args_source is config.ArgsSource.TESTPATHS:  # and no path does
         config.args = config.getini("quick")
+    if hasattr(config, "workerinput"):
+        harness.Machine.checkout = Path(config.workerinput["checkout"])
+    else:
+        folder = tempfile.mkdtemp(prefix="wsgi-formula-")
+        if not option.keep:
+            config.add_cleanup(lambda: shutil.rmtree(folder))  # after pytest_unconfigure
+        harness.Machine.checkout = copy_of_the_checkout(folder)
+
+
+def copy_of_the_checkout(folder):
+    """Return a copy of the checkout, which all machines of this run get: an edit changes nothing while they run."""
+    copy = Path(folder) / "checkout"
+    ignored = (ROOT / ".gitignore").read_text().replace("/", "").split()
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", *ignored))
+    return copy
+
+
+@pytest.hookimpl(optionalhook=True)  # of xdist
+def pytest_configure_node(node):
+    node.workerinput["checkout"] = str(harness.Machine.checkout)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -57,15 +82,39 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"{seconds:7.1f} s  {file}")
 
 
+BEGAN = pytest.StashKey[float]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    item.stash[BEGAN] = time.time()
+    harness.Machine.used.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Adds to a failed test's report the logs of the machines that it used, or got from a fixture."""
+    report = yield
+    if report.failed:
+        fixtures = {value for value in item.funcargs.values() if isinstance(value, harness.Machine)}
+        for machine in harness.Machine.used | fixtures:
+            if logs := machine.logs_since(item.stash[BEGAN]):
+                report.sections.append((f"Logs on {machine.name}", logs))
+    return report
+
+
 def pytest_unconfigure(config):
     """Also after Ctrl-C, and for a machine whose boot was interrupted."""
-    if not shutil.which("docker"):  # which unit tests do without
+    try:
+        machines = client().containers.list(all=True, filters={"label": SESSION})
+    except DockerException:  # it does not answer, and no test has had a machine
         return
-    machines = docker("ps", "--all", "--quiet", f"--filter=label={SESSION}", check=False).stdout.split()
     if machines and config.getoption("keep"):
-        print("Left running:", *machines)
-    elif machines:
-        docker("rm", "--force", "--volumes", *machines)
+        print("Left running:", *(machine.short_id for machine in machines))
+    else:
+        for machine in machines:
+            machine.remove(force=True, v=True)
+        client().networks.prune(filters={"label": SESSION})
 
 
 @pytest.fixture(scope="session")

@@ -31,8 +31,8 @@ def machine(machine, request):
 
 @pytest.fixture(scope="module")
 def fleet(machine, request):
-    """The app of each of the file's servers: two processes of one thread, no limits."""
-    fleet = fleets.Fleet(machine, request.module.MANAGERS)
+    """The app of each of the file's servers that is asked anything: two processes of one thread, no limits."""
+    fleet = fleets.Fleet(machine, fleets.chosen_servers(request, request.module.MANAGERS))
     fleet.apply(workers=2, threads=1, request_timeout=30, graceful_timeout=20, max_requests=0)
     yield fleet
     fleet.agent.close()

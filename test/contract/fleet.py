@@ -5,7 +5,6 @@ import functools
 import itertools
 import json
 import re
-import subprocess
 import threading
 import time
 
@@ -67,6 +66,21 @@ def rest_of(manager):
     return {name: manager for name in servers(manager) if once()[name] != manager}
 
 
+def chosen(request):
+    """The parameters of each of the file's tests that this run has, which -k may have made few."""
+    return [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+
+
+def chosen_servers(request, managers):
+    """Those of a file's servers, to process managers, that this run asks anything of."""
+    names = {params.get("server") for params in chosen(request)}
+    return {name: manager for name, manager in managers.items() if name in names} or managers
+
+
 def row(name):
     return ROWS[VARIANTS.get(name, {}).get("server", name)]
 
@@ -113,40 +127,38 @@ class Agent:
         """A Future of what the agent says."""
         future = concurrent.futures.Future()
         with self.lock:
-            if self.process is None or self.process.poll() is not None:
+            if self.process is None:
                 self._start()
             number = next(self.numbers)
             self.waiting[number] = future
-            self.process.stdin.write(json.dumps({"id": number, "do": what, "with": arguments}) + "\n")
-            self.process.stdin.flush()
+            self.process.write(json.dumps({"id": number, "do": what, "with": arguments}) + "\n")
         return future
 
     def _start(self):
         self.numbers, self.waiting = itertools.count(), {}
-        self.process = subprocess.Popen(
-            ["docker", "exec", "-i", self.machine.name, "python3", AGENT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        threading.Thread(target=self._read, args=[self.process, self.waiting], daemon=True).start()
+        self.process = self.machine.spawn(["python3", AGENT], stdin=True)
+        self.reader = threading.Thread(target=self._read, args=[self.process, self.waiting], daemon=True)
+        self.reader.start()
 
-    @staticmethod
-    def _read(process, waiting):
-        for line in process.stdout:
+    def _read(self, process, waiting):
+        for line in process.lines:
             said = json.loads(line)
             future = waiting.pop(said["id"])
             if "error" in said:
                 future.set_exception(ConnectionError(said["error"]))
             else:
                 future.set_result(said["result"])
+        with self.lock:
+            self.process = None
         for future in waiting.values():
             future.set_exception(ConnectionError("the machine went down"))
 
     def close(self):
-        if self.process is not None:
-            self.process.stdin.close()
-            self.process.wait()
+        with self.lock:
+            if self.process is None:
+                return
+            self.process.close_stdin()
+        self.reader.join()
 
 
 class Answer:

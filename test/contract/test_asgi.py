@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from fleet import VARIANTS, Fleet, at_once, once, row, wait_for
+from fleet import VARIANTS, Fleet, at_once, chosen_servers, once, row, wait_for
 
 # What listens on its socket is for VARIANTS to say, and it says WSGI.
 ASGI = {
@@ -24,9 +24,9 @@ SETTINGS = {"workers": 2, "request_timeout": 3, "graceful_timeout": 10}
 
 
 @pytest.fixture(scope="module")
-def found(machine):
+def found(machine, request):
     """Everything is asked of all servers at once: Outcomes."""
-    fleet = Fleet(machine, ASGI, "asgi")
+    fleet = Fleet(machine, chosen_servers(request, ASGI), "asgi")
     fleet.apply(**SETTINGS)
     asked = fleet.each(ask), change(fleet), mount(fleet)
     outcomes = fleet.each(lambda site: {k: v for one in asked for k, v in one.of(site).items()})

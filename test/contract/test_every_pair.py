@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
-from fleet import ROWS, honoured, pairs, pillar_of, row
+from fleet import ROWS, chosen, honoured, pairs, pillar_of, row
 
 
 @dataclass
@@ -68,15 +68,28 @@ def change_to(machine, server, manager):
     return "" if run.ok else str(run)
 
 
+def route(request):
+    """The pairs that the tests of this run lead through: TOUR, or the part of it that -k has chosen."""
+    asked = chosen(request)
+    changes = {(each["before"], each["after"]) for each in asked if "before" in each}
+    about = {(each["server"], each["manager"]) for each in asked if "server" in each}
+    path = []
+    for change in CHANGES:
+        if change in changes or about & set(change):
+            path += change if path[-1:] != [change[0]] else change[1:]
+    return path
+
+
 @pytest.fixture(scope="module")
-def changes(machine):
+def changes(machine, request):
     """The tour, made under load: (before, after) -> Change."""
-    error = change_to(machine, *TOUR[0])
+    path = route(request)
+    error = change_to(machine, *path[0])
     assert not error, error
     made = []
     # The pause leaves some of the processors to the changes.
     with machine.load(clients=8, host="app.example.com", path="/?do=echo", pause=0.04, seconds=3600) as load:
-        for before, after in CHANGES:
+        for before, after in zip(path, path[1:]):
             made.append(Change(before, after, time.time()))
             made[-1].error = change_to(machine, *after)
             made[-1].ended = time.time()
