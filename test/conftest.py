@@ -51,7 +51,7 @@ def pytest_configure(config):
         harness.Machine.checkout = Path(config.workerinput["checkout"])
     else:
         folder = tempfile.mkdtemp(prefix="wsgi-formula-")
-        if not option.keep:
+        if not config.option.keep:
             config.add_cleanup(lambda: shutil.rmtree(folder))  # after pytest_unconfigure
         harness.Machine.checkout = copy_of_the_checkout(folder)
 
