@@ -102,7 +102,7 @@ def test_lists_of_the_pillar_reach_the_server_s_configuration(served):
     for minion in master.minions.values():
         generation = minion.call("wsgi.status", "hello")["hello"]["generation"]
         written = minion.exec(f"cat /etc/wsgi/hello/{generation}/gunicorn.conf.py").stdout
-        assert f"reload_extra_files = {files}" in written
+        assert f"'reload_extra_files': {files}" in written
 
 
 @pytest.fixture(scope="module")
