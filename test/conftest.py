@@ -36,16 +36,22 @@ def pytest_addoption(parser):
     parser.addini("longest", "the files that take longest, which begin first", type="linelist", default=[])
 
 
-def pytest_configure(config):
+def chosen(config):
+    """Return the paths of the tests to run: those that are named, or all where an option chooses, or the quick ones."""
     option = config.option
-    chosen = option.all or option.matrix or option.hosts or option.keyword or option.markexpr or option.lf
-    if not chosen and config.args_source is config.ArgsSource.TESTPATHS:  # and no path does
-        config.args = config.getini("quick")
+    by_option = option.all or option.matrix or option.hosts or option.keyword or option.markexpr or option.lf
+    if by_option or config.args_source is not config.ArgsSource.TESTPATHS:
+        return config.args
+    return config.getini("quick")
+
+
+def pytest_configure(config):
+    config.args = chosen(config)
     if hasattr(config, "workerinput"):
         harness.Machine.checkout = Path(config.workerinput["checkout"])
     else:
         folder = tempfile.mkdtemp(prefix="wsgi-formula-")
-        if not option.keep:
+        if not config.option.keep:
             config.add_cleanup(lambda: shutil.rmtree(folder))  # after pytest_unconfigure
         harness.Machine.checkout = copy_of_the_checkout(folder)
 

@@ -24,6 +24,7 @@ def pytest_generate_tests(metafunc):
 def machine(machine, request):
     """The file's machine, where uv installs the servers, in a fraction of pip's time, or what INSTALLER says."""
     if getattr(request.module, "INSTALLER", "uv") == "uv":
+        machine.call("saltutil.sync_all")
         machine.apply(sls="wsgi.uv")
     return machine
 

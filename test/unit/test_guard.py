@@ -213,6 +213,7 @@ def test_the_requests_beside_a_hung_one_may_finish():
     done = run(
         """
         import signal
+        wsgi_guard.INTERVAL = 0.2
         retires = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: (print("retires", flush=True), retires.set()))
         def slow(environ, start_response):
@@ -223,7 +224,7 @@ def test_the_requests_beside_a_hung_one_may_finish():
         def ask(until):
             application({"REQUEST_METHOD": "GET", "until": until}, None)
         threading.Thread(target=ask, args=[lambda: time.sleep(600)], daemon=True).start()
-        time.sleep(1)
+        time.sleep(1.5)  # half of the time-out
         ask(retires.wait)
         time.sleep(600)
         """

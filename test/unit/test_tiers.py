@@ -18,8 +18,7 @@ def chosen(pytestconfig):
         config = SimpleNamespace(args=["test"], args_source=source, ArgsSource=Config.ArgsSource)
         config.option = SimpleNamespace(**{**CHOICES, **options})
         config.getini = pytestconfig.getini
-        conftest.pytest_configure(config)
-        return config.args
+        return conftest.chosen(config)
 
     return chosen
 
