@@ -15,7 +15,7 @@ openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext su
     -keyout key -out cert 2>/dev/null
 cat key cert > both && cat cert >> /etc/ssl/certs/ca-certificates.crt
 tar -C /srv/formula/wsgi/examples/hello -czf /srv/web/hello.tar.gz .
-systemd-run --quiet python3 /srv/formula/test/integration/source_server.py 8443 /srv/web {TOKEN}: /root/tls/both
+setsid python3 /srv/formula/test/integration/source_server.py 8443 /srv/web {TOKEN}: /root/tls/both >/dev/null 2>&1 &
 for try in $(seq 100); do curl -so /dev/null https://127.0.0.1:8443/ && break; sleep 0.1; done
 """
 EVENTS = "/var/log/salt/events"
@@ -50,7 +50,6 @@ def secrets(master):
         ["wsgi.history", "hello"],
     ):
         master.salt("web1", *function)
-    assert web1.exec(["cat", "/proc/self/status"]).rc == 0
     changed = {**hello, "env": {"PASSWORD": f"{PASSWORD}-changed"}, "server": "uwsgi"}
     broken = {**hello, "env": {"PASSWORD": PASSWORD}, "hooks": {"before_live": ["echo $PASSWORD; exit 1"]}}
     missing = {**hello, "source": f"{archive}.missing#sha256={sha256}"}
