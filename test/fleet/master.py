@@ -101,13 +101,11 @@ class Master(Container):
         self.pillar({})
         self.put("/srv/salt/top.sls", json.dumps({"base": {"*": ["wsgi"]}}))
         self.configure(ROOTS)
+        for minion in self.minions.values():
+            if not minion.exec("test -e /srv/wsgi", check=False).rc:
+                minion.apply(sls="wsgi.clean")
+                minion.forget()
         self.wait_for_minions()
-        served = [id for id, minion in self.minions.items() if not minion.exec("test -e /srv/wsgi", check=False).rc]
-        if served:
-            self.salt("*", "state.apply", "wsgi.clean")
-            for id in served:
-                self.minions[id].forget()
-            self.wait_for_minions()
 
     def configure(self, text):
         """Restarts salt-master with this text as its CONFIGURATION, unless it has it."""
