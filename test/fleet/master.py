@@ -34,17 +34,17 @@ WantedBy=multi-user.target
 """
 FORMULA = "/srv/formulas/wsgi-formula"
 PROGRAM = "/usr/local/lib/counting_master.py"
+ROOTS = json.dumps({"file_roots": {"base": ["/srv/salt", FORMULA]}})
 
 
 class Minion(Machine):
-    """A machine whose Salt asks a master."""
+    """A machine whose Salt asks a master; it is one of the master's once it is configured."""
 
     @classmethod
     def boot(cls, id, platform, **options):
         minion = cls.start(image(platform, True), hostname=id, **options)
         minion.id = id
         minion.exec("rm -r /srv/pillar /srv/salt-top")
-        minion.configure()
         return minion
 
     def configure(self, **settings):
@@ -79,18 +79,27 @@ class Master(Machine):
             master.exec("ln -s /opt/salt/bin/salt* /usr/local/bin/ 2>/dev/null; mkdir -p /etc/salt/master.d /srv/salt")
             master.exec("cp -r /srv/formula/test/apps /srv/salt/")
             master.put(PROGRAM, Path(__file__).with_name("counting_master.py").read_text())
-            own = {"auto_accept": True, "worker_threads": 3, "log_level_logfile": "debug"}
+            own = {
+                "auto_accept": True,
+                "worker_threads": 3,
+                "gather_job_timeout": 5,
+                "log_level_logfile": "debug",
+            }
             master.put("/etc/salt/master", json.dumps(own))
             master.minions = {id: minion.result() for id, minion in booting.items()}
-            master.reset()
+        master.configure(ROOTS)
+        # Not earlier: a minion whose master does not answer waits before it asks again.
+        for minion in master.minions.values():
+            minion.configure()
+        master.reset()
         return master
 
     def reset(self):
-        """Makes it serve this checkout and an empty pillar, and its minions fresh ones without an app."""
+        """Has it serve this checkout and an empty pillar, and makes its minions fresh ones, without an app."""
         self.restore_formula()
         self.pillar({})
         self.put("/srv/salt/top.sls", json.dumps({"base": {"*": ["wsgi"]}}))
-        self.configure(json.dumps({"file_roots": {"base": ["/srv/salt", FORMULA]}}))
+        self.configure(ROOTS)
         for minion in self.minions.values():
             if not minion.exec("test -e /srv/wsgi", check=False).rc:
                 minion.apply(sls="wsgi.clean")
@@ -98,13 +107,11 @@ class Master(Machine):
         self.wait_for_minions()
 
     def configure(self, text):
-        """Restarts salt-master with this text as its own CONFIGURATION, unless it has it."""
-        if text == self.configured:
-            return
-        self.put(self.CONFIGURATION, text)
-        start_service(self, "salt-master", PROGRAM, "mixed")
-        self.configured = text
-        self.wait_for_minions()
+        """Restarts salt-master with this text as its CONFIGURATION, unless it has it."""
+        if text != self.configured:
+            self.put(self.CONFIGURATION, text)
+            start_service(self, "salt-master", PROGRAM, "mixed")
+            self.configured = text
 
     def wait_for_minions(self):
         """Waits until every minion does what the master asks of it."""

