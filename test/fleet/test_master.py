@@ -17,8 +17,9 @@ git config user.name a && git config user.email a@example.com
 for version in v1 v2; do
     cat > shop.py << END
 def application(environ, start_response):
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     start_response("200 OK", [])
-    return [b"$version"]
+    return [body or b"$version"]
 END
     git add shop.py && git commit -qm $version && git tag $version
 done
