@@ -102,6 +102,7 @@ class Master(Machine):
         self.configure(ROOTS)
         for minion in self.minions.values():
             if not minion.exec("test -e /srv/wsgi", check=False).rc:
+                minion.call("saltutil.sync_all")  # with modules of another version wsgi.clean refuses to run
                 minion.apply(sls="wsgi.clean")
                 minion.forget()
         self.wait_for_minions()
