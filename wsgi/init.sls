@@ -1,9 +1,9 @@
 # Serves every app of wsgi:apps, each under the server that pillar names, behind one nginx.
 {#- A fresh minion has no modules of ours yet. Asked for directly, Salt would remember that. #}
 {%- if 'wsgi' not in salt['saltutil.list_extmods']().get('modules', []) %}
-{%- do salt['saltutil.sync_all'](refresh=False) %}
+{%- do salt['saltutil.sync_all'](refresh=False, saltenv=saltenv) %}
 {%- endif %}
-{%- set plan = salt['wsgi.plan']() %}
+{%- set plan = salt['wsgi.plan'](saltenv) %}
 
 wsgi-pillar:
   wsgi.pillar_valid:
