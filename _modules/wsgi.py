@@ -593,7 +593,7 @@ def _host(saltenv=None, partial=False):
         Whether a pillar is good enough of which something does not render.
     """
     if wsgi_run.in_state_run():
-        saltenv = saltenv or __opts__.get("saltenv") or wsgi_run.last_saltenv()
+        saltenv = saltenv or wsgi_run.saltenv_of(__opts__.get("saltenv"))
         return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, saltenv)
     pillar, saltenv = wsgi_run.compile_pillar(__opts__, __grains__, __pillar__, saltenv)
     errors = pillar.get("_errors")

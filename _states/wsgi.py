@@ -516,7 +516,8 @@ def absent(name, purge=False):
 
 
 def _host():
-    return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, __env__)
+    saltenv = __env__ if "wsgi.host" in __context__ else wsgi_run.saltenv_of(__env__)
+    return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, saltenv)
 
 
 def _result(name, result, comment, changes=None):

@@ -24,7 +24,7 @@ def in_state_run() -> bool:
     Salt's loaders have a file client of their own in a state run, and where a pillar is being rendered, which must not
     be compiled for that once more.
     """
-    return __file_client__.value() is not None
+    return bool(__file_client__.value())
 
 
 def remember(opts, saltenv: str) -> None:
@@ -42,9 +42,15 @@ def remember(opts, saltenv: str) -> None:
         wsgi_host.write(RECORD, json.dumps(found), 0o600)
 
 
-def last_saltenv() -> "str | None":
-    """Return the environment that served the formula to the last state run."""
-    return _last().get("saltenv")
+def saltenv_of(saltenv) -> str:
+    """
+    Return the environment that serves the formula in a state run.
+
+    saltenv : str or None
+        The run's. ``base`` says nothing: Salt takes it where it is given none.
+    """
+    saltenv = saltenv or "base"
+    return saltenv if saltenv != "base" else _last().get("saltenv", saltenv)
 
 
 def compile_pillar(opts, grains, pillar, saltenv=None):
