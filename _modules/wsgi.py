@@ -592,6 +592,7 @@ def _host(saltenv=None, partial=False):
     partial : bool
         Whether a pillar is good enough of which something does not render.
     """
+    wsgi_run.check_transport(__opts__)
     if wsgi_run.in_state_run():
         saltenv = saltenv or wsgi_run.saltenv_of(__opts__.get("saltenv"))
         return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, saltenv)

@@ -7,6 +7,7 @@ run, unless it is given one.
 """
 
 import json
+import os
 
 import salt.pillar
 import salt.utils.state
@@ -25,6 +26,20 @@ def in_state_run() -> bool:
     be compiled for that once more.
     """
     return bool(__file_client__.value())
+
+
+def check_transport(opts) -> None:
+    """
+    Refuse to be asked through salt-ssh, which sends a function neither pillar nor the formula's files.
+
+    opts : mapping
+        ``__opts__``, in which it has a root directory of its own.
+    """
+    if os.path.basename(opts.get("root_dir", "")) == "running_data":
+        raise CommandExecutionError(
+            "wsgi does not run through salt-ssh: install salt-minion on the machine and accept its key, or run "
+            "salt-call --local there"
+        )
 
 
 def remember(opts, saltenv: str) -> None:

@@ -1,4 +1,8 @@
 # Serves every app of wsgi:apps, each under the server that pillar names, behind one nginx.
+{%- if '_ssh_version' in opts %}
+include:
+  - wsgi.salt_ssh
+{%- else %}
 {#- A fresh minion has no modules of ours yet. Asked for directly, Salt would remember that. #}
 {%- if 'wsgi' not in salt['saltutil.list_extmods']().get('modules', []) %}
 {%- do salt['saltutil.sync_all'](refresh=False, saltenv=saltenv) %}
@@ -79,4 +83,5 @@ wsgi-certificates:
 wsgi-status-page:
   wsgi.status_page:
     - order: last
+{%- endif %}
 {%- endif %}
