@@ -26,10 +26,10 @@ class Source:
 
 @pytest.fixture
 def compiled(monkeypatch, tmp_path):
-    """compiled(pillar, saltenv=None, record=None, **opts): what compile_pillar returns, and the Sources it made."""
+    """compiled(pillar, saltenv=None, record=None, opts=()): what compile_pillar returns, and the Sources it made."""
     monkeypatch.setattr(wsgi_run, "RECORD", str(tmp_path / "environments.json"))
 
-    def compile_with(pillar, saltenv=None, record=None, **opts):
+    def compile_with(pillar, saltenv=None, record=None, opts=()):
         sources = []
 
         def get_pillar(options, grains, minion_id, saltenv, pillarenv):
@@ -40,7 +40,7 @@ def compiled(monkeypatch, tmp_path):
         monkeypatch.setattr(wsgi_run.salt.pillar, "get_pillar", get_pillar)
         if record:
             (tmp_path / "environments.json").write_text(json.dumps(record))
-        return wsgi_run.compile_pillar({**OPTS, **opts}, {}, {"old": True}, saltenv), sources
+        return wsgi_run.compile_pillar({**OPTS, **dict(opts)}, {}, {"old": True}, saltenv), sources
 
     return compile_with
 
@@ -75,7 +75,7 @@ def test_a_master_that_does_not_answer_is_no_empty_pillar(compiled):
 def test_environments_are_those_of_the_call_then_of_the_last_run_then_of_the_minion(
     compiled, saltenv, kept, opts, served_from, asked
 ):
-    (_, found), (source,) = compiled({}, saltenv, kept, **opts)
+    (_, found), (source,) = compiled({}, saltenv, kept, opts)
     assert (found, source.asked) == (served_from, asked)
 
 
@@ -83,7 +83,7 @@ def test_environments_are_those_of_the_call_then_of_the_last_run_then_of_the_min
 def test_what_salt_call_compiled_at_its_start_is_taken_unless_another_pillarenv_is_asked_for(
     compiled, pillarenv, times
 ):
-    _, sources = compiled({}, None, record("dev", "dev", pillarenv), **{"__cli": "salt-call"})
+    _, sources = compiled({}, None, record("dev", "dev", pillarenv), {"__cli": "salt-call"})
     assert len(sources) == times
 
 
