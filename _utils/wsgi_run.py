@@ -54,7 +54,7 @@ def remember(opts, saltenv: str) -> None:
     found = {"saltenv": saltenv, "options": {name: opts.get(name) for name in ("saltenv", "pillarenv")}}
     if wsgi_host.read_json(RECORD) != found:
         wsgi_host.folder(wsgi_host.LIB, 0o755)
-        wsgi_host.write(RECORD, json.dumps(found), 0o600)
+        wsgi_host.write(RECORD, json.dumps(found), 0o644)
 
 
 def saltenv_of(saltenv) -> str:

@@ -92,7 +92,7 @@ def test_a_run_is_remembered_and_a_run_in_the_same_environments_writes_nothing(c
     monkeypatch.setattr(wsgi_run.wsgi_host, "folder", lambda *_: None)
     monkeypatch.setattr(wsgi_run.wsgi_host, "write", lambda path, text, mode: written.append((text, mode)))
     wsgi_run.remember({**OPTS, "saltenv": "dev"}, "dev")
-    assert written == [(json.dumps(record("dev", "dev")), 0o600)]
+    assert written == [(json.dumps(record("dev", "dev")), 0o644)]
     (tmp_path / "environments.json").write_text(written.pop()[0])
     wsgi_run.remember({**OPTS, "saltenv": "dev"}, "dev")
     assert written == []
