@@ -20,6 +20,7 @@ from functools import cached_property
 import jinja2
 import salt.utils.files
 import salt.utils.yaml
+import wsgi_pillar
 import wsgi_settings
 import wsgi_source_tree
 
@@ -125,7 +126,8 @@ class Host:
     def settings(self):
         """The run's ``wsgi_settings.Settings``."""
         defaults, system = self._yaml("defaults.yaml"), self.grains.get("osfinger", "")
-        return wsgi_settings.load(self.pillar.get("wsgi"), defaults, self.family, self.servers, system)
+        said = wsgi_pillar.plain(self.pillar.get("wsgi"))
+        return wsgi_settings.load(said, defaults, self.family, self.servers, system)
 
     def render(self, template, **values):
         """

@@ -10,6 +10,7 @@ import time
 
 import wsgi_history
 import wsgi_host
+import wsgi_pillar
 import wsgi_release
 import wsgi_schema
 import wsgi_schema_edge
@@ -249,7 +250,7 @@ def looked_up(host, key, value):
     if not isinstance(value, str) or not value.startswith("sdb://"):
         return value
     try:
-        found = host.salt["sdb.get"](value, strict=True)
+        found = wsgi_pillar.plain(host.salt["sdb.get"](value, strict=True))
     except Exception as error:  # whatever the driver of that database raises
         raise Problem(f"{key}: {value} can't be had: {error}") from error
     if type(found) not in (str, int, float):
