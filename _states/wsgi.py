@@ -12,6 +12,7 @@ import os
 import pwd
 import subprocess
 
+import wsgi_diff
 import wsgi_environment
 import wsgi_generation
 import wsgi_history
@@ -535,7 +536,10 @@ def _page(path, source):
     if source is None:
         return __states__["file.absent"](path)
     how = {"user": "root", "group": "root", "mode": "0644", "makedirs": True, "dir_mode": "0755"}
-    return __states__["file.managed"](path, source=source, **how)
+    written = __states__["file.managed"](path, source=source, **how)
+    if "diff" in written["changes"]:
+        written["changes"]["diff"] = wsgi_diff.first_lines(path, written["changes"]["diff"])
+    return written
 
 
 def _still_serving(name):
