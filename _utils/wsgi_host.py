@@ -18,6 +18,7 @@ import subprocess
 from functools import cached_property
 
 import jinja2
+import salt.exceptions
 import salt.utils.files
 import salt.utils.yaml
 import wsgi_pillar
@@ -40,8 +41,8 @@ damaged = {}
 _untold = []
 
 
-class Problem(Exception):
-    """What went wrong, in a sentence for the administrator who reads the state's comment."""
+class Problem(salt.exceptions.CommandExecutionError):
+    """What went wrong, in a sentence for the administrator who reads it: without a traceback, wherever it is raised."""
 
 
 class Host:
@@ -101,8 +102,10 @@ class Host:
         context : dict
             ``__context__``, which Salt shares among all modules of a run.
 
-        Returns a ``Host``.
+        Returns a ``Host``. Raises ``Problem`` as another user than root.
         """
+        if os.geteuid():
+            raise Problem(f"wsgi must run as root, and this is the user with the UID {os.geteuid()}: use sudo")
         host = context.get("wsgi.host")
         if host is None:
             host = context["wsgi.host"] = cls(salt, pillar, grains, saltenv or "base", opts)
@@ -214,10 +217,20 @@ class Host:
             return salt.utils.yaml.safe_load(file)
 
     def _cached(self, name, otherwise=None):
-        path = self.served(f"salt://wsgi/{name}")
+        url = f"salt://wsgi/{name}"
+        path = self.served(url)
         if not path:
-            raise Problem(otherwise or f"salt://wsgi/{name} is not served")
+            raise Problem(otherwise or self._not_served(url))
         return path
+
+    def _not_served(self, url):
+        """Say what to do where the formula is not at the top of what Salt serves."""
+        end = url[len("salt:/") :]
+        elsewhere = [path[: -len(end)] for path in self.salt["cp.list_master"](self.saltenv) if path.endswith(end)]
+        return (
+            f"{url} is not served in saltenv {self.saltenv}: the formula's checkout has to be a file root of its own, "
+            "in file_roots or gitfs_remotes"
+        ) + (f"; it is in salt://{elsewhere[0]} of another one" if elsewhere else "")
 
 
 class _Macros:

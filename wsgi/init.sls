@@ -1,7 +1,9 @@
 # Serves every app of wsgi:apps, each under the server that pillar names, behind one nginx.
 {#- A fresh minion has no modules of ours yet. Asked for directly, Salt would remember that. #}
 {%- if 'wsgi' not in salt['saltutil.list_extmods']().get('modules', []) %}
-{%- do salt['saltutil.sync_all'](refresh=False) %}
+{%- if 'modules.wsgi' not in salt['saltutil.sync_all'](refresh=False).modules %}
+{%- do salt['test.raise_exception']('salt.exceptions.CommandExecutionError', "salt://_modules/wsgi.py is not served: the formula's checkout has to be a file root of its own, in file_roots or gitfs_remotes") %}
+{%- endif %}
 {%- endif %}
 {%- set plan = salt['wsgi.plan']() %}
 
