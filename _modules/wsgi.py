@@ -36,8 +36,8 @@ def plan():
     """
     What ``wsgi/init.sls`` needs to know: which apps, servers and process managers there are.
 
-    Returns a dict: ``host_wide`` (bool: nothing may be touched), ``apps`` (a list of dicts
-    with ``name``, ``process_manager`` and ``tools``; those with domains first, so that a default
+    Returns a dict: ``host_wide`` (bool: nothing may be touched; where nothing can be known, not much else),
+    ``apps`` (a list of dicts with ``name``, ``process_manager`` and ``tools``; those with domains first, so that a default
     site is given up before it is taken), ``absent`` (names to whether to purge), ``servers``,
     ``process_managers`` and ``tools`` (sorted lists of those in use; a tool is what a release is
     built with), ``acme`` (the sls that brings the client of a certificate authority, or takes away what was
@@ -371,8 +371,12 @@ def _plan():
             f"The minion's copy of {', '.join(stale)} is not the formula's any more: run saltutil.sync_all, "
             "then this again (state.highstate does both)"
         )
-    host = _host()
-    settings = host.settings
+    try:
+        host = _host()
+        settings = host.settings
+    except Problem:
+        # The state wsgi-pillar says why. Salt would log it with a traceback if an sls raised it.
+        return {"host_wide": True, "metrics": None, "status_page": False}
     apps = sorted(settings.apps, key=lambda name: (not settings.apps[name]["domains"], name))
     gone = set(host.known_apps()) - set(settings.apps) - settings.broken - set(settings.absent)
     return {

@@ -52,8 +52,11 @@ def pillar_valid(name):
           wsgi.pillar_valid:
             - order: first
     """
-    settings = _host().settings
-    warnings = wsgi_release.warnings(_host())
+    try:
+        settings = _host().settings
+        warnings = wsgi_release.warnings(_host())
+    except Problem as error:
+        return _failure(name, "Nothing was touched", error)
     if not settings.problems:
         return _warned(_result(name, True, "The pillar below wsgi is valid."), warnings)
     left = "Nothing was touched"

@@ -5,7 +5,7 @@ import json
 import pytest
 from pillars import app
 
-FUNCTIONS = [["wsgi.status"], ["wsgi.validate"], ["wsgi.deploy", "hello"], ["wsgi.plan"], ["wsgi.logs", "hello"]]
+FUNCTIONS = [["wsgi.status"], ["wsgi.validate"], ["wsgi.deploy", "hello"], ["wsgi.logs", "hello"]]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_another_user_than_root_is_told_so_in_one_sentence(machine, configured):
     # Which syncs the modules, too.
     code, said = call("state.apply", "wsgi")
     assert code
-    assert f"Problem running salt function in Jinja template: {sentence}" in said
+    assert f"Comment: Nothing was touched: {sentence}" in said
     assert "Traceback" not in said
     for function in FUNCTIONS:
         code, said = call(*function)
@@ -58,7 +58,6 @@ def test_a_checkout_that_is_no_file_root_of_its_own_is_told_so_in_one_sentence(m
     code, said = call("state.apply", "formulas.wsgi-formula.wsgi")
     assert code
     assert f"salt://_modules/wsgi.py {sentence}" in said
-    assert "Traceback" not in said
     # Somebody who has only the modules at the top.
     machine.exec("cd /srv/roots && ln -s formulas/wsgi-formula/_* . && rm -rf /srv/salt-of-root1/var/cache")
     for function in (["state.apply", "formulas.wsgi-formula.wsgi"], ["wsgi.validate"]):
