@@ -7,10 +7,11 @@ import pytest
 import wsgi_history
 import wsgi_host
 import wsgi_release
+from unit.conftest import host_of
 
 
 @pytest.fixture
-def host(make_host, tmp_path, monkeypatch):
+def host(tmp_path, monkeypatch):
     monkeypatch.setattr(wsgi_history, "LIB", str(tmp_path))
     monkeypatch.setattr(wsgi_history, "HISTORY", str(tmp_path / "history"))
     monkeypatch.setattr(wsgi_host, "folder", lambda path, mode: Path(path).mkdir(exist_ok=True))
@@ -18,7 +19,7 @@ def host(make_host, tmp_path, monkeypatch):
     monkeypatch.setattr(wsgi_host.logger, "disabled", True)
     wsgi_host.damaged.clear()
     wsgi_host.told_damage()
-    return make_host({"apps": {}})
+    return host_of({"apps": {}})
 
 
 def went(host, *ids, back_to=None):
