@@ -41,8 +41,8 @@ def plan(saltenv=None):
     saltenv : str
         The environment that the formula is served from.
 
-    Returns a dict: ``host_wide`` (bool: nothing may be touched), ``apps`` (a list of dicts
-    with ``name``, ``process_manager`` and ``tools``; those with domains first, so that a default
+    Returns a dict: ``host_wide`` (bool: nothing may be touched; where nothing can be known, not much else),
+    ``apps`` (a list of dicts with ``name``, ``process_manager`` and ``tools``; those with domains first, so that a default
     site is given up before it is taken), ``absent`` (names to whether to purge), ``servers``,
     ``process_managers`` and ``tools`` (sorted lists of those in use; a tool is what a release is
     built with), ``acme`` (the sls that brings the client of a certificate authority, or takes away what was
@@ -59,10 +59,10 @@ def plan(saltenv=None):
         salt-call wsgi.plan
     """
     if not wsgi_run.in_state_run():
-        return _plan(_host(saltenv))
+        return _plan(saltenv)
     # Each sls asks.
     if "wsgi.plan" not in __context__:
-        __context__["wsgi.plan"] = _plan(_host(saltenv))
+        __context__["wsgi.plan"] = _plan(saltenv)
     return __context__["wsgi.plan"]
 
 
@@ -392,15 +392,20 @@ def logs(app, lines=50, process=None, saltenv=None):
     return current.log_tail(lines, wsgi_programs.log(current, process))
 
 
-def _plan(host):
-    stale = _stale(host.saltenv)
-    if stale:
-        where = "" if host.saltenv == "base" else f" saltenv={host.saltenv}"
-        raise CommandExecutionError(
-            f"The minion's copy of {', '.join(stale)} is not the formula's any more: run saltutil.sync_all{where}, "
-            "then this again (state.highstate does both)"
-        )
-    settings = host.settings
+def _plan(saltenv):
+    try:
+        host = _host(saltenv)
+        stale = _stale(host.saltenv)
+        if stale:
+            where = "" if host.saltenv == "base" else f" saltenv={host.saltenv}"
+            raise CommandExecutionError(
+                f"The minion's copy of {', '.join(stale)} is not the formula's any more: run saltutil.sync_all{where}, "
+                "then this again (state.highstate does both)"
+            )
+        settings = host.settings
+    except Problem:
+        # The state wsgi-pillar says why. Salt would log it with a traceback if an sls raised it.
+        return {"host_wide": True, "metrics": None, "status_page": False}
     apps = sorted(settings.apps, key=lambda name: (not settings.apps[name]["domains"], name))
     gone = set(host.known_apps()) - set(settings.apps) - settings.broken - set(settings.absent)
     return {

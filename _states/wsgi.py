@@ -12,6 +12,7 @@ import os
 import pwd
 import subprocess
 
+import wsgi_diff
 import wsgi_environment
 import wsgi_generation
 import wsgi_history
@@ -52,9 +53,12 @@ def pillar_valid(name):
           wsgi.pillar_valid:
             - order: first
     """
-    host = _host()
-    settings = host.settings
-    warnings = wsgi_release.warnings(host)
+    try:
+        host = _host()
+        settings = host.settings
+        warnings = wsgi_release.warnings(host)
+    except Problem as error:
+        return _failure(name, "Nothing was touched", error)
     if not (__opts__["test"] or settings.host_wide):
         with contextlib.suppress(OSError):  # what needs the disk fails for itself
             wsgi_run.remember(__opts__, host.saltenv)
@@ -543,7 +547,10 @@ def _page(path, source):
     if source is None:
         return __states__["file.absent"](path)
     how = {"user": "root", "group": "root", "mode": "0644", "makedirs": True, "dir_mode": "0755"}
-    return __states__["file.managed"](path, source=source, **how)
+    written = __states__["file.managed"](path, source=source, **how)
+    if "diff" in written["changes"]:
+        written["changes"]["diff"] = wsgi_diff.first_lines(path, written["changes"]["diff"])
+    return written
 
 
 def _still_serving(name):

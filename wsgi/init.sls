@@ -5,7 +5,10 @@ include:
 {%- else %}
 {#- A fresh minion has no modules of ours yet. Asked for directly, Salt would remember that. #}
 {%- if 'wsgi' not in salt['saltutil.list_extmods']().get('modules', []) %}
-{%- do salt['saltutil.sync_all'](refresh=False, saltenv=saltenv) %}
+{%- if 'modules.wsgi' not in salt['saltutil.sync_all'](refresh=False, saltenv=saltenv).modules %}
+{%- do salt['test.raise_exception']('salt.exceptions.CommandExecutionError', "salt://_modules/wsgi.py is not served: "
+    "the formula's checkout has to be a file root of its own, in file_roots or gitfs_remotes") %}
+{%- endif %}
 {%- endif %}
 {%- set plan = salt['wsgi.plan'](saltenv) %}
 
