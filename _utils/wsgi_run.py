@@ -51,7 +51,12 @@ def remember(opts, saltenv: str) -> None:
     saltenv : str
         The environment that serves the formula. In a highstate it is the top file's, and no option.
     """
-    found = {"saltenv": saltenv, "options": {name: opts.get(name) for name in ("saltenv", "pillarenv")}}
+    # state.apply says base where a highstate says nothing, and means the same.
+    options = {
+        "saltenv": None if opts.get("saltenv") == "base" else opts.get("saltenv"),
+        "pillarenv": opts.get("pillarenv"),
+    }
+    found = {"saltenv": saltenv, "options": options}
     if wsgi_host.read_json(RECORD) != found:
         wsgi_host.folder(wsgi_host.LIB, 0o755)
         wsgi_host.write(RECORD, json.dumps(found), 0o644)

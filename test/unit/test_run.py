@@ -98,6 +98,13 @@ def test_a_run_is_remembered_and_a_run_in_the_same_environments_writes_nothing(c
     assert written == []
 
 
+def test_a_highstate_and_state_apply_in_base_are_remembered_alike(compiled, monkeypatch, tmp_path):
+    (tmp_path / "environments.json").write_text(json.dumps(record("base")))
+    monkeypatch.setattr(wsgi_run.wsgi_host, "write", lambda *_: pytest.fail("written"))
+    for saltenv in (None, "base"):
+        wsgi_run.remember({**OPTS, "saltenv": saltenv}, "base")
+
+
 @pytest.mark.parametrize(
     ("named", "kept", "found"),
     [("dev", None, "dev"), ("dev", "prod", "dev"), ("base", "prod", "prod"), (None, None, "base")],
