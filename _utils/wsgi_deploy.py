@@ -76,9 +76,11 @@ def _converge(host, name):
         wsgi_history.add(host, name, "failed", source=wsgi_schema.without_credentials(app["source"]), error=error)
         raise
     if asked:
-        commit = release.source.revision.get("commit")
-        # A branch moves; what was deployed does not.
-        asked["source"] = wsgi_source.with_revision(asked["source"], commit) if commit else asked["source"]
+        revision = release.source.revision
+        if "commit" in revision:
+            # A branch moves; what was deployed does not.
+            asked["source"] = wsgi_source.with_revision(asked["source"], revision["commit"])
+            asked["ref"] = revision.get("ref")
     id = wsgi_generation.wanted_id(host, app, release)
     current = wsgi_generation.live(host, name)
     if wsgi_generation.replacement(host, current, id):

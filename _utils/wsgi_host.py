@@ -18,8 +18,10 @@ import subprocess
 from functools import cached_property
 
 import jinja2
+import salt.exceptions
 import salt.utils.files
 import salt.utils.yaml
+import wsgi_pillar
 import wsgi_settings
 import wsgi_source_tree
 
@@ -39,8 +41,8 @@ damaged = {}
 _untold = []
 
 
-class Problem(Exception):
-    """What went wrong, in a sentence for the administrator who reads the state's comment."""
+class Problem(salt.exceptions.CommandExecutionError):
+    """What went wrong, in a sentence for the administrator who reads it: without a traceback, wherever it is raised."""
 
 
 class Host:
@@ -100,15 +102,26 @@ class Host:
         context : dict
             ``__context__``, which Salt shares among all modules of a run.
 
-        Returns a ``Host``.
+        Returns a ``Host``. Raises ``Problem`` as another user than root.
         """
         host = context.get("wsgi.host")
         if host is None:
-            host = context["wsgi.host"] = cls(salt, pillar, grains, saltenv or "base", opts)
-            damaged.clear()
-            _untold.clear()
+            host = context["wsgi.host"] = cls.of_call(salt, pillar, grains, opts, saltenv)
         host.salt = salt
         return host
+
+    @classmethod
+    def of_call(cls, salt, pillar, grains, opts, saltenv):
+        """
+        Make a ``Host`` for a function that is asked from outside of a state run.
+
+        Raises ``Problem`` as another user than root.
+        """
+        if os.geteuid():
+            raise Problem(f"wsgi must run as root, and this is the user with the UID {os.geteuid()}: use sudo")
+        damaged.clear()
+        _untold.clear()
+        return cls(salt, pillar, grains, saltenv or "base", opts)
 
     @cached_property
     def family(self):
@@ -125,7 +138,8 @@ class Host:
     def settings(self):
         """The run's ``wsgi_settings.Settings``."""
         defaults, system = self._yaml("defaults.yaml"), self.grains.get("osfinger", "")
-        return wsgi_settings.load(self.pillar.get("wsgi"), defaults, self.family, self.servers, system)
+        said = wsgi_pillar.plain(self.pillar.get("wsgi"))
+        return wsgi_settings.load(said, defaults, self.family, self.servers, system)
 
     def render(self, template, **values):
         """
@@ -198,7 +212,8 @@ class Host:
         """The paths of the unix sockets that something listens on, as the run first saw them."""
         return {path for path, listens in unix_sockets() if listens}
 
-    def known_apps(self):
+    @staticmethod
+    def known_apps():
         """The names of the apps that have something on this machine that runs."""
         return sorted(name for name in listdir(ETC) if os.path.isfile(f"{ETC}/{name}/app.json"))
 
@@ -212,10 +227,20 @@ class Host:
             return salt.utils.yaml.safe_load(file)
 
     def _cached(self, name, otherwise=None):
-        path = self.served(f"salt://wsgi/{name}")
+        url = f"salt://wsgi/{name}"
+        path = self.served(url)
         if not path:
-            raise Problem(otherwise or f"salt://wsgi/{name} is not served")
+            raise Problem(otherwise or self._not_served(url))
         return path
+
+    def _not_served(self, url):
+        """Say what to do where the formula is not at the top of what Salt serves."""
+        end = url[len("salt:/") :]
+        elsewhere = [path[: -len(end)] for path in self.salt["cp.list_master"](self.saltenv) if path.endswith(end)]
+        return (
+            f"{url} is not served in saltenv {self.saltenv}: the formula's checkout has to be a file root of its own, "
+            "in file_roots or gitfs_remotes"
+        ) + (f"; it is in salt://{elsewhere[0]} of another one" if elsewhere else "")
 
 
 class _Macros:

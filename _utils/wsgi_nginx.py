@@ -8,7 +8,6 @@ it goes live. A run that is killed at any moment leaves a tree that nginx has ac
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import glob
 import grp
@@ -23,6 +22,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 
+import wsgi_diff
 import wsgi_edge
 import wsgi_host
 import wsgi_maintenance
@@ -388,8 +388,7 @@ def shown(before, changes):
         elif path not in before:
             found[path] = {"diff": "New file"}
         else:
-            texts = [text.splitlines(keepends=True) for text in (before[path], wanted)]
-            found[path] = {"diff": "".join(difflib.unified_diff(*texts))}
+            found[path] = {"diff": wsgi_diff.brief(path, before[path], wanted)}
     return found
 
 

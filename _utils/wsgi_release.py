@@ -52,12 +52,14 @@ class Release:
 
     def _derived_record(self):
         """Its record, which was the last thing to be written of it, as far as other things tell."""
-        went = [each["at"] for each in wsgi_history.entries(self.name) if each.get("release") == self.id]
+        entries = [each for each in wsgi_history.entries(self.name) if each.get("release") == self.id]
+        went = [each["at"] for each in entries if each["event"] != "failed"]
+        facts = {fact: each[fact] for each in entries for fact in ("source", "revision") if fact in each}
         try:
             environment = os.path.basename(os.readlink(f"{self.path}/environment"))
         except OSError:
             return {}
-        return {"environment": environment, **({"live": went[-1]} if went else {})}
+        return {"environment": environment, **facts, **({"live": went[-1]} if went else {})}
 
     @property
     def environment(self):

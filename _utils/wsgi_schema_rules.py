@@ -5,8 +5,6 @@ Whatever a rule says, ``find_flaw`` comes first: it refuses what no target could
 each rule may convert, print and copy the value that it tests.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
@@ -142,7 +140,7 @@ def byte_length(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def find_excess(value: Any, rule: Rule) -> str | None:
+def find_excess(value: Any, rule: Rule) -> "str | None":
     """
     Return what is too long: a str with more bytes than its rule allows, or one in a list.
 
@@ -222,7 +220,7 @@ class _Flaw(Exception):
     """Where a value has a flaw, a tuple of names, and which, a sentence's end."""
 
 
-def find_flaw(value: Any) -> tuple | None:
+def find_flaw(value: Any) -> "tuple | None":
     """
     Return what makes a value one that no target could hold, or the checks themselves could not look at.
 

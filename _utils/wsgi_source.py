@@ -164,9 +164,8 @@ class Git(Source):
 
     @property
     def revision(self):
-        if self._commit == self.said.revision:
-            return {"commit": self._commit}
-        return {"commit": self._commit, "ref": self.said.revision}
+        ref = self.app.get("ref") or self.said.revision
+        return {"commit": self._commit, **({"ref": ref} if ref != self._commit else {})}
 
     def _fetch(self, folder, uid, gid):
         whole, inner = f"{folder}.checkout", self.said.subdirectory
@@ -339,7 +338,7 @@ FORMS = {"salt": Salt, "git": Git, "archive": Archive, "requirement": Requiremen
 def of(host, name, app):
     """The app's source, resolved once per run; ``Problem`` where that can't be done is raised at its first use."""
     # Before the first state it is asked without the value that an sdb:// key stands for.
-    key = (name, app["source"], app["deploy_key"], app["known_hosts"])
+    key = (name, app["source"], app.get("ref"), app["deploy_key"], app["known_hosts"])
     if key not in host.resolved:
         said = wsgi_schema.parse_source(app["source"])
         host.resolved[key] = FORMS[said.kind](host, name, app, said)

@@ -10,6 +10,7 @@ import time
 
 import wsgi_history
 import wsgi_host
+import wsgi_pillar
 import wsgi_release
 import wsgi_schema
 import wsgi_schema_edge
@@ -24,14 +25,18 @@ def settings(host, name):
     name : str
         The app, one of ``host.settings.apps``.
 
-    Returns a dict as ``wsgi_settings.Settings.apps`` holds it. Raises ``wsgi_host.Problem`` where
+    Returns a dict as ``wsgi_settings.Settings.apps`` holds it, with ``ref`` where it was deployed: the branch or tag
+    that its source's commit was found by, or None. Raises ``wsgi_host.Problem`` where
     it is pinned to what is gone.
     """
     app = host.settings.apps[name]
     override = in_force(host, name)
     if "pinned" in override:
         return restored(host, name, override["pinned"])
-    return {**app, "source": override["source"]} if override else app
+    if not override:
+        return app
+    # The source of a deploy names a commit. Before there was `ref`, `rev` alone told what that was of.
+    return {**app, "source": override["source"], "ref": override.get("ref", override["rev"])}
 
 
 def app(host, name):
@@ -101,7 +106,7 @@ def in_force(host, name):
     """
     What this machine says of an app instead of pillar; an empty dict where it says nothing.
 
-    Returns ``pinned`` (a generation's id), or ``source``, ``rev`` and ``pillar`` (of a deploy: a hash
+    Returns ``pinned`` (a generation's id), or of a deploy ``source``, ``rev``, ``ref`` and ``pillar`` (a hash
     of what pillar said then; it ends as soon as pillar says something else); ``at`` and ``by``.
     """
     if name not in host.overrides:
@@ -249,7 +254,7 @@ def looked_up(host, key, value):
     if not isinstance(value, str) or not value.startswith("sdb://"):
         return value
     try:
-        found = host.salt["sdb.get"](value, strict=True)
+        found = wsgi_pillar.plain(host.salt["sdb.get"](value, strict=True))
     except Exception as error:  # whatever the driver of that database raises
         raise Problem(f"{key}: {value} can't be had: {error}") from error
     if type(found) not in (str, int, float):

@@ -1,9 +1,16 @@
 # Serves every app of wsgi:apps, each under the server that pillar names, behind one nginx.
+{%- if '_ssh_version' in opts %}
+include:
+  - wsgi.salt_ssh
+{%- else %}
 {#- A fresh minion has no modules of ours yet. Asked for directly, Salt would remember that. #}
 {%- if 'wsgi' not in salt['saltutil.list_extmods']().get('modules', []) %}
-{%- do salt['saltutil.sync_all'](refresh=False) %}
+{%- if 'modules.wsgi' not in salt['saltutil.sync_all'](refresh=False, saltenv=saltenv).modules %}
+{%- do salt['test.raise_exception']('salt.exceptions.CommandExecutionError', "salt://_modules/wsgi.py is not served: "
+    "the formula's checkout has to be a file root of its own, in file_roots or gitfs_remotes") %}
 {%- endif %}
-{%- set plan = salt['wsgi.plan']() %}
+{%- endif %}
+{%- set plan = salt['wsgi.plan'](saltenv) %}
 
 wsgi-pillar:
   wsgi.pillar_valid:
@@ -79,4 +86,5 @@ wsgi-certificates:
 wsgi-status-page:
   wsgi.status_page:
     - order: last
+{%- endif %}
 {%- endif %}

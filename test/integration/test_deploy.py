@@ -86,6 +86,30 @@ def test_a_revision_is_deployed_alone_and_holds_until_pillar_catches_up(shop):
     assert (entry["by"]["function"], entry["revision"]["ref"]) == ("wsgi.deploy", "v2")
 
 
+@pytest.mark.parametrize("asked", ["rev=v2", f"source={REPOSITORY}@v2", "rev=main"])
+def test_another_server_for_what_was_deployed_still_tells_its_branch_or_tag(shop, asked):
+    found = shop.call("wsgi.deploy", "shop", asked)
+    pillar(shop, server="waitress")
+    shop.apply()
+    switched = shop.call("wsgi.status", "shop")["shop"]
+    assert switched["release"] != found["release"]
+    assert switched["revision"] == found["revision"]
+    assert found["revision"]["ref"] == asked.rpartition("=")[2].rpartition("@")[2]
+    # A damaged release is built anew, beside it.
+    shop.exec(f"rm -r /srv/wsgi/shop/releases/{switched['release']}/code")
+    shop.apply()
+    again = shop.call("wsgi.status", "shop")["shop"]
+    assert again["release"] != switched["release"]
+    assert again["revision"] == found["revision"]
+    back = shop.call("wsgi.rollback", "shop", f"to={found['generation']}", "pin=True")
+    assert (back["release"], back["revision"]) == (found["release"], found["revision"])
+    # As a power cut may leave it.
+    shop.exec(f"truncate --size=0 /srv/wsgi/shop/releases/{back['release']}/release.json")
+    shop.apply()
+    assert shop.call("wsgi.status", "shop")["shop"]["revision"] == found["revision"]
+    shop.call("wsgi.unpin", "shop")
+
+
 def test_pillar_has_the_last_word_as_soon_as_it_says_something_else(shop):
     shop.call("wsgi.deploy", "shop", "rev=v2")
     pillar(shop, "v3")

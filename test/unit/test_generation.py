@@ -19,13 +19,14 @@ import wsgi_programs
 import wsgi_release
 import wsgi_static
 import wsgi_wanted
+from unit.conftest import host_of
 
 SHOP = {"source": "/srv/shop", "application": "shop:app", "env": {"PASSWORD": "hunter2"}}
 OPERATIONS = ("rename", "symlink", "unlink", "mkdir", "rmdir", "fsync")
 
 
 @pytest.fixture
-def machine(make_host, tmp_path, monkeypatch):
+def machine(tmp_path, monkeypatch):
     """A machine whose files lie below tmp_path, and on which no program runs."""
     places = {name: str(tmp_path / name) for name in ("ETC", "LIB", "LOG", "RUN", "SRV", "TMPFILES")}
     for path in places.values():
@@ -58,11 +59,11 @@ def machine(make_host, tmp_path, monkeypatch):
             raise wsgi_host.Problem("after_live failed")
 
     monkeypatch.setattr(wsgi_generation, "_run_hooks", hooks)
-    first = make_host({"apps": {"shop": SHOP}})
+    first = host_of({"apps": {"shop": SHOP}})
     known = {name: getattr(first, name) for name in ("settings", "servers", "family")}
 
     def host():
-        made = make_host({})
+        made = host_of({})
         vars(made).update(known)
         return made
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import wsgi_history
 import wsgi_host
+import wsgi_release
+from unit.conftest import host_of
 
 
 @pytest.fixture
-def host(make_host, tmp_path, monkeypatch):
+def host(tmp_path, monkeypatch):
     monkeypatch.setattr(wsgi_history, "LIB", str(tmp_path))
     monkeypatch.setattr(wsgi_history, "HISTORY", str(tmp_path / "history"))
     monkeypatch.setattr(wsgi_host, "folder", lambda path, mode: Path(path).mkdir(exist_ok=True))
@@ -17,7 +19,7 @@ def host(make_host, tmp_path, monkeypatch):
     monkeypatch.setattr(wsgi_host.logger, "disabled", True)
     wsgi_host.damaged.clear()
     wsgi_host.told_damage()
-    return make_host({"apps": {}})
+    return host_of({"apps": {}})
 
 
 def went(host, *ids, back_to=None):
@@ -26,6 +28,20 @@ def went(host, *ids, back_to=None):
         wsgi_history.add(host, "shop", "rollback" if back_to else "live", generation=id, to=back_to)
         with open(f"{wsgi_history.HISTORY}/shop/{id}.json", "w") as file:
             json.dump({"release": f"release-of-{id}", "settings": {}}, file)
+
+
+def test_a_damaged_release_is_known_by_what_the_history_tells_of_it(host, tmp_path, monkeypatch):
+    monkeypatch.setattr(wsgi_release, "SRV", str(tmp_path))
+    facts = {"source": "git+https://h/s.git@v1", "revision": {"commit": "0f1e", "ref": "v1"}}
+    wsgi_history.add(host, "shop", "live", generation="a", release="r", **facts)
+    live_at = wsgi_history.entries("shop")[0]["at"]
+    wsgi_history.add(host, "shop", "failed", release="r", error="no")
+    wsgi_history.add(host, "shop", "live", generation="b", release="other", source="salt://x")
+    release = wsgi_release.Release("shop", "r")
+    Path(release.path).mkdir(parents=True)
+    Path(release.path, "environment").symlink_to("../../environments/e")
+    Path(release.path, "release.json").write_text("{")
+    assert release.record == {"environment": "e", "live": live_at, **facts}
 
 
 def test_the_way_back_leads_to_the_one_before(host):

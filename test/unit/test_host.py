@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import salt.exceptions
 import wsgi_host
 import wsgi_managers
 import wsgi_step
@@ -148,3 +149,34 @@ def test_spawn_bears_a_process_of_any_name_and_a_socket_of_any_path(odd_process)
     code = "from wsgi_process import unix_sockets; print(any('sock' in path for path, _ in unix_sockets()))"
     done = subprocess.run([sys.executable, "-B", "-c", code], cwd=path, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("served", "told"),
+    [
+        (
+            ["top.sls", "formulas/wsgi-formula/wsgi/defaults.yaml"],
+            "; it is in salt://formulas/wsgi-formula of another one",
+        ),
+        (["top.sls", "nowsgi/defaults.yaml"], ""),
+    ],
+)
+def test_a_formula_that_is_no_file_root_of_its_own_is_told_so(served, told):
+    salt = {"cp.cache_file": lambda url, saltenv: "", "cp.list_master": lambda saltenv: served}
+    host = wsgi_host.Host(salt, pillar={}, grains={"os_family": "Debian"}, saltenv="dev")
+    with pytest.raises(wsgi_host.Problem) as problem:
+        host.settings  # noqa: B018
+    assert str(problem.value) == (
+        "salt://wsgi/defaults.yaml is not served in saltenv dev: the formula's checkout has to be a file root of its own, "
+        f"in file_roots or gitfs_remotes{told}"
+    )
+
+
+def test_a_problem_is_what_salt_tells_without_a_traceback():
+    assert issubclass(wsgi_host.Problem, salt.exceptions.CommandExecutionError)
+
+
+def test_as_another_user_than_root_nothing_is_tried(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(wsgi_host.Problem, match="wsgi must run as root, and this is the user with the UID 1000"):
+        wsgi_host.Host.of_run({}, {}, {}, {}, {}, "base")

@@ -142,6 +142,15 @@ def test_a_commit_is_what_it_is_wherever_it_comes_from(source_of):
     assert source.read("requirements.txt") is None
 
 
+def test_a_commit_that_a_deploy_found_by_a_branch_or_a_tag_is_told_with_it(source_of):
+    source = f"git+https://h/s.git@{COMMIT}"
+    # Pillar's own comes first, as it does in a run.
+    assert source_of(source).revision == {"commit": COMMIT}
+    assert source_of(source, ref="v1").revision == {"commit": COMMIT, "ref": "v1"}
+    assert source_of(source, ref=COMMIT).revision == {"commit": COMMIT}
+    assert source_of(source, ref="v1").identity == source_of(source).identity
+
+
 def test_a_key_that_was_looked_up_is_not_taken_for_the_one_that_was_not(source_of):
     source = f"git+ssh://git@h/s.git@{COMMIT}"
     found, earlier = source_of(source, deploy_key="looked up"), source_of(source, deploy_key="sdb://keys/shop")

@@ -3,6 +3,7 @@
 import pytest
 import values
 import wsgi_nginx
+import wsgi_pillar
 import wsgi_schema
 import wsgi_schema_rules
 import wsgi_settings
@@ -21,7 +22,7 @@ def load_pillar():
     known = host.family, host.servers, host._yaml("defaults.yaml")
 
     def load(wsgi):
-        return wsgi_settings.load(wsgi, known[2], known[0], known[1], "Debian-12")
+        return wsgi_settings.load(wsgi_pillar.plain(wsgi), known[2], known[0], known[1], "Debian-12")
 
     return load
 

@@ -38,6 +38,16 @@ def test_what_was_deployed_holds_until_pillar_says_something_else(host):
     assert wsgi_wanted.sentence(other, "shop") == ""
 
 
+@pytest.mark.parametrize(
+    ("more", "ref"), [({"ref": "v2"}, "v2"), ({"rev": "v2"}, "v2"), ({"rev": "v2", "ref": None}, None)]
+)
+def test_a_deploy_tells_by_which_branch_or_tag_its_commit_was_found(host, more, ref):
+    first = host()
+    said = wsgi_wanted.deployed(first, "shop", f"git+https://git.example.com/shop.git@{40 * '0'}")
+    wsgi_wanted.override(first, "shop", {**said, **more})
+    assert wsgi_wanted.app(host(), "shop")["ref"] == ref
+
+
 def test_a_sentence_tells_no_credentials(host):
     deploy(host(), "https://me:hunter2@example.com/shop.zip#sha256=" + 64 * "0")
     assert "https://me:***@example.com/shop.zip" in wsgi_wanted.sentence(host(), "shop")
