@@ -8,6 +8,7 @@ import math
 import os
 import time
 
+import salt.template
 import salt.utils.yaml
 import wsgi_deploy
 import wsgi_generation
@@ -21,26 +22,32 @@ import wsgi_probe
 import wsgi_programs
 import wsgi_release
 import wsgi_schema
+import wsgi_served
 import wsgi_status_page
 import wsgi_tls
 import wsgi_wanted
 from salt.exceptions import CommandExecutionError
-from salt.utils.hashutils import get_hash
 from wsgi_host import LIB, LOG, SRV, Problem
 from wsgi_schema_edge import METRICS_PORT, METRICS_SOCKET
 
 METRICS_UNIT = "/etc/systemd/system/wsgi-metrics.socket"
 
+DIFFERING = (
+    "salt://{} is not the file of which wsgi/SHA256SUMS has the sum, and is not used: run test/manifest where it was "
+    "edited, or take away the other folder of file_roots that has it, too"
+)
+
+wsgi_served.note_loaded("_modules/wsgi.py", __file__)
+
 
 def plan():
     """
-    What ``wsgi/init.sls`` needs to know: which apps, servers and process managers there are.
+    What ``wsgi/init.sls`` needs to know: which apps there are, and which sls they need.
 
     Returns a dict: ``host_wide`` (bool: nothing may be touched), ``apps`` (a list of dicts
     with ``name``, ``process_manager`` and ``tools``; those with domains first, so that a default
-    site is given up before it is taken), ``absent`` (names to whether to purge), ``servers``,
-    ``process_managers`` and ``tools`` (sorted lists of those in use; a tool is what a release is
-    built with), ``acme`` (the sls that brings the client of a certificate authority, or takes away what was
+    site is given up before it is taken; a tool is what a release is built with), ``absent`` (names to
+    whether to purge), ``sls`` (the list of what they and the host need), ``acme`` (the sls that brings the client of a certificate authority, or takes away what was
     for it, or None), ``manages_nginx`` (bool: nginx itself is the formula's), ``family`` (what
     ``wsgi/os_family/<family>.yaml`` says), ``metrics`` (the same of the host's metrics), ``metrics_port``,
     ``metrics_socket``, and ``status_page`` (whether there is to be one, or was). Raises
@@ -57,6 +64,26 @@ def plan():
     if "wsgi.plan" not in __context__:
         __context__["wsgi.plan"] = _plan()
     return __context__["wsgi.plan"]
+
+
+def included(names, renderers, rendered_sls):
+    """
+    What Salt's ``include`` would come to, without the two requests to the master that it makes for each sls.
+
+    names : list of str
+        Names of the formula's own sls.
+    renderers, rendered_sls
+        What Salt gives to a template under these names: its renderers, and the set of the sls that are rendered.
+
+    Returns a dict of IDs to states, for the sls of the same run.
+
+    .. code-block:: jinja
+
+        {%- for id, state in salt['wsgi.included'](['wsgi.nginx'], renderers, rendered_sls).items() %}
+        {{ id | json }}: {{ state | json }}
+        {%- endfor %}
+    """
+    return _included(_host(), names, "wsgi", renderers, rendered_sls)
 
 
 def present():
@@ -105,7 +132,7 @@ def settings(app=None):
 
 def validate():
     """
-    Check the pillar below ``wsgi``; touch nothing.
+    Check the pillar below ``wsgi``, and whether the master serves the formula's files as they are; touch nothing.
 
     Returns True, or a list of all problems, then of what is allowed and likely to break an app,
     marked as a warning; with ``salt-call --retcode-passthrough`` the exit code tells of problems.
@@ -117,7 +144,7 @@ def validate():
         salt-call wsgi.validate
     """
     host = _host()
-    problems = host.settings.problems
+    problems = [*host.settings.problems, *map(DIFFERING.format, host.served.differing())]
     if problems:
         __context__["retcode"] = 1
     return [*problems, *(f"warning: {sentence}" for sentence in wsgi_release.warnings(host))] or True
@@ -365,16 +392,21 @@ def logs(app, lines=50, process=None):
 
 
 def _plan():
-    stale = _stale()
-    if stale:
-        raise CommandExecutionError(
-            f"The minion's copy of {', '.join(stale)} is not the formula's any more: run saltutil.sync_all, "
-            "then this again (state.highstate does both)"
-        )
     host = _host()
+    _check_modules(host)
     settings = host.settings
     apps = sorted(settings.apps, key=lambda name: (not settings.apps[name]["domains"], name))
     gone = set(host.known_apps()) - set(settings.apps) - settings.broken - set(settings.absent)
+    servers = sorted({app["server"] for app in settings.apps.values()})
+    managers = sorted({name for app in settings.apps.values() for name in wsgi_programs.managers(app)})
+    tools = sorted({tool for app in settings.apps.values() for tool in _tools(app)})
+    # A certificate of an app that has a problem is still to be renewed.
+    acme = _sls(
+        "acme",
+        any(site.tls and site.tls["certificate"] == "acme" for site in settings.sites.values()),
+        os.path.exists(wsgi_tls.RELOAD) and not settings.broken,
+    )
+    metrics = _sls("metrics", settings.nginx["metrics"], os.path.exists(METRICS_UNIT))
     return {
         "host_wide": settings.host_wide,
         "apps": [
@@ -389,18 +421,11 @@ def _plan():
             **{name: settings.defaults["purge"] for name in sorted(gone)},
             **{name: app["purge"] for name, app in settings.absent.items()},
         },
-        "servers": sorted({app["server"] for app in settings.apps.values()}),
-        "process_managers": sorted({name for app in settings.apps.values() for name in wsgi_programs.managers(app)}),
-        "tools": sorted({tool for app in settings.apps.values() for tool in _tools(app)}),
-        # A certificate of an app that has a problem is still to be renewed.
-        "acme": _sls(
-            "acme",
-            any(site.tls and site.tls["certificate"] == "acme" for site in settings.sites.values()),
-            os.path.exists(wsgi_tls.RELOAD) and not settings.broken,
-        ),
+        "sls": [f"wsgi.{name}" for name in ("common", "nginx", acme, *servers, *managers, *tools, metrics) if name],
+        "acme": acme,
         "manages_nginx": settings.nginx["manage"],
         "family": host.family,
-        "metrics": _sls("metrics", settings.nginx["metrics"], os.path.exists(METRICS_UNIT)),
+        "metrics": metrics,
         "metrics_port": METRICS_PORT,
         "metrics_socket": METRICS_SOCKET,
         "status_page": bool(settings.status_page) or os.path.exists(wsgi_status_page.PAGE),
@@ -418,17 +443,41 @@ def _tools(app):
     return {tool for tool, needed in (("git", git), ("uv", app["installer"] == "uv")) if needed}
 
 
-def _stale():
-    """Which modules of ours are not as the formula has them: state.apply alone does not sync them."""
-    found = []
-    for kind in ("modules", "states", "utils"):
-        folder = os.path.join(__opts__["extension_modules"], kind)
-        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-            if not (name == "wsgi.py" or (name.startswith("wsgi_") and name.endswith(".py"))):
-                continue
-            served = __salt__["cp.hash_file"](f"salt://_{kind}/{name}", __opts__.get("saltenv") or "base")
-            if served and get_hash(os.path.join(folder, name), served["hash_type"]) != served["hsum"]:
-                found.append(f"_{kind}/{name}")
+def _check_modules(host):
+    """Refuse to go on with modules of ours that are not as the formula has them: state.apply alone does not sync them."""
+    unsynced, unloaded = host.served.stale()
+    if unsynced:
+        raise CommandExecutionError(
+            f"The minion's copy of {', '.join(unsynced)} is not the formula's any more: run saltutil.sync_all, "
+            "then this again (state.highstate does both)"
+        )
+    if unloaded:
+        raise CommandExecutionError(
+            f"This minion has synced {', '.join(unloaded)}, and still runs what it had loaded before: restart "
+            "salt-minion, then run this again"
+        )
+
+
+def _included(host, names, by, renderers, rendered_sls):
+    found = {}
+    options = [__opts__[option] for option in ("renderer", "renderer_blacklist", "renderer_whitelist")]
+    for name in names:
+        if f"{host.saltenv}:{name}" in rendered_sls:
+            continue
+        rendered_sls.add(f"{host.saltenv}:{name}")
+        path = f"salt://{name.replace('.', '/')}"
+        file = host.served.file(f"{path}/init.sls") or host.served.file(f"{path}.sls")
+        states = salt.template.compile_template(
+            file, renderers, *options, saltenv=host.saltenv, sls=name, rendered_sls=rendered_sls
+        )
+        states = {**_included(host, states.pop("include", []), name, renderers, rendered_sls), **states}
+        # As Salt marks them, so that `require: [sls: …]` finds them.
+        for state in states.values():
+            state.setdefault("__sls__", name)
+            state.setdefault("__sls_included_from__", []).append(by)
+        if not found.keys().isdisjoint(states):
+            raise CommandExecutionError(f"{name} has an ID that another sls has, too: {found.keys() & states.keys()}")
+        found.update(states)
     return found
 
 
@@ -532,6 +581,7 @@ def _done(done, host=None):
 
 def _asked(host, app):
     """An app's name, if pillar has it without a problem."""
+    _check_modules(host)
     found = [problem for problem in host.settings.problems if problem.startswith(f"wsgi:apps:{app}:")]
     if app in host.settings.broken and found:
         raise CommandExecutionError("\n".join(found))
