@@ -30,10 +30,32 @@ def pytest_unconfigure(config):
         print("Left running:", *machines)
     elif machines:
         docker("rm", "--force", "--volumes", *machines)
+        docker("network", "prune", "--force", f"--filter=label={SESSION}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests go to one worker, all of test/fleet to the same, so that its master is booted once."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduler(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "test/fleet" if file.startswith("test/fleet/") else file
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")
-def machine_factory(request):
+def session_label():
+    """What every container and network of this session is labelled with, by which they are found at its end."""
+    return SESSION
+
+
+@pytest.fixture(scope="session")
+def machine_factory(request, session_label):
     """machine_factory(provisioned=True) boots a Machine, which lives until the session's end.
 
     provisioned=False starts from a system without the formula's packages: for tests of the first run."""
@@ -41,7 +63,7 @@ def machine_factory(request):
         pytest.skip("needs a machine of its own; --hosts gives kitchen's")
 
     def boot(provisioned=True):
-        return harness.Machine.boot(request.config.getoption("platform"), provisioned, [SESSION])
+        return harness.Machine.boot(request.config.getoption("platform"), provisioned, [session_label])
 
     return boot
 
