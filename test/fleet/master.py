@@ -63,7 +63,8 @@ class Minion(Machine):
 class Master(Container):
     """A Salt master. Its file roots are /srv/salt, which has test/apps, and FORMULA, a copy of this checkout."""
 
-    configuration = None
+    CONFIGURATION = "/etc/salt/master.d/wsgi.conf"
+    configured = None  # its text
 
     @classmethod
     def boot(cls, minions=("web1", "web2"), platform="debian-12", labels=()):
@@ -98,12 +99,12 @@ class Master(Container):
         self.wait_for_minions()
 
     def configure(self, text):
-        """Restarts salt-master with this text as its /etc/salt/master.d/wsgi.conf, unless it has it."""
-        if text == self.configuration:
+        """Restarts salt-master with this text as its own CONFIGURATION, unless it has it."""
+        if text == self.configured:
             return
-        self.put("/etc/salt/master.d/wsgi.conf", text)
+        self.put(self.CONFIGURATION, text)
         start_service(self, "salt-master", PROGRAM, "mixed")
-        self.configuration = text
+        self.configured = text
         self.wait_for_minions()
 
     def wait_for_minions(self):
