@@ -47,12 +47,12 @@ def plan():
     Returns a dict: ``host_wide`` (bool: nothing may be touched), ``apps`` (a list of dicts
     with ``name``, ``process_manager`` and ``tools``; those with domains first, so that a default
     site is given up before it is taken; a tool is what a release is built with), ``absent`` (names to
-    whether to purge), ``sls`` (the list of what they and the host need), ``acme`` (the sls that brings the client of a certificate authority, or takes away what was
-    for it, or None), ``manages_nginx`` (bool: nginx itself is the formula's), ``family`` (what
+    whether to purge), ``sls`` (the names of the sls that the host and the apps need), ``acme`` (the sls
+    that brings the client of a certificate authority, or takes away what was for it, or None),
+    ``manages_nginx`` (bool: nginx itself is the formula's), ``family`` (what
     ``wsgi/os_family/<family>.yaml`` says), ``metrics`` (the same of the host's metrics), ``metrics_port``,
     ``metrics_socket``, and ``status_page`` (whether there is to be one, or was). Raises
-    CommandExecutionError where the formula was
-    updated and its modules on the minion were not.
+    CommandExecutionError where the modules that run are not the formula's any more.
 
     CLI Example:
 
