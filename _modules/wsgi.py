@@ -32,11 +32,6 @@ from wsgi_schema_edge import METRICS_PORT, METRICS_SOCKET
 
 METRICS_UNIT = "/etc/systemd/system/wsgi-metrics.socket"
 
-DIFFERING = (
-    "salt://{} is not the file of which wsgi/SHA256SUMS has the sum, and is not used: run test/manifest where it was "
-    "edited, or take away the other folder of file_roots that has it, too"
-)
-
 wsgi_served.note_loaded("_modules/wsgi.py", __file__)
 
 
@@ -62,7 +57,10 @@ def plan():
     """
     # Each sls asks.
     if "wsgi.plan" not in __context__:
-        __context__["wsgi.plan"] = _plan()
+        try:
+            __context__["wsgi.plan"] = _plan()
+        except Problem as error:
+            raise CommandExecutionError(str(error)) from error
     return __context__["wsgi.plan"]
 
 
@@ -144,7 +142,7 @@ def validate():
         salt-call wsgi.validate
     """
     host = _host()
-    problems = [*host.settings.problems, *map(DIFFERING.format, host.served.differing())]
+    problems = [*host.settings.problems, *host.served.differing()]
     if problems:
         __context__["retcode"] = 1
     return [*problems, *(f"warning: {sentence}" for sentence in wsgi_release.warnings(host))] or True

@@ -6,15 +6,22 @@ Through a master each file that is asked for is a request. The formula brings th
 cache. ``test/manifest`` writes it.
 """
 
+import contextlib
 import os
 import sys
 from functools import cached_property
 
 import wsgi_source_tree
+from salt.utils.hashutils import get_hash
 from wsgi_errors import Problem
 
 MANIFEST = "wsgi/SHA256SUMS"
 KINDS = ("_modules/", "_states/", "_utils/")
+OTHER = (
+    f"salt://{{}} is not the file of which {MANIFEST} has the sum: where it was edited on the master, run test/manifest "
+    "there; where another folder of file_roots has it, too, take it away; where the formula was updated just now, run "
+    "this again"
+)
 
 # The sums of the modules in this process as they were at their import: paths below salt:// to SHA-256 sums.
 _loaded = {}
@@ -44,7 +51,7 @@ class Served:
         path = self._cache(MANIFEST)
         if not path:
             raise Problem(
-                f"salt://{MANIFEST} is not served: the formula's checkout has to be a folder in file_roots, or gitfs"
+                f"salt://{MANIFEST} is not served: the formula's checkout has to be a folder of its own in file_roots, or in gitfs"
             )
         with open(path, encoding="utf-8") as file:
             return {path: sum for sum, path in (line.rstrip("\n").split("  ", 1) for line in file)}
@@ -80,19 +87,23 @@ class Served:
         return self._folders[url]
 
     def differing(self):
-        """Return the paths of the formula's files of which the master serves other ones; it is asked for each."""
-        return [path for path, sum in self.sums.items() if _sum(self._cache(path)) != sum]
+        """Return a sentence for each of the formula's files of which the master serves another; it is asked for each."""
+        return [OTHER.format(path) for path in self.sums if not self._is_served(path)]
 
     def stale(self):
         """
         Return which of the formula's modules are not the served ones, as two lists of paths: of those that Salt has
-        to sync, and of those that are synced while this process runs older ones.
+        to sync, and of those that are synced while this process runs older ones. Raises ``Problem`` where the master
+        serves others than the formula's, which it is asked for only if they differ.
         """
         folder = self._host.opts["extension_modules"]
         wanted = {path: sum for path, sum in self.sums.items() if path.startswith(KINDS)}
         on_disk = {path: _sum(os.path.join(folder, path[1:])) for path in wanted or self._synced(folder)}
         wanted = wanted or {path: _sum(self._cache(path)) or on_disk[path] for path in on_disk}
         unsynced = [path for path, sum in on_disk.items() if sum != wanted[path]]
+        for path in unsynced if self.sums else ():
+            if not self._is_served(path):
+                raise Problem(OTHER.format(path))
         return unsynced, [path for path, sum in _loaded.items() if path in wanted and sum != on_disk[path]]
 
     def _synced(self, folder):
@@ -122,12 +133,17 @@ class Served:
             return cached
         cached = self._cache(path)
         if _sum(cached) != self.sums[path]:
-            raise Problem(
-                f"salt://{path} is not the file of which {MANIFEST} has the sum. Where a file of the formula was edited "
-                "on the master, run test/manifest there; where another folder of file_roots has that file, too, take "
-                "it away; where the formula was updated just now, run this again"
-            )
+            raise Problem(OTHER.format(path))
         return cached
+
+    def _is_served(self, path):
+        """Whether the master serves a file of the formula as it is; one that it does not serve so is not fetched."""
+        served = self._host.salt["cp.hash_file"](f"salt://{path}", self._host.saltenv) or {"hash_type": "sha256"}
+        if served["hash_type"] == "sha256":
+            return served.get("hsum") == self.sums[path]
+        with contextlib.suppress(Problem):
+            return get_hash(self._own(path), served["hash_type"]) == served["hsum"]
+        return False
 
     def _cache(self, path):
         return self._host.salt["cp.cache_file"](f"salt://{path}", self._host.saltenv)

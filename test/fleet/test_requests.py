@@ -1,5 +1,6 @@
 """What a minion that has nothing to do asks of its master, and what becomes of a formula that is edited there."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -68,10 +69,18 @@ def test_an_idle_highstate_without_salt_s_sync_asks_for_little(master, minion):
     assert 0 < sum(requests.values()) <= HIGHSTATE, requests
 
 
+@pytest.mark.parametrize("include", [["wsgi", "wsgi.nginx"], ["wsgi.nginx", "wsgi"]], ids=" ".join)
+def test_an_sls_of_one_s_own_can_include_and_require_parts_of_the_formula(master, minion, include):
+    required = [{"sls": name} for name in ("wsgi", "wsgi.common", "wsgi.nginx")]
+    master.put("/srv/salt/own.sls", json.dumps({"include": include, "own": {"test.nop": [{"require": required}]}}))
+    run = master.salt(minion.id, "state.apply", "own")[minion.id]
+    assert {"own", "hello-live", "nginx-files"} <= {*run.states}
+
+
 def test_an_edit_on_the_master_counts_once_the_manifest_is_written(master, minion):
     master.exec(f"echo '# edited' >> {FORMULA}/{EDITED}")
-    assert master.salt(minion.id, "state.apply", "wsgi")[minion.id].changed == set()
     assert f"salt://{EDITED} is not the file of which" in refused(master, minion, "wsgi.validate")
+    assert master.salt(minion.id, "state.apply", "wsgi")[minion.id].changed == set()
     master.exec(f"{FORMULA}/test/manifest")
     assert master.salt(minion.id, "state.apply", "wsgi")[minion.id].changed
     assert master.salt(minion.id, "wsgi.validate")[minion.id] is True

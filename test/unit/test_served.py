@@ -17,6 +17,8 @@ NEW = b"of a new version"
 class Minion:
     """A minion's file cache, beside a master whose file root is a folder; `requests` are the files asked for."""
 
+    hash = "sha256"  # the master's hash_type
+
     def __init__(self, folder):
         self.root, self.cache, self.requests = folder / "root", folder / "cache", []
         for path in ("wsgi/a.jinja", "wsgi/examples/app/app.py", "_utils/wsgi_b.py", "_modules/wsgi.py"):
@@ -52,6 +54,12 @@ class Minion:
         shutil.copyfile(self.root / path, cached)
         return str(cached)
 
+    def hash_file(self, url, saltenv):
+        path = url[len("salt://") :]
+        self.requests.append(path)
+        content = (self.root / path).read_bytes() if (self.root / path).is_file() else None
+        return "" if content is None else {"hash_type": self.hash, "hsum": hashlib.new(self.hash, content).hexdigest()}
+
     def list_master(self, saltenv, prefix):
         self.requests.append(prefix)
         return [str(path.relative_to(self.root)) for path in (self.root / prefix).rglob("*.*")]
@@ -64,7 +72,7 @@ class Minion:
             "cachedir": str(self.cache),
             "extension_modules": str(self.cache / "extmods"),
         }
-        salt = {"cp.cache_file": self.cache_file, "cp.list_master": self.list_master}
+        salt = {"cp.cache_file": self.cache_file, "cp.hash_file": self.hash_file, "cp.list_master": self.list_master}
         return wsgi_host.Host(salt, {}, {}, "base", opts).served
 
 
@@ -107,14 +115,27 @@ def test_an_update_is_fetched(minion):
     assert Path(minion.run().file("salt://wsgi/a.jinja")).read_bytes() == NEW
 
 
-@pytest.mark.parametrize("has_it", [True, False], ids=["cached", "not cached"])
-def test_no_file_is_used_that_the_manifest_does_not_know(minion, has_it):
-    if has_it:
-        minion.run().file("salt://wsgi/a.jinja")
+def test_no_file_is_used_that_the_manifest_does_not_know(minion):
     minion.edit("wsgi/a.jinja", NEW)
-    assert minion.run().differing() == ["wsgi/a.jinja"]
     with pytest.raises(Problem, match=r"salt://wsgi/a\.jinja is not the file of which .* run test/manifest there"):
         minion.run().file("salt://wsgi/a.jinja")
+
+
+@pytest.mark.parametrize("hash_type", ["sha256", "md5"])
+def test_what_the_master_serves_is_compared_without_fetching_it(minion, monkeypatch, hash_type):
+    monkeypatch.setattr(minion, "hash", hash_type)
+    assert minion.run().differing() == []
+    minion.run().file("salt://wsgi/a.jinja")
+    minion.edit("wsgi/a.jinja", NEW)
+    assert minion.run().differing() == [wsgi_served.OTHER.format("wsgi/a.jinja")]
+    assert Path(minion.run().file("salt://wsgi/a.jinja")).read_text() == "wsgi/a.jinja"
+
+
+def test_a_module_that_the_manifest_does_not_know_is_not_to_be_synced(minion):
+    minion.edit("_modules/wsgi.py", NEW)
+    minion.sync()
+    with pytest.raises(Problem, match=r"salt://_modules/wsgi\.py is not the file of which"):
+        minion.run().stale()
 
 
 def test_a_master_without_the_manifest_is_told_what_it_has_to_serve(minion):
