@@ -137,7 +137,7 @@ class Served:
         return cached
 
     def _is_served(self, path):
-        """Whether the master serves a file of the formula as it is; one that it does not serve so is not fetched."""
+        """Return whether the master serves the file of which the manifest has the sum. Asks for its hash alone."""
         served = self._host.salt["cp.hash_file"](f"salt://{path}", self._host.saltenv) or {"hash_type": "sha256"}
         if served["hash_type"] == "sha256":
             return served.get("hsum") == self.sums[path]
