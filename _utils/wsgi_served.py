@@ -51,7 +51,7 @@ class Served:
         path = self._cache(MANIFEST)
         if not path:
             raise Problem(
-                f"salt://{MANIFEST} is not served: the formula's checkout has to be a folder of its own in file_roots, or in gitfs"
+                f"salt://{MANIFEST} is not served: file_roots or gitfs must have the formula's checkout itself"
             )
         with open(path, encoding="utf-8") as file:
             return {path: sum for sum, path in (line.rstrip("\n").split("  ", 1) for line in file)}
@@ -78,12 +78,10 @@ class Served:
             if not files or not all(files.values()):
                 raise Problem(f"{url} holds no file; is it below a folder in file_roots, or in gitfs?")
             try:
-                self._folders[url] = (
-                    files,
-                    {inner: wsgi_source_tree.sha256(path) for inner, path in sorted(files.items())},
-                )
+                sums = {inner: wsgi_source_tree.sha256(path) for inner, path in sorted(files.items())}
             except OSError as error:
                 raise Problem(f"{url}: {error.filename} can't be read: {error.strerror}") from error
+            self._folders[url] = files, sums
         return self._folders[url]
 
     def differing(self):
@@ -97,14 +95,14 @@ class Served:
         serves others than the formula's, which it is asked for only if they differ.
         """
         folder = self._host.opts["extension_modules"]
-        wanted = {path: sum for path, sum in self.sums.items() if path.startswith(KINDS)}
+        wanted = {path: sum for path, sum in self.sums.items() if path.startswith(KINDS) and path.endswith(".py")}
         on_disk = {path: _sum(os.path.join(folder, path[1:])) for path in wanted or self._synced(folder)}
         wanted = wanted or {path: _sum(self._cache(path)) or on_disk[path] for path in on_disk}
         unsynced = [path for path, sum in on_disk.items() if sum != wanted[path]]
         for path in unsynced if self.sums else ():
             if not self._is_served(path):
                 raise Problem(OTHER.format(path))
-        return unsynced, [path for path, sum in _loaded.items() if path in wanted and sum != on_disk[path]]
+        return unsynced, [path for path, sum in _loaded.items() if path in wanted and sum not in (None, on_disk[path])]
 
     def _synced(self, folder):
         """The formula's modules that Salt has synced, as paths below ``salt://``."""
@@ -146,7 +144,7 @@ class Served:
         return False
 
     def _cache(self, path):
-        return self._host.salt["cp.cache_file"](f"salt://{path}", self._host.saltenv)
+        return self._host.salt["cp.cache_file"](f"salt://{path}", self._host.saltenv) or ""
 
 
 def note_loaded(path, file):

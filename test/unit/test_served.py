@@ -140,7 +140,7 @@ def test_a_module_that_the_manifest_does_not_know_is_not_to_be_synced(minion):
 
 def test_a_master_without_the_manifest_is_told_what_it_has_to_serve(minion):
     (minion.root / wsgi_served.MANIFEST).unlink()
-    with pytest.raises(Problem, match=r"salt://wsgi/SHA256SUMS is not served: the formula's checkout has to be"):
+    with pytest.raises(Problem, match=r"salt://wsgi/SHA256SUMS is not served: file_roots or gitfs must have"):
         minion.run().file("salt://wsgi/a.jinja")
 
 
