@@ -18,9 +18,9 @@ from wsgi_errors import Problem
 MANIFEST = "wsgi/SHA256SUMS"
 KINDS = ("_modules/", "_states/", "_utils/")
 OTHER = (
-    f"salt://{{}} is not the file of which {MANIFEST} has the sum: where it was edited on the master, run test/manifest "
-    "there; where another folder of file_roots has it, too, take it away; where the formula was updated just now, run "
-    "this again"
+    f"salt://{{}} is not the file of which {MANIFEST} has the sum: where it was edited on the master, run "
+    "test/manifest there; where another folder of file_roots has it, too, take it away; where the formula was updated "
+    "just now, run this again"
 )
 
 # The sums of the modules in this process as they were at their import: paths below salt:// to SHA-256 sums.
@@ -85,7 +85,7 @@ class Served:
         return self._folders[url]
 
     def differing(self):
-        """Return a sentence for each of the formula's files of which the master serves another; it is asked for each."""
+        """Return a sentence for each of the formula's files that the master serves another way; ask it for each."""
         return [OTHER.format(path) for path in self.sums if not self._is_served(path)]
 
     def stale(self):
