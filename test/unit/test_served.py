@@ -169,11 +169,12 @@ def test_modules_that_are_not_synced_or_not_loaded_anew_are_found(minion, file_c
 def test_a_module_counts_as_it_was_when_it_was_imported_first(minion, tmp_path, monkeypatch):
     """Salt imports its own modules anew after a sync, and Python none that it has."""
     util = tmp_path / "wsgi_b.py"
-    util.write_text("old")
-    monkeypatch.setattr(wsgi_served, "__file__", str(tmp_path / "wsgi_served.py"))
-    monkeypatch.setattr(wsgi_served.sys, "modules", {"wsgi_b": type("module", (), {"__file__": str(util)})})
+    loaded = {"wsgi_b": type("module", (), {"__file__": str(util)})}
     for text in ("old", "new"):
         util.write_text(text)
-        wsgi_served.note_loaded("_modules/wsgi.py", str(util))
+        with monkeypatch.context() as process:
+            process.setattr(wsgi_served, "__file__", str(tmp_path / "wsgi_served.py"))
+            process.setattr(wsgi_served.sys, "modules", loaded)
+            wsgi_served.note_loaded("_modules/wsgi.py", str(util))
     sums = {text: hashlib.sha256(text.encode()).hexdigest() for text in ("old", "new")}
     assert wsgi_served._loaded == {"_utils/wsgi_b.py": sums["old"], "_modules/wsgi.py": sums["new"]}
