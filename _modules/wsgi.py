@@ -21,6 +21,7 @@ import wsgi_nginx
 import wsgi_probe
 import wsgi_programs
 import wsgi_release
+import wsgi_run
 import wsgi_schema
 import wsgi_served
 import wsgi_status_page
@@ -30,14 +31,18 @@ from salt.exceptions import CommandExecutionError
 from wsgi_host import LIB, LOG, SRV, Problem
 from wsgi_schema_edge import METRICS_PORT, METRICS_SOCKET
 
+UNRENDERED = "The pillar does not render"
 METRICS_UNIT = "/etc/systemd/system/wsgi-metrics.socket"
 
 wsgi_served.note_loaded("_modules/wsgi.py", __file__)
 
 
-def plan():
+def plan(saltenv=None):
     """
     What ``wsgi/init.sls`` needs to know: which apps there are, and which sls they need.
+
+    saltenv : str
+        The environment that the formula is served from.
 
     Returns a dict: ``host_wide`` (bool: nothing may be touched), ``apps`` (a list of dicts
     with ``name``, ``process_manager`` and ``tools``; those with domains first, so that a default
@@ -55,12 +60,11 @@ def plan():
 
         salt-call wsgi.plan
     """
+    if not wsgi_run.in_state_run():
+        return _plan(_host(saltenv))
     # Each sls asks.
     if "wsgi.plan" not in __context__:
-        try:
-            __context__["wsgi.plan"] = _plan()
-        except Problem as error:
-            raise CommandExecutionError(str(error)) from error
+        __context__["wsgi.plan"] = _plan(_host(saltenv))
     return __context__["wsgi.plan"]
 
 
@@ -96,19 +100,21 @@ def present():
 
         salt-call wsgi.present
     """
-    traces = {*_host().known_apps()}
+    traces = {*wsgi_host.Host.known_apps()}
     for folder in (SRV, LOG, f"{LIB}/home"):
         traces.update(wsgi_host.listdir(folder))
     return sorted(traces)
 
 
-def settings(app=None):
+def settings(app=None, saltenv=None):
     """
     The merged, validated settings as YAML, with no secret: the values of ``env``, keys, and
     credentials in URLs are left out.
 
     app : str
         One app; all of them and nginx's when not given.
+    saltenv : str
+        The environment that the formula is served from; that of the last state run when not given.
 
     Returns a str. Raises CommandExecutionError for an app that pillar does not name.
 
@@ -118,7 +124,7 @@ def settings(app=None):
 
         salt-call wsgi.settings hello
     """
-    found = _host().settings
+    found = _host(saltenv).settings
     apps = {name: wsgi_schema.shown(each, wsgi_schema.APP) for name, each in found.apps.items()}
     if app is None:
         page = wsgi_schema.shown(found.status_page or {}, wsgi_schema.STATUS_PAGE)
@@ -128,9 +134,12 @@ def settings(app=None):
     return wsgi_schema.without_credentials(salt.utils.yaml.safe_dump(shown, default_flow_style=False))
 
 
-def validate():
+def validate(saltenv=None):
     """
     Check the pillar below ``wsgi``, and whether the master serves the formula's files as they are; touch nothing.
+
+    saltenv : str
+        The environment that the formula is served from; that of the last state run when not given.
 
     Returns True, or a list of all problems, then of what is allowed and likely to break an app,
     marked as a warning; with ``salt-call --retcode-passthrough`` the exit code tells of problems.
@@ -141,14 +150,17 @@ def validate():
 
         salt-call wsgi.validate
     """
-    host = _host()
+    host = _host(saltenv, partial=True)
+    errors = host.pillar.get("_errors", [])
     problems = [*host.settings.problems, *host.served.differing()]
-    if problems:
+    if errors or problems:
         __context__["retcode"] = 1
+    if errors:
+        return [f"{UNRENDERED}: {error}" for error in errors]
     return [*problems, *(f"warning: {sentence}" for sentence in wsgi_release.warnings(host))] or True
 
 
-def status(app=None, patience=None, processes=True):
+def status(app=None, patience=None, processes=True, saltenv=None):
     """
     What runs, and how it fares.
 
@@ -158,6 +170,8 @@ def status(app=None, patience=None, processes=True):
         Seconds that all health checks may take together; each app's ``request_timeout`` when not given.
     processes : bool
         Whether to ask the process managers, too; what they know is left out otherwise.
+    saltenv : str
+        The environment that the formula is served from; that of the last state run when not given.
 
     Returns a dict of apps to dicts: ``server``, ``version``, ``process_manager``, ``generation``,
     ``release``, ``source`` and ``revision`` it was made from, ``override`` (what a deploy or a pin says
@@ -175,19 +189,18 @@ def status(app=None, patience=None, processes=True):
 
         salt-call wsgi.status
     """
-    host = _host()
-    names = sorted({*host.settings.apps, *host.known_apps()})
-    if app is not None:
-        names = [_named(app, names)]
-    deadline = time.monotonic() + (math.inf if patience is None else patience)
-    return {name: _status(host, name, deadline, processes) for name in names}
+    host = _host(saltenv, partial=True)
+    names = _names(host)
+    return _statuses(host, names if app is None else [_named(app, names)], patience, processes)
 
 
-def restart(app):
+def restart(app, saltenv=None):
     """
     Put a new generation of the same settings in the place of the live one, losing no request.
 
     app : str
+    saltenv : str
+        The environment that the formula is served from; that of the last state run when not given.
 
     Returns the id of the new generation. Raises CommandExecutionError when it would not
     serve, and the one before serves on; or when pillar asks for something else by now.
@@ -198,8 +211,8 @@ def restart(app):
 
         salt-call wsgi.restart hello
     """
-    host = _host()
-    with _told():
+    host = _host(saltenv)
+    with _told(host):
         _asked(host, app)
         with wsgi_lock.locked(app, "wsgi.restart", patience=0):
             current = wsgi_generation.recover(host, app)
@@ -210,7 +223,7 @@ def restart(app):
             return _done(wsgi_generation.change(host, app, wanted, release, id))["generation"]
 
 
-def deploy(app, rev=None, source=None, wait=0):
+def deploy(app, rev=None, source=None, wait=0, saltenv=None):
     """
     Build and switch one app, and nothing else, losing no request.
 
@@ -222,6 +235,8 @@ def deploy(app, rev=None, source=None, wait=0):
         Another source altogether, as pillar would have it. Without either, pillar's own.
     wait : int
         Seconds to wait for another run that is changing the app.
+    saltenv : str
+        The environment that the formula is served from; that of the last state run when not given.
 
     Returns a dict: ``generation``, ``release``, ``source``, ``revision``, what its own commands
     ``printed``, and ``note``, what that means for the next highstate. Raises
@@ -233,12 +248,12 @@ def deploy(app, rev=None, source=None, wait=0):
 
         salt '*' wsgi.deploy shop rev=v1.5
     """
-    host = _host()
-    with _told():
+    host = _host(saltenv)
+    with _told(host):
         return _done(wsgi_deploy.deploy(host, _asked(host, app), rev, source, wait), host)
 
 
-def rollback(app, to=None, pin=False):
+def rollback(app, to=None, pin=False, saltenv=None):
     """
     Go back to what was live before, settings and all, losing no request.
 
@@ -247,6 +262,8 @@ def rollback(app, to=None, pin=False):
         A generation or a release that ``wsgi.history`` names; the one before when not given.
     pin : bool
         Whether to stay there, whatever pillar says, until ``wsgi.unpin``.
+    saltenv : str
+        The environment that the formula is served from; that of the last state run when not given.
 
     Returns a dict as ``deploy`` does. Raises CommandExecutionError when it would not serve, and
     what was live serves on.
@@ -257,10 +274,10 @@ def rollback(app, to=None, pin=False):
 
         salt-call wsgi.rollback shop pin=True
     """
-    host = _host()
+    host = _host(saltenv)
     if isinstance(to, int):  # Salt reads an id that has no letter in it as a number.
         to = str(to).zfill(10)
-    with _told():
+    with _told(host):
         found = _done(wsgi_deploy.rollback(host, _asked(host, app), to, pin), host)
     if not pin:
         found["note"] = (
@@ -269,11 +286,13 @@ def rollback(app, to=None, pin=False):
     return found
 
 
-def unpin(app):
+def unpin(app, saltenv=None):
     """
     Let pillar have its word on an app again, with the next run.
 
     app : str
+    saltenv : str
+        The environment that the formula is served from; that of the last state run when not given.
 
     Returns a sentence.
 
@@ -283,20 +302,22 @@ def unpin(app):
 
         salt-call wsgi.unpin shop
     """
-    host = _host()
-    with _told():
+    host = _host(saltenv)
+    with _told(host):
         if wsgi_deploy.unpin(host, _asked(host, app)):
             return f"{app} is not pinned any more; the next highstate brings it to what pillar says."
         return f"{app} was not pinned."
 
 
-def history(app, limit=20):
+def history(app, limit=20, saltenv=None):
     """
     What went live when, from what, by which run, and what failed and why.
 
     app : str
     limit : int
         How many entries, the newest first.
+    saltenv : str
+        The environment that the formula is served from; that of the last state run when not given.
 
     Returns a list of dicts: ``at`` (local time), ``event`` (``live``, ``rollback`` or
     ``failed``), ``generation``, ``release``, ``source``, ``revision``, ``server``, ``by`` (the
@@ -309,7 +330,7 @@ def history(app, limit=20):
 
         salt-call wsgi.history shop
     """
-    _named(app, {*_host().settings.apps, *present()})
+    _named(app, {*_host(saltenv, partial=True).settings.apps, *present()})
     entries = [
         {
             **{fact: value for fact, value in entry.items() if fact != "change"},
@@ -321,13 +342,15 @@ def history(app, limit=20):
     return entries[::-1][: int(limit)]
 
 
-def maintenance(app, state=None):
+def maintenance(app, state=None, saltenv=None):
     """
     Have nginx answer an app's requests with 503 and a page, or tell whether it does.
 
     app : str
     state : str or bool
         ``on`` or ``off``; nothing is changed when not given.
+    saltenv : str
+        The environment that the formula is served from; that of the last state run when not given.
 
     It holds until it is switched off: over highstates, changes of the app and reboots. Requests in
     flight are finished. Page and ``Retry-After`` are what pillar says below ``maintenance``.
@@ -340,8 +363,8 @@ def maintenance(app, state=None):
 
         salt-call wsgi.maintenance hello on
     """
-    host = _host()
-    _named(app, {*host.settings.apps, *host.known_apps()})
+    host = _host(saltenv)
+    _named(app, _names(host))
     if wsgi_generation.live(host, app) is None:
         raise CommandExecutionError(f"{app} is not live: it gets no requests that maintenance could answer")
     if state is not None:
@@ -358,7 +381,7 @@ def maintenance(app, state=None):
     return f"{app} is not in maintenance."
 
 
-def logs(app, lines=50, process=None):
+def logs(app, lines=50, process=None, saltenv=None):
     """
     The last lines of an app's log: what its live server and it itself wrote.
 
@@ -367,6 +390,8 @@ def logs(app, lines=50, process=None):
         How many.
     process : str
         A name of ``processes`` or ``schedule``, for what that wrote.
+    saltenv : str
+        The environment that the formula is served from; that of the last state run when not given.
 
     Returns a str, in which the values of the app's ``env`` are left out.
 
@@ -377,8 +402,8 @@ def logs(app, lines=50, process=None):
         salt-call wsgi.logs hello lines=100
         salt-call wsgi.logs hello process=worker
     """
-    host = _host()
-    current = wsgi_generation.live(host, _named(app, {*host.settings.apps, *host.known_apps()}))
+    host = _host(saltenv, partial=True)
+    current = wsgi_generation.live(host, _named(app, _names(host)))
     if current is None:
         raise CommandExecutionError(f"{app} is not live; older logs lie in {LOG}/{app}")
     if process is None:
@@ -389,8 +414,7 @@ def logs(app, lines=50, process=None):
     return current.log_tail(lines, wsgi_programs.log(current, process))
 
 
-def _plan():
-    host = _host()
+def _plan(host):
     _check_modules(host)
     settings = host.settings
     apps = sorted(settings.apps, key=lambda name: (not settings.apps[name]["domains"], name))
@@ -445,8 +469,9 @@ def _check_modules(host):
     """Refuse to go on with modules of ours that are not as the formula has them: state.apply alone does not sync them."""
     unsynced, unloaded = host.served.stale()
     if unsynced:
+        where = "" if host.saltenv == "base" else f" saltenv={host.saltenv}"
         raise CommandExecutionError(
-            f"The minion's copy of {', '.join(unsynced)} is not the formula's any more: run saltutil.sync_all, "
+            f"The minion's copy of {', '.join(unsynced)} is not the formula's any more: run saltutil.sync_all{where}, "
             "then this again (state.highstate does both)"
         )
     if unloaded:
@@ -477,6 +502,16 @@ def _included(host, names, by, renderers, rendered_sls):
             raise CommandExecutionError(f"{name} has an ID that another sls has, too: {found.keys() & states.keys()}")
         found.update(states)
     return found
+
+
+def _names(host):
+    """The apps that are in pillar or on this machine."""
+    return sorted({*host.settings.apps, *host.known_apps()})
+
+
+def _statuses(host, names, patience, processes):
+    deadline = time.monotonic() + (math.inf if patience is None else patience)
+    return {name: _status(host, name, deadline, processes) for name in names}
 
 
 def _status(host, name, deadline, processes):
@@ -545,21 +580,22 @@ def _health(current, check, deadline):
 
 
 @contextlib.contextmanager
-def _told():
+def _told(host):
     """What goes wrong, as Salt's command line has it."""
     try:
         yield
-    except (Problem, OSError) as error:
+    except OSError as error:
         raise CommandExecutionError(str(error)) from error
     finally:
-        _tell(_host())
+        _tell(host)
 
 
 def _tell(host):
     """Write the status page anew, where there is one; what was done does not depend on that."""
     if host.settings.status_page:
         with contextlib.suppress(Problem, OSError):
-            wsgi_status_page.write(host, wsgi_status_page.facts(host))
+            apps = _statuses(host, _names(host), wsgi_status_page.PATIENCE, processes=False)
+            wsgi_status_page.write(host, wsgi_status_page.facts(host, apps))
 
 
 def _done(done, host=None):
@@ -592,5 +628,21 @@ def _named(app, names):
     return app
 
 
-def _host():
-    return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, __opts__.get("saltenv"))
+def _host(saltenv=None, partial=False):
+    """
+    Return the host of the state run that asks; else one of this call's own, with the pillar as it is now.
+
+    saltenv : str
+        The environment that the formula is served from, where the caller says it.
+    partial : bool
+        Whether a pillar is good enough of which something does not render.
+    """
+    wsgi_run.check_transport(__opts__)
+    if wsgi_run.in_state_run():
+        saltenv = saltenv or wsgi_run.saltenv_of(__opts__.get("saltenv"))
+        return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, saltenv)
+    pillar, saltenv = wsgi_run.compile_pillar(__opts__, __grains__, __pillar__, saltenv)
+    errors = pillar.get("_errors")
+    if errors and not partial:
+        raise CommandExecutionError("\n".join([f"{UNRENDERED}, and nothing was touched:", *errors]))
+    return wsgi_host.Host.of_call(__salt__, pillar, __grains__, __opts__, saltenv)

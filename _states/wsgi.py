@@ -22,6 +22,7 @@ import wsgi_nginx
 import wsgi_ownership
 import wsgi_programs
 import wsgi_release
+import wsgi_run
 import wsgi_served
 import wsgi_static
 import wsgi_status_page
@@ -55,8 +56,12 @@ def pillar_valid(name):
           wsgi.pillar_valid:
             - order: first
     """
-    settings = _host().settings
-    warnings = wsgi_release.warnings(_host())
+    host = _host()
+    settings = host.settings
+    warnings = wsgi_release.warnings(host)
+    if not (__opts__["test"] or settings.host_wide):
+        with contextlib.suppress(OSError):  # what needs the disk fails for itself
+            wsgi_run.remember(__opts__, host.saltenv)
     if not settings.problems:
         return _warned(_result(name, True, "The pillar below wsgi is valid."), warnings)
     left = "Nothing was touched"
@@ -360,7 +365,9 @@ def status_page(name):
         if host.settings.status_page is None:
             return __states__["file.absent"](wsgi_status_page.FOLDER)
         failures, upcoming = _this_run()
-        facts = wsgi_status_page.facts(host, failures)
+        # A run that changes nothing starts no process, as to ask systemd would.
+        apps = __salt__["wsgi.status"](patience=wsgi_status_page.PATIENCE, processes=False)
+        facts = wsgi_status_page.facts(host, apps, failures)
         before, after = wsgi_status_page.written(), wsgi_status_page.content(facts)
         changes = {"page": {"old": before, "new": after}} if before != after or upcoming else {}
         if __opts__["test"]:
@@ -544,7 +551,8 @@ def absent(name, purge=False):
 
 
 def _host():
-    return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, __env__)
+    saltenv = __env__ if "wsgi.host" in __context__ else wsgi_run.saltenv_of(__env__)
+    return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, saltenv)
 
 
 def _result(name, result, comment, changes=None):

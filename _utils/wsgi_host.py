@@ -100,11 +100,16 @@ class Host:
         """
         host = context.get("wsgi.host")
         if host is None:
-            host = context["wsgi.host"] = cls(salt, pillar, grains, saltenv or "base", opts)
-            damaged.clear()
-            _untold.clear()
+            host = context["wsgi.host"] = cls.of_call(salt, pillar, grains, opts, saltenv)
         host.salt = salt
         return host
+
+    @classmethod
+    def of_call(cls, salt, pillar, grains, opts, saltenv):
+        """Return a new ``Host``, for a function that is asked from outside of a state run."""
+        damaged.clear()
+        _untold.clear()
+        return cls(salt, pillar, grains, saltenv or "base", opts)
 
     @cached_property
     def family(self):
@@ -168,7 +173,8 @@ class Host:
         """The paths of the unix sockets that something listens on, as the run first saw them."""
         return {path for path, listens in unix_sockets() if listens}
 
-    def known_apps(self):
+    @staticmethod
+    def known_apps():
         """The names of the apps that have something on this machine that runs."""
         return sorted(name for name in listdir(ETC) if os.path.isfile(f"{ETC}/{name}/app.json"))
 

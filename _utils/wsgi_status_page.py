@@ -54,17 +54,17 @@ def passwords_path(host):
     return f"{host.family['nginx']['own_dir']}/private/_status.htpasswd"
 
 
-def facts(host, failures=()):
+def facts(host, apps, failures=()):
     """
     What the page tells.
 
+    apps : dict
+        What ``wsgi.status`` says of them.
     failures : iterable of (str, str)
         What failed in this run: a state's id and its comment.
 
     Returns a dict.
     """
-    # A run that changes nothing starts no process, as to ask systemd would.
-    apps = host.salt["wsgi.status"](patience=PATIENCE, processes=False)
     return {
         "host": host.grains.get("id", "localhost"),
         "apps": {name: _app(host, name, status) for name, status in apps.items()},

@@ -1,9 +1,13 @@
 # Takes away everything that the formula made. Packages stay: they may serve others.
+{%- if '_ssh_version' in opts %}
+include:
+  - wsgi.salt_ssh
+{%- else %}
 {#- A fresh minion has no modules of ours yet. Asked for directly, Salt would remember that. #}
 {%- if 'wsgi' not in salt['saltutil.list_extmods']().get('modules', []) %}
-{%- do salt['saltutil.sync_all'](refresh=False) %}
+{%- do salt['saltutil.sync_all'](refresh=False, saltenv=saltenv) %}
 {%- endif %}
-{%- set plan = salt['wsgi.plan']() %}
+{%- set plan = salt['wsgi.plan'](saltenv) %}
 
 include:
   - wsgi.acme.absent
@@ -39,3 +43,4 @@ wsgi-files:
       - /usr/local/lib/wsgi
       - /var/lib/wsgi
       - /var/log/wsgi
+{%- endif %}

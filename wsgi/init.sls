@@ -1,9 +1,13 @@
 # Serves every app of wsgi:apps, each under the server that pillar names, behind one nginx.
+{%- if '_ssh_version' in opts %}
+include:
+  - wsgi.salt_ssh
+{%- else %}
 {#- A fresh minion has no modules of ours yet. Asked for directly, Salt would remember that. #}
 {%- if 'wsgi' not in salt['saltutil.list_extmods']().get('modules', []) %}
-{%- do salt['saltutil.sync_all'](refresh=False) %}
+{%- do salt['saltutil.sync_all'](refresh=False, saltenv=saltenv) %}
 {%- endif %}
-{%- set plan = salt['wsgi.plan']() %}
+{%- set plan = salt['wsgi.plan'](saltenv) %}
 
 wsgi-pillar:
   wsgi.pillar_valid:
@@ -65,4 +69,5 @@ wsgi-certificates:
 wsgi-status-page:
   wsgi.status_page:
     - order: last
+{%- endif %}
 {%- endif %}

@@ -399,11 +399,9 @@ def facts(make_host, monkeypatch):
         whole.update(
             {"server": "uwsgi", "version": "2", "process_manager": "emperor", "generation": "a", "release": "b"}
         )
-        host.salt["wsgi.status"] = lambda patience, processes: {
-            "shop": {**whole, "since": "2026-11-23 10:00:00", **status}
-        }
+        apps = {"shop": {**whole, "since": "2026-11-23 10:00:00", **status}}
         monkeypatch.setattr(wsgi_status_page.wsgi_history, "entries", lambda name: list(entries))
-        return host, wsgi_status_page.facts(host)
+        return host, wsgi_status_page.facts(host, apps)
 
     return facts_of
 

@@ -1,0 +1,111 @@
+"""The pillar and the environments that a function goes by which is asked from outside of a state run."""
+
+import json
+
+import pytest
+import wsgi_run
+from salt.exceptions import CommandExecutionError, SaltClientError
+
+OPTS = {"id": "one", "saltenv": None, "pillarenv": None, "lock_saltenv": False, "pillarenv_from_saltenv": False}
+
+
+class Source:
+    """Salt's pillar drivers, as far as they are used."""
+
+    def __init__(self, compiled, asked):
+        self.compiled, self.asked, self.destroyed = compiled, asked, False
+
+    def compile_pillar(self):
+        if isinstance(self.compiled, Exception):
+            raise self.compiled
+        return self.compiled
+
+    def destroy(self):
+        self.destroyed = True
+
+
+@pytest.fixture
+def compiled(monkeypatch, tmp_path):
+    """compiled(pillar, saltenv=None, record=None, opts=()): what compile_pillar returns, and the Sources it made."""
+    monkeypatch.setattr(wsgi_run, "RECORD", str(tmp_path / "environments.json"))
+
+    def compile_with(pillar, saltenv=None, record=None, opts=()):
+        sources = []
+
+        def get_pillar(options, grains, minion_id, saltenv, pillarenv):
+            assert (options["saltenv"], options["pillarenv"]) == (saltenv, pillarenv)
+            sources.append(Source(pillar, (saltenv, pillarenv)))
+            return sources[-1]
+
+        monkeypatch.setattr(wsgi_run.salt.pillar, "get_pillar", get_pillar)
+        if record:
+            (tmp_path / "environments.json").write_text(json.dumps(record))
+        return wsgi_run.compile_pillar({**OPTS, **dict(opts)}, {}, {"old": True}, saltenv), sources
+
+    return compile_with
+
+
+def record(files, saltenv=None, pillarenv=None):
+    return {"saltenv": files, "options": {"saltenv": saltenv, "pillarenv": pillarenv}}
+
+
+def test_the_pillar_is_compiled_anew_and_the_connection_is_closed(compiled):
+    found, (source,) = compiled({"new": True})
+    assert found == ({"new": True}, "base")
+    assert source.destroyed
+
+
+def test_a_master_that_does_not_answer_is_no_empty_pillar(compiled):
+    with pytest.raises(CommandExecutionError, match="could not be compiled, and nothing was touched: .*timed out"):
+        compiled(SaltClientError("Pillar timed out after 60 seconds"))
+
+
+@pytest.mark.parametrize(
+    ("saltenv", "kept", "opts", "served_from", "asked"),
+    [
+        (None, None, {}, "base", (None, None)),
+        (None, None, {"saltenv": "prod", "pillarenv": "prod"}, "prod", ("prod", "prod")),
+        (None, record("dev", "dev", "secret"), {"saltenv": "prod"}, "dev", ("dev", "secret")),
+        (None, record("dev"), {}, "dev", (None, None)),  # a highstate, whose top file says dev
+        ("test", record("dev", "dev", "dev"), {"pillarenv": "prod"}, "test", ("test", "prod")),
+        ("test", None, {"pillarenv_from_saltenv": True}, "test", ("test", "test")),
+        (None, record("dev", "dev"), {"saltenv": "prod", "lock_saltenv": True}, "prod", ("prod", None)),
+    ],
+)
+def test_environments_are_those_of_the_call_then_of_the_last_run_then_of_the_minion(
+    compiled, saltenv, kept, opts, served_from, asked
+):
+    (_, found), (source,) = compiled({}, saltenv, kept, opts)
+    assert (found, source.asked) == (served_from, asked)
+
+
+@pytest.mark.parametrize(("pillarenv", "times"), [(None, 0), ("dev", 1)])
+def test_what_salt_call_compiled_at_its_start_is_taken_unless_another_pillarenv_is_asked_for(
+    compiled, pillarenv, times
+):
+    _, sources = compiled({}, None, record("dev", "dev", pillarenv), {"__cli": "salt-call"})
+    assert len(sources) == times
+
+
+def test_a_run_is_remembered_and_a_run_in_the_same_environments_writes_nothing(compiled, monkeypatch, tmp_path):
+    written = []
+    monkeypatch.setattr(wsgi_run.wsgi_host, "folder", lambda *_: None)
+    monkeypatch.setattr(wsgi_run.wsgi_host, "write", lambda path, text, mode: written.append((text, mode)))
+    wsgi_run.remember({**OPTS, "saltenv": "dev"}, "dev")
+    assert written == [(json.dumps(record("dev", "dev")), 0o600)]
+    (tmp_path / "environments.json").write_text(written.pop()[0])
+    wsgi_run.remember({**OPTS, "saltenv": "dev"}, "dev")
+    assert written == []
+
+
+@pytest.mark.parametrize(
+    ("named", "kept", "found"),
+    [("dev", None, "dev"), ("dev", "prod", "dev"), ("base", "prod", "prod"), (None, None, "base")],
+)
+def test_base_says_nothing_of_where_the_formula_is(compiled, named, kept, found):
+    compiled({}, record=kept and record(kept))
+    assert wsgi_run.saltenv_of(named) == found
+
+
+def test_outside_of_salt_no_state_run_asks():
+    assert not wsgi_run.in_state_run()
