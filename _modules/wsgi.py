@@ -8,6 +8,7 @@ import math
 import os
 import time
 
+import salt.template
 import salt.utils.yaml
 import wsgi_deploy
 import wsgi_generation
@@ -22,35 +23,36 @@ import wsgi_programs
 import wsgi_release
 import wsgi_run
 import wsgi_schema
+import wsgi_served
 import wsgi_status_page
 import wsgi_tls
 import wsgi_wanted
 from salt.exceptions import CommandExecutionError
-from salt.utils.hashutils import get_hash
 from wsgi_host import LIB, LOG, SRV, Problem
 from wsgi_schema_edge import METRICS_PORT, METRICS_SOCKET
 
 UNRENDERED = "The pillar does not render"
 METRICS_UNIT = "/etc/systemd/system/wsgi-metrics.socket"
 
+wsgi_served.note_loaded("_modules/wsgi.py", __file__)
+
 
 def plan(saltenv=None):
     """
-    What ``wsgi/init.sls`` needs to know: which apps, servers and process managers there are.
+    What ``wsgi/init.sls`` needs to know: which apps there are, and which sls they need.
 
     saltenv : str
         The environment that the formula is served from.
 
     Returns a dict: ``host_wide`` (bool: nothing may be touched; where nothing can be known, not much else),
-    ``apps`` (a list of dicts with ``name``, ``process_manager`` and ``tools``; those with domains first, so that a default
-    site is given up before it is taken), ``absent`` (names to whether to purge), ``servers``,
-    ``process_managers`` and ``tools`` (sorted lists of those in use; a tool is what a release is
-    built with), ``acme`` (the sls that brings the client of a certificate authority, or takes away what was
-    for it, or None), ``manages_nginx`` (bool: nginx itself is the formula's), ``family`` (what
+    ``apps`` (a list of dicts with ``name``, ``process_manager`` and ``tools``; those with domains first, so that a
+    default site is given up before it is taken; a tool is what a release is built with), ``absent`` (names to
+    whether to purge), ``sls`` (the names of the sls that the host and the apps need), ``acme`` (the sls
+    that brings the client of a certificate authority, or takes away what was for it, or None),
+    ``manages_nginx`` (bool: nginx itself is the formula's), ``family`` (what
     ``wsgi/os_family/<family>.yaml`` says), ``metrics`` (the same of the host's metrics), ``metrics_port``,
     ``metrics_socket``, and ``status_page`` (whether there is to be one, or was). Raises
-    CommandExecutionError where the formula was
-    updated and its modules on the minion were not.
+    CommandExecutionError where the modules that run are not the formula's any more.
 
     CLI Example:
 
@@ -64,6 +66,26 @@ def plan(saltenv=None):
     if "wsgi.plan" not in __context__:
         __context__["wsgi.plan"] = _plan(saltenv)
     return __context__["wsgi.plan"]
+
+
+def included(names, renderers, rendered_sls):
+    """
+    What Salt's ``include`` would come to, without the two requests to the master that it makes for each sls.
+
+    names : list of str
+        Names of the formula's own sls.
+    renderers, rendered_sls
+        What Salt gives to a template under these names: its renderers, and the set of the sls that are rendered.
+
+    Returns a dict of IDs to states, for the sls of the same run.
+
+    .. code-block:: jinja
+
+        {%- for id, state in salt['wsgi.included'](['wsgi.nginx'], renderers, rendered_sls).items() %}
+        {{ id | json }}: {{ state | json }}
+        {%- endfor %}
+    """
+    return _included(_host(), names, "wsgi", renderers, rendered_sls)
 
 
 def present():
@@ -114,7 +136,7 @@ def settings(app=None, saltenv=None):
 
 def validate(saltenv=None):
     """
-    Check the pillar below ``wsgi``; touch nothing.
+    Check the pillar below ``wsgi``, and whether the master serves the formula's files as they are; touch nothing.
 
     saltenv : str
         The environment that the formula is served from; that of the last state run when not given.
@@ -130,7 +152,7 @@ def validate(saltenv=None):
     """
     host = _host(saltenv, partial=True)
     errors = host.pillar.get("_errors", [])
-    problems = host.settings.problems
+    problems = [*host.settings.problems, *host.served.differing()]
     if errors or problems:
         __context__["retcode"] = 1
     if errors:
@@ -395,19 +417,23 @@ def logs(app, lines=50, process=None, saltenv=None):
 def _plan(saltenv):
     try:
         host = _host(saltenv)
-        stale = _stale(host.saltenv)
-        if stale:
-            where = "" if host.saltenv == "base" else f" saltenv={host.saltenv}"
-            raise CommandExecutionError(
-                f"The minion's copy of {', '.join(stale)} is not the formula's any more: run saltutil.sync_all{where}, "
-                "then this again (state.highstate does both)"
-            )
+        _check_modules(host)
         settings = host.settings
     except Problem:
         # The state wsgi-pillar says why. Salt would log it with a traceback if an sls raised it.
         return {"host_wide": True, "metrics": None, "status_page": False}
     apps = sorted(settings.apps, key=lambda name: (not settings.apps[name]["domains"], name))
     gone = set(host.known_apps()) - set(settings.apps) - settings.broken - set(settings.absent)
+    servers = sorted({app["server"] for app in settings.apps.values()})
+    managers = sorted({name for app in settings.apps.values() for name in wsgi_programs.managers(app)})
+    tools = sorted({tool for app in settings.apps.values() for tool in _tools(app)})
+    # A certificate of an app that has a problem is still to be renewed.
+    acme = _sls(
+        "acme",
+        any(site.tls and site.tls["certificate"] == "acme" for site in settings.sites.values()),
+        os.path.exists(wsgi_tls.RELOAD) and not settings.broken,
+    )
+    metrics = _sls("metrics", settings.nginx["metrics"], os.path.exists(METRICS_UNIT))
     return {
         "host_wide": settings.host_wide,
         "apps": [
@@ -422,18 +448,11 @@ def _plan(saltenv):
             **{name: settings.defaults["purge"] for name in sorted(gone)},
             **{name: app["purge"] for name, app in settings.absent.items()},
         },
-        "servers": sorted({app["server"] for app in settings.apps.values()}),
-        "process_managers": sorted({name for app in settings.apps.values() for name in wsgi_programs.managers(app)}),
-        "tools": sorted({tool for app in settings.apps.values() for tool in _tools(app)}),
-        # A certificate of an app that has a problem is still to be renewed.
-        "acme": _sls(
-            "acme",
-            any(site.tls and site.tls["certificate"] == "acme" for site in settings.sites.values()),
-            os.path.exists(wsgi_tls.RELOAD) and not settings.broken,
-        ),
+        "sls": [f"wsgi.{name}" for name in ("common", "nginx", acme, *servers, *managers, *tools, metrics) if name],
+        "acme": acme,
         "manages_nginx": settings.nginx["manage"],
         "family": host.family,
-        "metrics": _sls("metrics", settings.nginx["metrics"], os.path.exists(METRICS_UNIT)),
+        "metrics": metrics,
         "metrics_port": METRICS_PORT,
         "metrics_socket": METRICS_SOCKET,
         "status_page": bool(settings.status_page) or os.path.exists(wsgi_status_page.PAGE),
@@ -451,17 +470,42 @@ def _tools(app):
     return {tool for tool, needed in (("git", git), ("uv", app["installer"] == "uv")) if needed}
 
 
-def _stale(saltenv):
-    """Which modules of ours are not as the formula has them: state.apply alone does not sync them."""
-    found = []
-    for kind in ("modules", "states", "utils"):
-        folder = os.path.join(__opts__["extension_modules"], kind)
-        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-            if not (name == "wsgi.py" or (name.startswith("wsgi_") and name.endswith(".py"))):
-                continue
-            served = __salt__["cp.hash_file"](f"salt://_{kind}/{name}", saltenv)
-            if served and get_hash(os.path.join(folder, name), served["hash_type"]) != served["hsum"]:
-                found.append(f"_{kind}/{name}")
+def _check_modules(host):
+    """Refuse to go on with modules of ours that are not as the formula has them: state.apply alone does not sync them."""
+    unsynced, unloaded = host.served.stale
+    if unsynced:
+        where = "" if host.saltenv == "base" else f" saltenv={host.saltenv}"
+        raise CommandExecutionError(
+            f"The minion's copy of {', '.join(unsynced)} is not the formula's any more: run saltutil.sync_all{where}, "
+            "then this again (state.highstate does both)"
+        )
+    if unloaded:
+        raise CommandExecutionError(
+            f"This minion has synced {', '.join(unloaded)}, and still runs what it had loaded before: restart "
+            "salt-minion, then run this again"
+        )
+
+
+def _included(host, names, by, renderers, rendered_sls):
+    found = {}
+    options = [__opts__[option] for option in ("renderer", "renderer_blacklist", "renderer_whitelist")]
+    for name in names:
+        if f"{host.saltenv}:{name}" in rendered_sls:
+            continue
+        rendered_sls.add(f"{host.saltenv}:{name}")
+        path = f"salt://{name.replace('.', '/')}"
+        file = host.served.file(f"{path}/init.sls") or host.served.file(f"{path}.sls")
+        states = salt.template.compile_template(
+            file, renderers, *options, saltenv=host.saltenv, sls=name, rendered_sls=rendered_sls
+        )
+        states = {**_included(host, states.pop("include", []), name, renderers, rendered_sls), **states}
+        # As Salt marks them, so that `require: [sls: …]` finds them.
+        for state in states.values():
+            state.setdefault("__sls__", name)
+            state.setdefault("__sls_included_from__", []).append(by)
+        if not found.keys().isdisjoint(states):
+            raise CommandExecutionError(f"{name} has an ID that another sls has, too: {found.keys() & states.keys()}")
+        found.update(states)
     return found
 
 
@@ -576,6 +620,7 @@ def _done(done, host=None):
 
 def _asked(host, app):
     """An app's name, if pillar has it without a problem."""
+    _check_modules(host)
     found = [problem for problem in host.settings.problems if problem.startswith(f"wsgi:apps:{app}:")]
     if app in host.settings.broken and found:
         raise CommandExecutionError("\n".join(found))

@@ -24,6 +24,7 @@ import wsgi_ownership
 import wsgi_programs
 import wsgi_release
 import wsgi_run
+import wsgi_served
 import wsgi_static
 import wsgi_status_page
 import wsgi_step
@@ -36,6 +37,9 @@ from wsgi_host import ETC, LIB, LOG, SRV, Problem
 INVOCATION = "/run/systemd/units/invocation:{}"
 # And such ones for what starts at boot.
 WANTED = "/etc/systemd/system/*.wants/{}"
+READABLE = {"user": "root", "group": "root", "makedirs": True, "dir_mode": "0755"}
+
+wsgi_served.note_loaded("_states/wsgi.py", __file__)
 
 
 def pillar_valid(name):
@@ -55,6 +59,7 @@ def pillar_valid(name):
     """
     try:
         host = _host()
+        _ = host.served.stale  # raises where the master serves other modules than the formula has
         settings = host.settings
         warnings = wsgi_release.warnings(host)
     except Problem as error:
@@ -424,6 +429,37 @@ def daemon(name, socket=None):
     return __states__["service.running"](name, enable=True)
 
 
+def file_installed(name, source, mode="0644", context=None):
+    """
+    A file of the formula's own is in place; root's, as are the folders that it needs. The usual case costs one look,
+    and no request to the master.
+
+    name, source : str
+        Its path, and what it is served as.
+    mode : str
+        Its permission bits.
+    context : dict
+        What it knows as a template, if it is one.
+
+    What differs is handed to ``file.managed``.
+
+    .. code-block:: yaml
+
+        /usr/local/lib/wsgi/launch:
+          wsgi.file_installed:
+            - source: salt://wsgi/common/launch
+            - mode: '0755'
+    """
+    try:
+        host = _host()
+        text = host.text(source) if context is None else host.render(source[len("salt://wsgi/") :], **context)
+        if wsgi_host.holds(name, text, int(mode, 8)):
+            return _result(name, True, f"{name} is in place.")
+    except (Problem, OSError) as error:
+        return _failure(name, "The file was left as it was", error)
+    return __states__["file.managed"](name, contents=text, mode=mode, **READABLE)
+
+
 def tool(name, requirements, python="/usr/bin/python3"):
     """
     A program of the formula's own is installed from PyPI, in a virtual environment of its own.
@@ -546,8 +582,7 @@ def _page(path, source):
     """What ``file.managed`` makes of a file that everybody may read; without a source it goes."""
     if source is None:
         return __states__["file.absent"](path)
-    how = {"user": "root", "group": "root", "mode": "0644", "makedirs": True, "dir_mode": "0755"}
-    written = __states__["file.managed"](path, source=source, **how)
+    written = __states__["file.managed"](path, source=source, mode="0644", **READABLE)
     if "diff" in written["changes"]:
         written["changes"]["diff"] = wsgi_diff.first_lines(path, written["changes"]["diff"])
     return written

@@ -32,6 +32,7 @@ import wsgi_programs
 import wsgi_release
 import wsgi_schema_edge
 import wsgi_settings
+import wsgi_source_tree
 import wsgi_static
 import wsgi_step
 import wsgi_wanted
@@ -961,6 +962,6 @@ def _fingerprint(path):
     """Owner, mode and contents of a file, or None where there is none."""
     try:
         found = os.lstat(path)
-        return [found.st_uid, found.st_gid, found.st_mode, wsgi_host.sha256(path)]
+        return [found.st_uid, found.st_gid, found.st_mode, wsgi_source_tree.sha256(path)]
     except FileNotFoundError:
         return None

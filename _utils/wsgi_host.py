@@ -18,12 +18,12 @@ import subprocess
 from functools import cached_property
 
 import jinja2
-import salt.exceptions
-import salt.utils.files
 import salt.utils.yaml
 import wsgi_pillar
+import wsgi_served
 import wsgi_settings
 import wsgi_source_tree
+from wsgi_errors import Problem
 
 ETC = "/etc/wsgi"  # <app>/<generation>: configuration and environment
 SRV = "/srv/wsgi"  # <app>/releases, <app>/environments
@@ -39,10 +39,6 @@ logger = logging.getLogger(__name__)
 # Records that could not be read and are still there, path to a sentence; and the sentences that no state has told yet.
 damaged = {}
 _untold = []
-
-
-class Problem(salt.exceptions.CommandExecutionError):
-    """What went wrong, in a sentence for the administrator who reads it: without a traceback, wherever it is raised."""
 
 
 class Host:
@@ -75,8 +71,7 @@ class Host:
             bytecode_cache=self._bytecode_cache(),
         )
         self._template_text = {}
-        self._sources = {}
-        self._served = {}
+        self.served = wsgi_served.Served(self)
         # What others look up once per run: sources and interpreters; what is wanted of each app, and said instead of pillar.
         self.resolved = {}
         self.wanted = {}
@@ -174,38 +169,12 @@ class Host:
         self._templates.get_template(template)
         return self._template_text[template]
 
-    def served(self, url):
-        """The local path of a file that Salt serves, asked for once; empty where there is none."""
-        if url not in self._served:
-            self._served[url] = self.salt["cp.cache_file"](url, self.saltenv)
-        return self._served[url]
-
-    def source_files(self, url):
-        """
-        The files of a folder that Salt serves.
-
-        url : str
-            ``salt://folder``.
-
-        Returns two dicts: paths in the folder to local paths, and to SHA-256 sums. Raises
-        ``Problem`` when there is none.
-        """
-        if url not in self._sources:
-            folder = url[len("salt://") :].strip("/")
-            files = {}
-            for path in self.salt["cp.list_master"](self.saltenv, prefix=folder):
-                inner = os.path.relpath(path, folder)
-                parts = inner.split("/")
-                if parts[0] == ".." or "__pycache__" in parts or ".git" in parts:
-                    continue
-                files[inner] = self.salt["cp.cache_file"](f"salt://{path}", self.saltenv)
-            if not files or not all(files.values()):
-                raise Problem(f"{url} holds no file; is it below a folder in file_roots, or in gitfs?")
-            try:
-                self._sources[url] = files, {inner: sha256(path) for inner, path in sorted(files.items())}
-            except OSError as error:
-                raise Problem(f"{url}: {error.filename} can't be read: {error.strerror}") from error
-        return self._sources[url]
+    def text(self, url):
+        """Return the text of one of the formula's files; raises ``Problem`` where it is not served."""
+        path = self.served.file(url)
+        if not path:
+            raise Problem(self.served.missing(url))
+        return read(path)
 
     @cached_property
     def listening(self):
@@ -218,29 +187,14 @@ class Host:
         return sorted(name for name in listdir(ETC) if os.path.isfile(f"{ETC}/{name}/app.json"))
 
     def _template(self, name):
-        with salt.utils.files.fopen(self._cached(name)) as file:
-            self._template_text[name] = file.read()
+        self._template_text[name] = self.text(f"salt://wsgi/{name}")
         return self._template_text[name]
 
     def _yaml(self, name, otherwise=None):
-        with salt.utils.files.fopen(self._cached(name, otherwise)) as file:
-            return salt.utils.yaml.safe_load(file)
-
-    def _cached(self, name, otherwise=None):
         url = f"salt://wsgi/{name}"
-        path = self.served(url)
-        if not path:
-            raise Problem(otherwise or self._not_served(url))
-        return path
-
-    def _not_served(self, url):
-        """Say what to do where the formula is not at the top of what Salt serves."""
-        end = url[len("salt:/") :]
-        elsewhere = [path[: -len(end)] for path in self.salt["cp.list_master"](self.saltenv) if path.endswith(end)]
-        return (
-            f"{url} is not served in saltenv {self.saltenv}: the formula's checkout has to be a file root of its own, "
-            "in file_roots or gitfs_remotes"
-        ) + (f"; it is in salt://{elsewhere[0]} of another one" if elsewhere else "")
+        if otherwise and not self.served.file(url):
+            raise Problem(otherwise)
+        return salt.utils.yaml.safe_load(self.text(url))
 
 
 class _Macros:
@@ -443,6 +397,15 @@ def _remove_tree(path):
             raise Problem(f"{path} could not be removed: {done.stderr.strip()[-500:]}") from None
 
 
+def holds(path, text, mode):
+    """Return whether a regular file has this text and these permission bits, and is root's."""
+    with contextlib.suppress(OSError), wsgi_source_tree.regular(path) as file:
+        found = os.fstat(file.fileno())
+        there = file.read(len(text.encode()) + 1)
+        return (found.st_uid, found.st_gid, found.st_mode & 0o7777, there) == (0, 0, mode, text.encode())
+    return False
+
+
 def read(path, errors="strict"):
     """The text of a file, or None where there is none; ``errors`` is for bytes that are no UTF-8, as ``open`` has it."""
     try:
@@ -450,12 +413,6 @@ def read(path, errors="strict"):
             return file.read()
     except (FileNotFoundError, ProcessLookupError):  # the latter from /proc
         return None
-
-
-def sha256(path):
-    """The SHA-256 of a regular file, in hexadecimal. Raises ``OSError`` where there is none."""
-    with wsgi_source_tree.regular(path, follow=True) as file:
-        return wsgi_source_tree.copy(file)
 
 
 def digest(*parts):

@@ -88,7 +88,7 @@ def pending(host, name):
     is to be removed. Raises ``Problem`` where Salt does not serve it.
     """
     url, path = host.settings.apps[name]["maintenance"]["page"], page(name)
-    source = host.served(url) if url else None
+    source = host.served.file(url) if url else None
     if url and not source:
         key = f"wsgi:apps:{name}:maintenance:page"
         raise Problem(f"{key}: {url} is not served; is it below a folder in file_roots, or in gitfs?")

@@ -116,7 +116,7 @@ class Salt(Source):
 
     @cached_property
     def _found(self):
-        return self.host.source_files("/".join(filter(None, ("salt:/", self.said.location, self.said.subdirectory))))
+        return self.host.served.folder("/".join(filter(None, ("salt:/", self.said.location, self.said.subdirectory))))
 
     @property
     def identity(self):

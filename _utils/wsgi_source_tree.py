@@ -181,6 +181,12 @@ def _is(kind, handle):
     return kind(os.fstat(handle).st_mode)
 
 
+def sha256(path):
+    """Return the SHA-256 of a regular file, in hexadecimal. Raises ``OSError`` where there is none."""
+    with regular(path, follow=True) as file:
+        return copy(file)
+
+
 def _sha256(handle):
     with open(handle, "rb", closefd=False) as file:
         return copy(file)

@@ -18,24 +18,10 @@ wsgi-pillar:
 
 {%- if not plan.host_wide %}
 
-include:
-  - wsgi.common
-  - wsgi.nginx
-{%- if plan.acme %}
-  - wsgi.{{ plan.acme }}
-{%- endif %}
-{%- for server in plan.servers %}
-  - wsgi.{{ server }}
+{#- What `include` would do with two requests to the master for each. #}
+{%- for id, state in salt['wsgi.included'](plan.sls, renderers, rendered_sls).items() %}
+{{ id | json }}: {{ state | json }}
 {%- endfor %}
-{%- for manager in plan.process_managers %}
-  - wsgi.{{ manager }}
-{%- endfor %}
-{%- for tool in plan.tools %}
-  - wsgi.{{ tool }}
-{%- endfor %}
-{%- if plan.metrics %}
-  - wsgi.{{ plan.metrics }}
-{%- endif %}
 
 {%- for name, purge in plan.absent.items() %}
 

@@ -20,7 +20,8 @@ def serve(master, section, **replaced):
 
 def change(folder):
     """A command that changes a template and a module of the formula in a folder."""
-    return f"cd {folder} && echo '# of a new version' | tee -a wsgi/nginx/wsgi.conf.jinja >> _utils/wsgi_nginx.py"
+    new = "echo '# of a new version' | tee -a wsgi/nginx/wsgi.conf.jinja >> _utils/wsgi_nginx.py"
+    return f"cd {folder} && {new} && test/manifest"
 
 
 def assert_new_version(minion):

@@ -157,12 +157,12 @@ caller = salt.client.Caller("/etc/salt/minion")
 call("wsgi.status", "ledger")  # loads what all forks have
 
 import wsgi_generation
-import wsgi_host
+import wsgi_served
 
 # To ask Salt for the formula's templates would be most of what each run costs.
-served_by_salt = wsgi_host.Host.served
-wsgi_host.Host.served = lambda host, url: (
-    next(filter(os.path.isfile, [f"/srv/formula/{url[len('salt://') :]}"]), None) or served_by_salt(host, url)
+served_by_salt = wsgi_served.Served.file
+wsgi_served.Served.file = lambda served, url: (
+    next(filter(os.path.isfile, [f"/srv/formula/{url[len('salt://') :]}"]), None) or served_by_salt(served, url)
 )
 
 deploy("v1")

@@ -7,18 +7,14 @@ acme-packages:
     - pkgs: {{ family.packages.acme | json }}
 
 /usr/local/lib/wsgi/reload-nginx:
-  file.managed:
+  wsgi.file_installed:
     - source: salt://wsgi/acme/reload-nginx
-    - template: jinja
     - context: {nginx: {{ family.nginx | json }}}
-    - makedirs: true
     - mode: '0755'
 
 /usr/local/lib/wsgi/wsgi_reload.py:
-  file.managed:
+  wsgi.file_installed:
     - source: salt://_utils/wsgi_reload.py
-    - makedirs: true
-    - mode: '0644'
 
 # Whom the client believes, where the authority is one of your own.
 /etc/systemd/system/certbot.service.d/wsgi.conf:

@@ -11,10 +11,8 @@ circus-environment:
       - pkg: wsgi-python
 
 /etc/wsgi/circus.ini:
-  file.managed:
+  wsgi.file_installed:
     - source: salt://wsgi/circus/circus.ini
-    - makedirs: true
-    - mode: '0644'
 
 /etc/wsgi/circus:
   file.directory:
@@ -24,18 +22,17 @@ circus-environment:
 # A change of the unit or of circus.ini takes effect when the administrator restarts it: that
 # restarts every app that it holds.
 /etc/systemd/system/wsgi-circus.service:
-  file.managed:
+  wsgi.file_installed:
     - source: salt://wsgi/circus/wsgi-circus.service
-    - mode: '0644'
 
 circus-service:
   wsgi.daemon:
     - name: wsgi-circus
     - require:
       - wsgi: circus-environment
-      - file: /usr/local/lib/wsgi/append
-      - file: /usr/local/lib/wsgi/launch
-      - file: /usr/local/lib/wsgi/logged
-      - file: /etc/wsgi/circus.ini
+      - wsgi: /usr/local/lib/wsgi/append
+      - wsgi: /usr/local/lib/wsgi/launch
+      - wsgi: /usr/local/lib/wsgi/logged
+      - wsgi: /etc/wsgi/circus.ini
       - file: /etc/wsgi/circus
-      - file: /etc/systemd/system/wsgi-circus.service
+      - wsgi: /etc/systemd/system/wsgi-circus.service

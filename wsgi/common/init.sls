@@ -10,16 +10,14 @@ wsgi-logrotate:
     - pkgs: {{ family.packages.logrotate | json }}
 
 /etc/logrotate.d/wsgi:
-  file.managed:
+  wsgi.file_installed:
     - source: salt://wsgi/common/logrotate.conf
-    - mode: '0644'
 
 {#- What others import comes first: workers may start at any moment. #}
 {%- for program in ['wsgi_process.py', 'wsgi_successor.py', 'wsgi_guard.py', 'append', 'launch', 'logged', 'spawn', 'with-environment'] %}
 
 /usr/local/lib/wsgi/{{ program }}:
-  file.managed:
+  wsgi.file_installed:
     - source: salt://wsgi/common/{{ program }}
-    - makedirs: true
     - mode: '0755'
 {%- endfor %}

@@ -23,17 +23,15 @@ gaffer-environment:
       - pkg: gaffer-package
 
 /usr/local/lib/wsgi/gaffer/gafferd:
-  file.managed:
+  wsgi.file_installed:
     - source: salt://wsgi/gaffer/gafferd
     - mode: '0755'
     - require:
       - wsgi: gaffer-environment
 
 /etc/wsgi/gaffer/gafferd.ini:
-  file.managed:
+  wsgi.file_installed:
     - source: salt://wsgi/gaffer/gafferd.ini
-    - makedirs: true
-    - mode: '0644'
 
 /etc/wsgi/gaffer/jobs:
   file.directory:
@@ -43,18 +41,17 @@ gaffer-environment:
 # A change of the unit or of gafferd.ini takes effect when the administrator restarts it: that
 # restarts every app that it holds.
 /etc/systemd/system/wsgi-gaffer.service:
-  file.managed:
+  wsgi.file_installed:
     - source: salt://wsgi/gaffer/wsgi-gaffer.service
-    - mode: '0644'
 
 gaffer-service:
   wsgi.daemon:
     - name: wsgi-gaffer
     - require:
-      - file: /usr/local/lib/wsgi/append
-      - file: /usr/local/lib/wsgi/launch
-      - file: /usr/local/lib/wsgi/logged
-      - file: /usr/local/lib/wsgi/gaffer/gafferd
-      - file: /etc/wsgi/gaffer/gafferd.ini
+      - wsgi: /usr/local/lib/wsgi/append
+      - wsgi: /usr/local/lib/wsgi/launch
+      - wsgi: /usr/local/lib/wsgi/logged
+      - wsgi: /usr/local/lib/wsgi/gaffer/gafferd
+      - wsgi: /etc/wsgi/gaffer/gafferd.ini
       - file: /etc/wsgi/gaffer/jobs
-      - file: /etc/systemd/system/wsgi-gaffer.service
+      - wsgi: /etc/systemd/system/wsgi-gaffer.service

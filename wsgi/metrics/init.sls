@@ -4,18 +4,15 @@
 
 # There before the package, which starts it.
 /etc/systemd/system/prometheus-nginx-exporter.service.d/wsgi.conf:
-  file.managed:
+  wsgi.file_installed:
     - source: salt://wsgi/metrics/nginx-exporter.conf.jinja
-    - template: jinja
     - context: {{ context | json }}
-    - makedirs: true
-    - mode: '0644'
 
 nginx-exporter-package:
   pkg.installed:
     - pkgs: {{ plan.family.packages.nginx_exporter | json }}
     - require:
-      - file: /etc/systemd/system/prometheus-nginx-exporter.service.d/wsgi.conf
+      - wsgi: /etc/systemd/system/prometheus-nginx-exporter.service.d/wsgi.conf
 
 nginx-exporter-service:
   wsgi.daemon:
@@ -27,18 +24,15 @@ nginx-exporter-service:
       - wsgi: wsgi-nginx
 
 /usr/local/lib/wsgi/metrics:
-  file.managed:
+  wsgi.file_installed:
     - source: salt://wsgi/metrics/metrics
-    - makedirs: true
     - mode: '0755'
 {%- for unit in ['wsgi-metrics.socket', 'wsgi-metrics.service'] %}
 
 /etc/systemd/system/{{ unit }}:
-  file.managed:
+  wsgi.file_installed:
     - source: salt://wsgi/metrics/{{ unit }}.jinja
-    - template: jinja
     - context: {{ context | json }}
-    - mode: '0644'
 {%- endfor %}
 
 # It is started by the first who has something to tell or to ask.
@@ -47,9 +41,9 @@ metrics-socket:
     - name: wsgi-metrics.socket
     - socket: {{ plan.metrics_socket }}
     - require:
-      - file: /usr/local/lib/wsgi/metrics
-      - file: /etc/systemd/system/wsgi-metrics.socket
-      - file: /etc/systemd/system/wsgi-metrics.service
+      - wsgi: /usr/local/lib/wsgi/metrics
+      - wsgi: /etc/systemd/system/wsgi-metrics.socket
+      - wsgi: /etc/systemd/system/wsgi-metrics.service
 
 metrics-restarted:
   cmd.run:
@@ -57,5 +51,5 @@ metrics-restarted:
     - require:
       - wsgi: metrics-socket
     - onchanges:
-      - file: /usr/local/lib/wsgi/metrics
-      - file: /etc/systemd/system/wsgi-metrics.service
+      - wsgi: /usr/local/lib/wsgi/metrics
+      - wsgi: /etc/systemd/system/wsgi-metrics.service

@@ -9,7 +9,6 @@ mod_wsgi-packages:
     - pkgs: {{ family.packages.mod_wsgi | json }}
 
 /usr/local/lib/wsgi/bridge:
-  file.managed:
+  wsgi.file_installed:
     - source: salt://wsgi/mod_wsgi/bridge
-    - makedirs: true
     - mode: '0755'

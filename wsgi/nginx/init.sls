@@ -27,7 +27,5 @@ nginx-service:
 {%- endif %}
 
 /usr/local/lib/wsgi/maintenance.html:
-  file.managed:
+  wsgi.file_installed:
     - source: salt://wsgi/nginx/maintenance.html
-    - makedirs: true
-    - mode: '0644'
