@@ -135,7 +135,7 @@ def test_a_module_that_the_manifest_does_not_know_is_not_to_be_synced(minion):
     minion.edit("_modules/wsgi.py", NEW)
     minion.sync()
     with pytest.raises(Problem, match=r"salt://_modules/wsgi\.py is not the file of which"):
-        minion.run().stale
+        _ = minion.run().stale
 
 
 def test_a_master_without_the_manifest_is_told_what_it_has_to_serve(minion):
