@@ -14,13 +14,14 @@ import harness
 import pytest
 from container import docker
 
-pytest_plugins = ["contract.results"]
+pytest_plugins = ["contract.results", "matrix.results"]
 SESSION = f"wsgi-formula.session={uuid.uuid4().hex}"
 
 
 def pytest_addoption(parser):
     parser.addoption("--keep", action="store_true", help="leave the containers when the tests are done")
     parser.addoption("--platform", default="debian-12", help="a platform of kitchen.yml (default: %(default)s)")
+    parser.addoption("--matrix", action="store_true", help="test/matrix: all platforms of kitchen.yml, not only some")
 
 
 def pytest_unconfigure(config):
@@ -34,14 +35,14 @@ def pytest_unconfigure(config):
 
 @pytest.fixture(scope="session")
 def machine_factory(request):
-    """machine_factory(provisioned=True) boots a Machine, which lives until the session's end.
+    """machine_factory(provisioned=True, platform=None) boots a Machine, which lives until the session's end.
 
     provisioned=False starts from a system without the formula's packages: for tests of the first run."""
     if request.config.getoption("hosts"):
         pytest.skip("needs a machine of its own; --hosts gives kitchen's")
 
-    def boot(provisioned=True):
-        return harness.Machine.boot(request.config.getoption("platform"), provisioned, [SESSION])
+    def boot(provisioned=True, platform=None):
+        return harness.Machine.boot(platform or request.config.getoption("platform"), provisioned, [SESSION])
 
     return boot
 
@@ -78,7 +79,7 @@ def suite_machine(request):
     def converged(name):
         if name not in machines:
             machine = request.getfixturevalue("machine_factory")()
-            machine.pillar(harness.suites()[name])
+            machine.pillar(harness.suites(request.config.getoption("platform"))[name])
             machine.apply()
             machines[name] = machine
         return machines[name]
