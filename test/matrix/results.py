@@ -63,10 +63,7 @@ def with_table(page, cells, date):
     old = rows.get("platform", [])
     lines = [names, ["---"] * len(names)]
     for platform in harness.platforms():
-        if platform in cells:
-            seen = {"platform": platform, **cells[platform], "date": date}
-        else:
-            seen = dict(zip(old, rows.get(platform, [platform])))
-        lines.append([*(seen.get(name, "") for name in names[:-1]), seen.get("date", "not run")])
+        seen = {**cells[platform], "date": date} if platform in cells else dict(zip(old, rows.get(platform, ())))
+        lines.append([platform, *(seen.get(name, "") for name in names[1:-1]), seen.get("date", "not run")])
     made = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return f"{head}{BEGIN}\n{made}{END}{tail}"
