@@ -14,7 +14,7 @@ from container import ROOT
 PAGE = ROOT / "docs/platforms.md"
 BEGIN, END = "<!-- platforms: begin -->", "<!-- platforms: end -->"
 SERVERS = tuple(harness.suites()["servers"]["apps"])
-VERSIONS = ("Salt", "Python", "systemd", "nginx", "supervisor", "uWSGI", "Passenger")
+VERSIONS = ("Salt", "Python", "systemd", "cgroups", "nginx", "supervisor", "uWSGI", "Passenger")
 # What the columns are called, by the tests' marks, and what each means.
 COLUMNS = {
     "idle run": "a second run with nothing to do changes nothing",

@@ -16,6 +16,7 @@ VERSIONS = """
 echo Salt=$(salt-call --version | grep -o '[0-9.]*')
 echo Python=$(python3 --version | grep -o '[0-9.]*')
 echo systemd=$(systemctl --version | grep -o '^systemd [0-9]*' | grep -o '[0-9]*')
+echo cgroups=$(test -e /sys/fs/cgroup/cgroup.controllers && echo v2 || echo v1)
 echo nginx=$(nginx -v 2>&1 | grep -o '[0-9.]*$')
 echo supervisor=$(supervisord --version)
 echo uWSGI=$(uwsgi --version)
