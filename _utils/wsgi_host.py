@@ -126,8 +126,9 @@ class Host:
 
     @cached_property
     def servers(self):
-        """The rows of ``wsgi/servers.yaml``."""
-        return self._yaml("servers.yaml")
+        """The rows of ``wsgi/servers.yaml``, with what ``wsgi/os_family/<family>.yaml`` says of this system's."""
+        on_system = self.family.get("servers", {}).get(self.grains.get("osfinger"), {})
+        return wsgi_settings.merge(self._yaml("servers.yaml"), on_system)
 
     @cached_property
     def settings(self):

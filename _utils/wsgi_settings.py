@@ -118,7 +118,7 @@ def load(pillar, defaults, os_family, servers, system=""):
         What stands under the pillar key ``wsgi``; anything at all, as users write it.
     defaults, os_family, servers : dict
         The contents of ``wsgi/defaults.yaml``, ``wsgi/os_family/<family>.yaml`` and
-        ``wsgi/servers.yaml``.
+        ``wsgi/servers.yaml``, as the system has them.
     system : str
         Salt's grain ``osfinger``, such as ``Debian-12``.
 
@@ -466,6 +466,11 @@ class _Loader:
 
     def _check_server(self, key, app):
         server, row = app["server"], self.servers[app["server"]]
+        if "unavailable" in row:
+            available = ", ".join(name for name, other in self.servers.items() if "unavailable" not in other)
+            because = f"{row['unavailable']}; choose another one ({available})"
+            self._problem(f"{key}:server", f"{server!r} is not available on {self.system}: {because}")
+            return
         manager = app["process_manager"]
         if isinstance(manager, str):
             self._check_holds(f"{key}:process_manager", server, manager)

@@ -23,7 +23,7 @@ from container import ROOT
 from daemon import client
 from docker.errors import DockerException
 
-pytest_plugins = ["contract.results"]
+pytest_plugins = ["contract.results", "matrix.results"]
 SESSION = f"wsgi-formula.session={uuid.uuid4().hex}"
 
 
@@ -146,14 +146,15 @@ def session_label():
 
 @pytest.fixture(scope="session")
 def machine_factory(request, session_label):
-    """machine_factory(provisioned=True) boots a Machine, which lives until the session's end.
+    """machine_factory(provisioned=True, platform=None) boots a Machine, which lives until the session's end.
 
     provisioned=False starts from a system without the formula's packages: for tests of the first run."""
     if request.config.getoption("hosts"):
         pytest.skip("needs a machine of its own; --hosts gives kitchen's")
 
-    def boot(provisioned=True):
-        return harness.Machine.boot(request.config.getoption("platform"), provisioned, [session_label])
+    def boot(provisioned=True, platform=None):
+        platform = platform or request.config.getoption("platform")
+        return harness.Machine.boot(platform, provisioned, [session_label])
 
     return boot
 
@@ -190,7 +191,7 @@ def suite_machine(request):
     def converged(name):
         if name not in machines:
             machine = request.getfixturevalue("machine_factory")()
-            machine.pillar(harness.suites()[name])
+            machine.pillar(harness.suites(request.config.getoption("platform"))[name])
             machine.apply()
             machines[name] = machine
         return machines[name]

@@ -40,9 +40,23 @@ def platforms():
     return [platform["name"] for platform in kitchen()["platforms"]]
 
 
-def suites():
-    """Suite name -> its pillar, the dict below `wsgi:`."""
-    return {suite["name"]: suite["provisioner"]["pillars"]["wsgi.sls"]["wsgi"] for suite in kitchen()["suites"]}
+def osfinger(platform):
+    """The Debian of a platform, as Salt's grain osfinger names it."""
+    return "-".join(platform.split("-")[:2]).capitalize()
+
+
+def suites(platform="debian-12"):
+    """Suite name -> its pillar on a platform, the dict below `wsgi:`."""
+    (row,) = (row for row in kitchen()["platforms"] if row["name"] == platform)
+    merged = {suite["name"]: _merged(row, suite) for suite in kitchen()["suites"]}
+    return {name: suite["provisioner"]["pillars"]["wsgi.sls"]["wsgi"] for name, suite in merged.items()}
+
+
+def _merged(platform, suite):
+    """Merge what a platform and a suite say, as Kitchen does: the suite wins."""
+    if not (isinstance(platform, dict) and isinstance(suite, dict)):
+        return suite
+    return {**platform, **{key: _merged(platform.get(key), value) for key, value in suite.items()}}
 
 
 @cache
@@ -327,3 +341,14 @@ class Machine(Container):
     def host(self):
         """The machine as testinfra sees it: machine.host.service("nginx").is_running"""
         return testinfra.get_host(f"docker://root@{self.name}")
+
+
+def find_leftovers(machine):
+    """Return what a machine still has of the formula after `wsgi.clean`: files, users and processes; "" for nothing."""
+    return machine.exec(
+        "find / -xdev -not -path '/proc/*' -not -path '/srv/formula/*' -not -path '/var/cache/*' -not -path '/var/lib/dpkg/*'"
+        " -not -path '/opt/*' -not -path '/usr/share/*' -iname '*wsgi*'"
+        " | grep -v -E 'uwsgi|wsgiref|/srv/pillar|/srv/formula|cache/salt';"
+        " getent passwd | grep wsgi; ps -eo args | grep '[g]unicorn'",
+        check=False,
+    ).stdout

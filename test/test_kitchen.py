@@ -1,5 +1,7 @@
 """kitchen.yml, which Test Kitchen and these tests both read."""
 
+import subprocess
+
 import harness
 import pytest
 import yaml
@@ -14,6 +16,33 @@ def test_every_suite_has_apps():
 def test_every_server_is_in_the_matrix():
     rows = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
     assert {app["server"] for app in harness.suites()["servers"]["apps"].values()} == set(rows)
+
+
+def test_each_debian_has_each_salt():
+    assert set(harness.platforms()) == {
+        f"debian-{debian}{salt}" for debian in (11, 12, 13) for salt in ("", "-salt-3007", "-salt-3006")
+    }
+
+
+def test_a_platform_names_the_salt_that_its_image_has():
+    for row in harness.kitchen()["platforms"]:
+        version = row.get("provisioner", {}).get("salt_version")
+        assert row["name"].partition("-salt-")[2] == (version or "").partition(".")[0]
+
+
+@pytest.mark.parametrize("platform", harness.platforms())
+def test_a_platform_leaves_out_the_servers_that_it_does_not_have(platform):
+    family = yaml.safe_load((ROOT / "wsgi/os_family/Debian.yaml").read_text())
+    rows = family["servers"].get(harness.osfinger(platform), {})
+    apps = harness.suites(platform)["servers"]["apps"].values()
+    left_out = {app["server"] for app in apps if app.get("state") == "absent"}
+    assert left_out == {name for name, row in rows.items() if "unavailable" in row}
+
+
+def test_an_image_is_made_of_a_platform_alone():
+    made = subprocess.run([ROOT / "test/image", "debian-9"], check=False, capture_output=True, text=True)
+    assert made.returncode == 1
+    assert f"'debian-9' is not a platform of kitchen.yml ({' '.join(harness.platforms())})" in made.stderr
 
 
 @pytest.mark.parametrize("platform", harness.kitchen()["platforms"], ids=lambda platform: platform["name"])

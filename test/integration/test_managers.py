@@ -48,12 +48,7 @@ def apps(request):
 
 
 @pytest.fixture(scope="module")
-def served(machine, apps, request):
-    # The newest gunicorn for Python 3.9.
-    defaults = {"version": "23.0.0"} if request.config.getoption("platform") == "debian-11" else {}
-    for name in apps:
-        if name.startswith("gunicorn"):
-            apps[name].update(defaults)
+def served(machine, apps):
     machine.pillar({"apps": apps})
     machine.apply()
     assert machine.apply().changed == set()

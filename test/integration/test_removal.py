@@ -1,5 +1,6 @@
 """An app that is taken away is gone; what it left is kept, unless it is purged."""
 
+import harness
 import pytest
 from pillars import SERVERS, app
 
@@ -90,12 +91,7 @@ def test_clean_takes_away_everything(machine):
     for name in ("one", "two"):
         with pytest.raises(ConnectionError):
             machine.get("/", host=f"{name}.example.com")
-    left = machine.exec(
-        "find / -xdev -not -path '/proc/*' -not -path '/srv/formula/*' -not -path '/var/cache/*' -not -path '/var/lib/dpkg/*'"
-        " -not -path '/opt/*' -not -path '/usr/share/*' -iname '*wsgi*' | grep -v -E 'uwsgi|wsgiref|/srv/pillar|/srv/formula|cache/salt'; getent passwd | grep wsgi; ps -eo args | grep '[g]unicorn'",
-        check=False,
-    ).stdout
-    assert left == ""
+    assert harness.find_leftovers(machine) == ""
     assert machine.exec("nginx -t").rc == 0
     assert machine.apply(sls="wsgi.clean").changed == set()
     machine.apply()

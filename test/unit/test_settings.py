@@ -580,6 +580,25 @@ def test_gaffer_is_refused_where_there_is_no_python_2_and_circus_named(make_host
     assert make_host(wsgi, system="Debian-11").settings.problems == []
 
 
+def test_a_server_that_the_system_does_not_have_is_refused_and_the_others_named(make_host):
+    apps = {"shop": {**SHOP, "server": "granian"}, "other": {**SHOP, "domains": ["other.example.com"]}}
+    assert make_host({"apps": apps}).settings.problems == []
+    settings = make_host({"apps": apps}, system="Debian-11").settings
+    (problem,) = settings.problems
+    assert problem == (
+        "wsgi:apps:shop:server: 'granian' is not available on Debian-11: granian 2.5.7, the newest for its Python 3.9, "
+        "has known holes (CVE-2026-42544, CVE-2026-42545); choose another one "
+        f"({', '.join(name for name in ROWS if name not in ('granian', 'passenger'))})"
+    )
+    assert list(settings.apps) == ["other"]
+
+
+def test_a_server_comes_in_the_version_that_the_system_can_run(make_host):
+    for system, version in (("Debian-11", "23.0.0"), ("Debian-12", "27.0.1"), ("Debian-13", "27.0.1")):
+        host = make_host({"apps": {"shop": {**SHOP, "server": "gunicorn"}}}, system=system)
+        assert wsgi_settings.requirement_of(host.settings.apps["shop"], host.servers) == [f"gunicorn=={version}"]
+
+
 @pytest.mark.parametrize(
     "own",
     [

@@ -1,0 +1,69 @@
+"""A pytest plugin that makes the table in docs/platforms.md of what was seen on each platform.
+
+    test/run test/matrix --matrix --write-results      writes the rows of the platforms that were seen
+
+The rows of the other platforms stay as they are.
+"""
+
+import datetime
+import re
+
+import harness
+from container import ROOT
+
+PAGE = ROOT / "docs/platforms.md"
+BEGIN, END = "<!-- platforms: begin -->", "<!-- platforms: end -->"
+SERVERS = tuple(harness.suites()["servers"]["apps"])
+VERSIONS = ("Salt", "Python", "systemd", "cgroups", "nginx", "supervisor", "uWSGI", "Passenger")
+# What the columns are called, by the tests' marks, and what each means.
+COLUMNS = {
+    "idle run": "a second run with nothing to do changes nothing",
+    "switch": "another server, another process manager and back under load, no request lost",
+    "failed change": "the old generation serves on, no request lost",
+    "functions": "`wsgi.validate`, `wsgi.deploy`, `wsgi.rollback`, `wsgi.history`",
+    "edge": "TLS, two apps on one domain, static files",
+    "reboot": "every server serves again",
+    "clean": "`state.apply wsgi.clean` leaves nothing of the formula",
+}
+WORST_LAST = ("–", "✓", "✗")
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # the process that all reports come to
+        config.pluginmanager.register(Results(config))
+
+
+class Results:
+    """What was seen: platform -> column -> its worst result, and the versions there."""
+
+    def __init__(self, config):
+        self.config = config
+        self.cells = {}
+
+    def pytest_runtest_logreport(self, report):
+        properties = dict(report.user_properties)
+        if "platform" in properties and (report.when == "call" or report.failed):
+            platform, column, passed, versions = properties["platform"]
+            row = self.cells.setdefault(platform, {})
+            row.update(versions)
+            row[column] = max(row.get(column, "–"), "✗" if report.failed else passed, key=WORST_LAST.index)
+
+    def pytest_sessionfinish(self):
+        if self.cells and self.config.getoption("write_results"):
+            before = PAGE.read_text()
+            PAGE.write_text(with_table(before, self.cells, datetime.date.today().isoformat()))
+
+
+def with_table(page, cells, date):
+    """Return a page with the rows in its table replaced of those platforms that were seen on a date."""
+    head, _, rest = page.partition(f"{BEGIN}\n")
+    table, _, tail = rest.partition(END)
+    rows = {row[0]: row for row in (re.split(r" *\| *", line)[1:-1] for line in table.splitlines()) if row}
+    names = ["platform", *VERSIONS, *SERVERS, *COLUMNS, "date"]
+    old = rows.get("platform", [])
+    lines = [names, ["---"] * len(names)]
+    for platform in harness.platforms():
+        seen = {**cells[platform], "date": date} if platform in cells else dict(zip(old, rows.get(platform, ())))
+        lines.append([platform, *(seen.get(name, "") for name in names[1:-1]), seen.get("date", "not run")])
+    made = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{head}{BEGIN}\n{made}{END}{tail}"
