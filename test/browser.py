@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Opens a page in a headless Chromium as a screen of some size, and prints, in JSON, what expressions come to there.
 
-    echo '{"title": "document.title"}' | browser.py --width 390 --height 844 --dark --screenshot page.png http://127.0.0.1/
+    browser.py --width 390 --height 844 --dark --screenshot page.png http://127.0.0.1/ '{"title": "document.title"}'
 
 `console` is added to them: what the browser complained of. Standard library only; it speaks the DevTools protocol,
 https://chromedevtools.github.io/devtools-protocol, over two pipes.
@@ -77,13 +77,13 @@ class Browser:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
+    parser.add_argument("expressions", type=json.loads)
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--screenshot", help="where to put one of the whole page")
     options = parser.parse_args()
     signal.alarm(60)  # seconds; it ends this program
-    expressions = json.load(sys.stdin)
     browser = Browser()
     for domain in ("Page", "Log", "Runtime"):
         browser.call(f"{domain}.enable")
@@ -100,7 +100,7 @@ def main():
     browser.call("Page.navigate", url=options.url)
     browser.wait("Page.loadEventFired")
     found = {}
-    for name, expression in expressions.items():
+    for name, expression in options.expressions.items():
         result = browser.call("Runtime.evaluate", expression=expression, returnByValue=True)
         if "exceptionDetails" in result:
             sys.exit(f"{name}: {result['exceptionDetails']}")

@@ -1,18 +1,27 @@
-"""Fixtures: machines, and the converged machine of each suite in kitchen.yml.
+"""Tiers of tests, and fixtures: machines, and the converged machine of each suite in kitchen.yml.
 
-pytest test                                            boots what the tests need
-pytest test --keep                                     leaves the machines for a look, and says their names
-pytest test --platform debian-13                       on another platform
-pytest test --hosts=docker://root@ID                   in kitchen's verifier: only the tests of that
-                                                       suite, on the machine that kitchen converged
+pytest                                          the files and tests that pytest.ini names as `quick`
+pytest --all, pytest --matrix                   all tests; --matrix on every platform with every Salt
+pytest test/unit/test_x.py, pytest -k word      what these choose among all tests
+pytest --keep                                   leaves the machines for a look, and says their names
+pytest --platform debian-13                     on another platform
+pytest --hosts=docker://root@ID                 in kitchen's verifier: only the tests of that suite, on the
+                                                machine that kitchen converged
 """
 
+import collections
 import os
+import shutil
+import tempfile
+import time
 import uuid
+from pathlib import Path
 
 import harness
 import pytest
-from container import docker
+from container import ROOT
+from daemon import client
+from docker.errors import DockerException
 
 pytest_plugins = ["contract.results", "matrix.results"]
 SESSION = f"wsgi-formula.session={uuid.uuid4().hex}"
@@ -21,16 +30,97 @@ SESSION = f"wsgi-formula.session={uuid.uuid4().hex}"
 def pytest_addoption(parser):
     parser.addoption("--keep", action="store_true", help="leave the containers when the tests are done")
     parser.addoption("--platform", default="debian-12", help="a platform of kitchen.yml (default: %(default)s)")
-    parser.addoption("--matrix", action="store_true", help="test/matrix: all platforms of kitchen.yml, not only some")
+    parser.addoption("--all", action="store_true", help="all tests, with some of the platforms' and Salts' matrix")
+    parser.addoption("--matrix", action="store_true", help="all tests, with all of the platforms' and Salts' matrix")
+    parser.addini("quick", "the tests that run where nothing chooses others", type="linelist", default=[])
+    parser.addini("longest", "the files that take longest, which begin first", type="linelist", default=[])
+
+
+def chosen(config):
+    """Return the paths of the tests to run: those that are named, or all where an option chooses, or the quick ones."""
+    option = config.option
+    by_option = option.all or option.matrix or option.hosts or option.keyword or option.markexpr or option.lf
+    if by_option or config.args_source is not config.ArgsSource.TESTPATHS:
+        return config.args
+    return config.getini("quick")
+
+
+def pytest_configure(config):
+    config.args = chosen(config)
+    if hasattr(config, "workerinput"):
+        harness.Machine.checkout = Path(config.workerinput["checkout"])
+    else:
+        folder = tempfile.mkdtemp(prefix="wsgi-formula-")
+        if not config.option.keep:
+            config.add_cleanup(lambda: shutil.rmtree(folder))  # after pytest_unconfigure
+        harness.Machine.checkout = copy_of_the_checkout(folder)
+
+
+def copy_of_the_checkout(folder):
+    """Return a copy of the checkout, which all machines of this run get: an edit changes nothing while they run."""
+    copy = Path(folder) / "checkout"
+    ignored = (ROOT / ".gitignore").read_text().replace("/", "").split()
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", *ignored))
+    return copy
+
+
+@pytest.hookimpl(optionalhook=True)  # of xdist
+def pytest_configure_node(node):
+    node.workerinput["checkout"] = str(harness.Machine.checkout)
+
+
+def pytest_collection_modifyitems(config, items):
+    longest = config.getini("longest")
+    items.sort(key=lambda item: [item.nodeid.startswith(each) for each in longest], reverse=True)
+
+
+SECONDS = collections.Counter()
+
+
+def pytest_runtest_logreport(report):
+    SECONDS[report.nodeid.partition("::")[0]] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter):
+    if SECONDS:
+        terminalreporter.section("slowest files")
+    for file, seconds in SECONDS.most_common(10):
+        terminalreporter.write_line(f"{seconds:7.1f} s  {file}")
+
+
+BEGAN = pytest.StashKey[float]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    item.stash[BEGAN] = time.time()
+    harness.Machine.used.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Adds to a failed test's report the logs of the machines that it used, or got from a fixture."""
+    report = yield
+    if report.failed:
+        fixtures = {value for value in item.funcargs.values() if isinstance(value, harness.Machine)}
+        for machine in harness.Machine.used | fixtures:
+            if logs := machine.logs_since(item.stash[BEGAN]):
+                report.sections.append((f"Logs on {machine.name}", logs))
+    return report
 
 
 def pytest_unconfigure(config):
     """Also after Ctrl-C, and for a machine whose boot was interrupted."""
-    machines = docker("ps", "--all", "--quiet", f"--filter=label={SESSION}", check=False).stdout.split()
+    try:
+        machines = client().containers.list(all=True, filters={"label": SESSION})
+    except DockerException:  # it does not answer, and no test has had a machine
+        return
     if machines and config.getoption("keep"):
-        print("Left running:", *machines)
-    elif machines:
-        docker("rm", "--force", "--volumes", *machines)
+        print("Left running:", *(machine.short_id for machine in machines))
+    else:
+        for machine in machines:
+            machine.remove(force=True, v=True)
+        client().networks.prune(filters={"label": SESSION})
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """A Debian machine in a container: systemd as PID 1, masterless Salt, this checkout as its formula.
 
 Standard library and the `docker` command only, since ./highstate runs on a machine that has nothing else.
+harness.Machine is the same with Docker's SDK.
 """
 
 import json
@@ -8,25 +9,23 @@ import os
 import shutil
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # The one place that says how systemd is made to run in a container, kitchen.yml apart.
-SYSTEMD = [
+SYSTEMD = {
     # systemd mounts (SYS_ADMIN), which Docker's seccomp and AppArmor profiles forbid on their own;
     # start-stop-daemon reads /proc/PID/exe of other users' processes (SYS_PTRACE).
-    "--cap-add=SYS_ADMIN",
-    "--cap-add=SYS_PTRACE",
-    "--security-opt=seccomp=unconfined",
-    "--security-opt=apparmor=unconfined",
-    "--tmpfs=/run",
-    "--tmpfs=/run/lock",
+    "cap_add": ["SYS_ADMIN", "SYS_PTRACE"],
+    "security_opt": ["seccomp=unconfined", "apparmor=unconfined"],
+    "tmpfs": ["/run", "/run/lock"],
     # The same for cgroup v1 and v2: systemd needs its own cgroup writable, under the path that
     # /proc/1/cgroup tells; v2's default, a private namespace mounted read-only, gives it neither.
-    "--cgroupns=host",
-    "--volume=/sys/fs/cgroup:/sys/fs/cgroup:rw",
-]
+    "cgroupns": ["host"],
+    "volume": ["/sys/fs/cgroup:/sys/fs/cgroup:rw"],
+}
 
 
 class CommandFailed(AssertionError):
@@ -94,6 +93,15 @@ def salt_files(etc, srv, file_roots):
     return {f"{etc}/minion": json.dumps(minion, indent=2), f"{srv}/salt-top/top.sls": top, f"{srv}/pillar/top.sls": top}
 
 
+@dataclass
+class Result:
+    """The end of a command on the machine."""
+
+    rc: int
+    stdout: str
+    stderr: str
+
+
 class Container:
     """A running container, addressed by its name or id."""
 
@@ -106,31 +114,50 @@ class Container:
 
         `file_roots` are folders inside the container that Salt serves besides the formula.
         """
-        run = docker("run", "--detach", *SYSTEMD, f"--volume={ROOT}:/srv/formula:ro", *options, image)
+        systemd = [f"--{name.replace('_', '-')}={value}" for name, values in SYSTEMD.items() for value in values]
+        run = docker("run", "--detach", *systemd, f"--volume={ROOT}:/srv/formula:ro", *options, image)
         container = cls(run.stdout.strip()[:12])
-        container.wait()
-        for path, text in salt_files("/etc/salt", "/srv", ["/srv/formula", *file_roots]).items():
-            container.put(path, text)
+        container.set_up(file_roots)
         return container
+
+    def set_up(self, file_roots=()):
+        """Waits for the end of the boot, and writes Salt's configuration; see `start`."""
+        self.wait()
+        for path, text in salt_files("/etc/salt", "/srv", ["/srv/formula", *file_roots]).items():
+            self.put(path, text)
 
     def wait(self, seconds=60):
         """Waits until systemd has booted: before that it still empties /tmp and starts services."""
         deadline = time.monotonic() + seconds
         while True:
-            state = docker("exec", self.name, "systemctl", "is-system-running", check=False)
+            state = self.exec(["systemctl", "is-system-running"], check=False)
             if state.stdout.strip() in ("running", "degraded"):
                 return
             if time.monotonic() > deadline:
-                logs = docker("logs", "--tail=20", self.name, check=False)
                 raise CommandFailed(
                     f"{self.name}: systemd is not up after {seconds} s: "
-                    f"{(state.stdout or state.stderr).strip()}\n{logs.stdout}{logs.stderr}"
+                    f"{(state.stdout or state.stderr).strip()}\n{self.logs()}"
                 )
             time.sleep(0.1)
 
     def put(self, path, text, mode=0o644):
         """Writes a file as root; its text never stands on a command line."""
-        docker("exec", "-i", self.name, "install", "-D", "-m", f"{mode:o}", "/dev/stdin", path, stdin=text)
+        self.exec(["install", "-D", "-m", f"{mode:o}", "/dev/stdin", path], stdin=text)
+
+    def exec(self, command, check=True, stdin=None):
+        """Runs a command as root: a list, or a string for the shell. `check=False` allows any exit code."""
+        done = docker("exec", *["-i"] * (stdin is not None), self.name, *words(command), check=check, stdin=stdin)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def logs(self):
+        """Return the last lines that PID 1 has written."""
+        logs = docker("logs", "--tail=20", self.name, check=False)
+        return logs.stdout + logs.stderr
 
     def remove(self):
         docker("rm", "--force", "--volumes", self.name)
+
+
+def words(command):
+    """Return the argument list of a command: a list, or a string for the shell."""
+    return ["sh", "-c", command] if isinstance(command, str) else [str(word) for word in command]

@@ -12,17 +12,22 @@ assert load.report["lost"] == 0, load.report
 
 import contextlib
 import email.message
+import io
 import json
 import shlex
-import subprocess
+import tarfile
 import time
 import uuid
 from dataclasses import dataclass
 from functools import cache, cached_property
+from pathlib import Path
+from typing import ClassVar
 
 import testinfra
 import yaml
-from container import ROOT, CommandFailed, Container, build_image, docker
+from container import ROOT, SYSTEMD, CommandFailed, Container, Result, build_image, words
+from daemon import Process, client
+from docker.errors import APIError, BuildError, ContainerError
 
 
 @cache
@@ -62,8 +67,16 @@ def image(platform, provisioned=False):
     if provisioned:
         dockerfile = f"FROM {name}\nRUN apt-get install -y --no-download /var/cache/apt/archives/*.deb\n"
         name += "-provisioned"
-        docker("build", "--tag", name, "-", stdin=dockerfile)
+        build(name, dockerfile)
     return name
+
+
+def build(name, dockerfile):
+    """Build an image that needs no files."""
+    try:
+        client().images.build(fileobj=io.BytesIO(dockerfile.encode()), tag=name, rm=True)
+    except BuildError as error:
+        raise CommandFailed("".join(part.get("stream", "") for part in error.build_log) + error.msg) from None
 
 
 @cache
@@ -71,17 +84,8 @@ def browser_image():
     """An image with a browser, which no machine of the formula has."""
     name = build_image("debian-12")
     install = "apt-get update && apt-get install -y --no-install-recommends chromium fonts-dejavu-core"
-    docker("build", "--tag", f"{name}-browser", "-", stdin=f"FROM {name}\nRUN {install}\n")
+    build(f"{name}-browser", f"FROM {name}\nRUN {install}\n")
     return f"{name}-browser"
-
-
-@dataclass
-class Result:
-    """What a command on the machine ended with."""
-
-    rc: int
-    stdout: str
-    stderr: str
 
 
 @dataclass
@@ -159,23 +163,47 @@ class Load:
 class Machine(Container):
     """A Debian machine under systemd with Salt and the formula, in a container of its own.
 
-    The checkout is read-only at /srv/formula; its test/ is served too, so that salt://apps/x is
-    test/apps/x. Every method raises CommandFailed, an AssertionError, when what it asks for can't be had.
+    The checkout, or the tests' copy of it, is read-only at /srv/formula; its test/ is served too, so that
+    salt://apps/x is test/apps/x. Every method raises CommandFailed, an AssertionError, when what it asks for can't be had.
     """
 
     # Where Salt's configuration and the pillar are; kitchen-salt keeps both below /tmp/kitchen.
     config_dir = "/etc/salt"
     pillar_path = "/srv/pillar/wsgi.sls"
+    checkout = ROOT
+    used: ClassVar = set()  # the machines on which a command has been run since a test last cleared this
 
     @classmethod
-    def boot(cls, platform="debian-12", provisioned=True, labels=(), volumes=()):
+    def boot(cls, platform="debian-12", provisioned=True, labels=(), volumes=(), **options):
         """A new machine with an empty pillar.
 
-        `provisioned`: the usual packages are installed already; `volumes`: folders that lie on the host's disk.
+        `provisioned`: the usual packages are installed already; `volumes`: folders that lie on the host's disk;
+        `options` are further ones of the SDK's, such as network="some-network".
         """
-        options = [f"--label={label}" for label in labels] + [f"--volume={path}" for path in volumes]
-        machine = cls.start(image(platform, provisioned), *options, file_roots=["/srv/formula/test"])
+        options = {"labels": list(labels), "volumes": list(volumes), **options}
+        machine = cls.start(image(platform, provisioned), file_roots=["/srv/formula/test"], **options)
         machine.pillar({})
+        return machine
+
+    @classmethod
+    def start(cls, image, *, file_roots=(), volumes=(), network=None, aliases=(), **options):
+        """Boots `image` with further options of the SDK's and configures Salt in it; see Container.start.
+        `aliases` are further names of the machine in its network."""
+        if network:
+            endpoint = client().api.create_endpoint_config(aliases=list(aliases))
+            options.update(network=network, networking_config={network: endpoint})
+        container = client().containers.run(
+            image,
+            detach=True,
+            cap_add=SYSTEMD["cap_add"],
+            security_opt=SYSTEMD["security_opt"],
+            tmpfs=dict.fromkeys(SYSTEMD["tmpfs"], ""),
+            cgroupns=SYSTEMD["cgroupns"][0],
+            volumes=[*SYSTEMD["volume"], f"{cls.checkout}:/srv/formula:ro", *volumes],
+            **options,
+        )
+        machine = cls(container.short_id)
+        machine.set_up(file_roots)
         return machine
 
     @classmethod
@@ -186,11 +214,22 @@ class Machine(Container):
         machine.pillar_path = "/tmp/kitchen/srv/pillar/wsgi.sls"
         return machine
 
-    def exec(self, command, check=True):
+    def exec(self, command, check=True, stdin=None):
         """Runs a command as root: a list, or a string for the shell. `check=False` allows any exit code."""
-        argv = ["sh", "-c", command] if isinstance(command, str) else [str(part) for part in command]
-        done = docker("exec", self.name, *argv, check=check)
-        return Result(done.returncode, done.stdout, done.stderr)
+        try:
+            done = self.spawn(command, stdin is not None).wait(stdin)
+        except APIError as error:  # such as that the machine is down
+            done = Result(1, "", f"{error.explanation}\n")
+        if check and done.rc:
+            raise CommandFailed(
+                f"{self.name}: {shlex.join(words(command))}: code {done.rc}\n{done.stdout}{done.stderr}"
+            )
+        return done
+
+    def spawn(self, command, stdin=False):
+        """Starts a command that runs beside the test, and returns its Process; see daemon.py."""
+        self.used.add(self)
+        return Process(self.name, words(command), stdin)
 
     def pillar(self, wsgi):
         """Sets the pillar to {"wsgi": wsgi}, whole."""
@@ -233,16 +272,18 @@ class Machine(Container):
     def browse(self, url, expressions, *options):
         """What JavaScript's expressions, by name, come to on a page, in a browser that has the machine's network;
         with further options of test/browser.py."""
-        argv = ["python3", "/browser.py", *options, url]
-        run = [
-            "run",
-            "--rm",
-            "-i",
-            "--init",
-            f"--network=container:{self.name}",
-            f"--volume={ROOT}/test/browser.py:/browser.py:ro",
-        ]
-        return json.loads(docker(*run, browser_image(), *argv, stdin=json.dumps(expressions)).stdout)
+        try:
+            found = client().containers.run(
+                browser_image(),
+                ["python3", "/browser.py", *options, url, json.dumps(expressions)],
+                remove=True,
+                init=True,
+                network_mode=f"container:{self.name}",
+                volumes=[f"{self.checkout}/test/browser.py:/browser.py:ro"],
+            )
+        except ContainerError as error:
+            raise CommandFailed(str(error)) from None
+        return json.loads(found)
 
     @contextlib.contextmanager
     def load(self, seconds=120, **options):
@@ -253,32 +294,53 @@ class Machine(Container):
         files = f"/tmp/load-{uuid.uuid4().hex}"
         flags = [f"--{name}={value}" for name, value in {"seconds": seconds, **options}.items()]
         # Kitchen's machines have no checkout mounted, so the program is put there.
-        self.put(f"{files}.py", (ROOT / "test/load.py").read_text())
-        argv = ["python3", f"{files}.py", f"--stop={files}.stop", f"--report={files}.json", *flags]
-        client = subprocess.Popen(
-            ["docker", "exec", self.name, *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        self.put(f"{files}.py", (self.checkout / "test/load.py").read_text())
+        clients = self.spawn(["python3", f"{files}.py", f"--stop={files}.stop", f"--report={files}.json", *flags])
         try:
-            first = client.stdout.readline()
-            if first.strip() != "sending":
-                raise CommandFailed(f"test/load.py didn't start: {first}{client.stdout.read()}")
+            first = next(clients.lines, "")
+            if first != "sending":
+                raise CommandFailed(f"test/load.py didn't start: {first}\n{clients.wait().stderr}")
             yield load
         finally:
             self.exec(["touch", f"{files}.stop"], check=False)
-            client.communicate()
+            clients.wait()
         load.report = json.loads(self.exec(["cat", f"{files}.json"]).stdout)
+
+    def copy(self, source, path):
+        """Copies a file or folder of this computer, as root's; not to /run, which is not on the container's disk."""
+        path, archive = Path(path), io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            tar.add(source, path.name, filter=lambda member: member.replace(uid=0, gid=0, deep=False))
+        client().api.put_archive(self.name, str(path.parent), archive.getvalue())
 
     def restart(self):
         """Reboots: stops everything, empties /run, starts again, waits for systemd."""
-        docker("restart", self.name)
+        client().api.restart(self.name)
         self.wait()
+
+    def logs(self):
+        """Return the last lines that PID 1 has written."""
+        return client().api.logs(self.name, tail=20).decode()
+
+    def logs_since(self, began):
+        """Return the ends of the logs, apps' and nginx's errors, that have been written to since a time.time()."""
+        ends = (
+            "find /var/log/wsgi /var/log/nginx '(' -path '/var/log/wsgi/*.log' -o -name '*error.log' ')'"
+            f" -size +0 -newermt @{began} -printf '%T@ %p\\n' | sort -rn | head -n 8 | cut -d ' ' -f 2"
+            " | xargs -r tail -v -n 40 | cut -c -500"
+        )
+        return self.exec(["timeout", "10", "sh", "-c", ends], check=False).stdout
+
+    def destroy(self):
+        self.used.discard(self)
+        client().api.remove_container(self.name, force=True, v=True)
+
+    remove = destroy
 
     @cached_property
     def host(self):
         """The machine as testinfra sees it: machine.host.service("nginx").is_running"""
         return testinfra.get_host(f"docker://root@{self.name}")
-
-    destroy = Container.remove
 
 
 def find_leftovers(machine):

@@ -1,30 +1,38 @@
-"""What the contract's tests share. A file that says PROCESS_MANAGER gets checks.py for each server
-that this one can hold; see results.py for the table that comes of it."""
+"""What the contract's tests share. A file that takes over some of the checks says in MANAGERS which servers they are
+asked of, and which process manager holds each; see results.py for the table that comes of it."""
 
 import fleet as fleets
 import pytest
 
-pytest.register_assert_rewrite("checks")
+pytest.register_assert_rewrite("request_checks", "process_checks", "limit_checks")
 
 
 def pytest_generate_tests(metafunc):
-    manager = getattr(metafunc.module, "PROCESS_MANAGER", None)
-    if manager is None:
+    names = getattr(metafunc.module, "MANAGERS", None)
+    if names is None:
         return
-    names = fleets.servers(manager)
     setting = metafunc.definition.get_closest_marker("setting")
     if "refused" in metafunc.fixturenames:
         metafunc.parametrize("server, refused", [(name, setting) for name in names for setting in fleets.refused(name)])
     elif "server" in metafunc.fixturenames:
         if setting:
             names = [name for name in names if fleets.honoured(name, **{setting.args[0]: None})]
-        metafunc.parametrize("server", names)
+        metafunc.parametrize("server", list(names))
+
+
+@pytest.fixture(scope="module")
+def machine(machine, request):
+    """The file's machine, where uv installs the servers, in a fraction of pip's time, or what INSTALLER says."""
+    if getattr(request.module, "INSTALLER", "uv") == "uv":
+        machine.call("saltutil.sync_all")
+        machine.apply(sls="wsgi.uv")
+    return machine
 
 
 @pytest.fixture(scope="module")
 def fleet(machine, request):
-    """Every server's app under the file's process manager: two processes of one thread, no limits."""
-    fleet = fleets.Fleet(machine, request.module.PROCESS_MANAGER)
+    """The app of each of the file's servers that is asked anything: two processes of one thread, no limits."""
+    fleet = fleets.Fleet(machine, fleets.chosen_servers(request, request.module.MANAGERS))
     fleet.apply(workers=2, threads=1, request_timeout=30, graceful_timeout=20, max_requests=0)
     yield fleet
     fleet.agent.close()
@@ -44,6 +52,6 @@ def cell(request, record_property):
     asked = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     column = request.node.get_closest_marker("column")
     if "server" in asked:
-        manager = asked.get("manager") or request.module.PROCESS_MANAGER
+        manager = asked.get("manager") or request.module.MANAGERS[asked["server"]]
         about = asked.get("refused") or column.args[0]
         record_property("cell", [asked["server"], manager, about, "refused" if "refused" in asked else "✓"])

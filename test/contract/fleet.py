@@ -5,7 +5,6 @@ import functools
 import itertools
 import json
 import re
-import subprocess
 import threading
 import time
 
@@ -37,9 +36,9 @@ NEUTRAL = ("workers", "threads", "request_timeout", "max_requests", "memory_limi
 AGENT = "/srv/formula/test/contract/agent.py"
 
 
-def servers(manager, interface="wsgi"):
+def servers(manager):
     """The rows of the test matrix that a process manager can hold."""
-    return [name for name in MATRIX if manager in holders(name) and interface in row(name).get("interfaces", ["wsgi"])]
+    return [name for name in MATRIX if manager in holders(name)]
 
 
 def managers():
@@ -55,6 +54,31 @@ def pairs():
 def holders(name):
     """The process managers that can hold a server here."""
     return [manager for manager in row(name)["process_managers"] if manager not in ELSEWHERE]
+
+
+def once():
+    """Every server to one process manager, each of which occurs."""
+    return {name: holders(name)[number % len(holders(name))] for number, name in enumerate(MATRIX)}
+
+
+def rest_of(manager):
+    """The servers that a process manager can hold, to that one, where `once` names another one."""
+    return {name: manager for name in servers(manager) if once()[name] != manager}
+
+
+def chosen(request):
+    """The parameters of each of the file's tests that this run has, which -k may have made few."""
+    return [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+
+
+def chosen_servers(request, managers):
+    """Those of a file's servers, to process managers, that this run asks anything of."""
+    names = {params.get("server") for params in chosen(request)}
+    return {name: manager for name, manager in managers.items() if name in names} or managers
 
 
 def row(name):
@@ -103,40 +127,38 @@ class Agent:
         """A Future of what the agent says."""
         future = concurrent.futures.Future()
         with self.lock:
-            if self.process is None or self.process.poll() is not None:
+            if self.process is None:
                 self._start()
             number = next(self.numbers)
             self.waiting[number] = future
-            self.process.stdin.write(json.dumps({"id": number, "do": what, "with": arguments}) + "\n")
-            self.process.stdin.flush()
+            self.process.write(json.dumps({"id": number, "do": what, "with": arguments}) + "\n")
         return future
 
     def _start(self):
         self.numbers, self.waiting = itertools.count(), {}
-        self.process = subprocess.Popen(
-            ["docker", "exec", "-i", self.machine.name, "python3", AGENT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        threading.Thread(target=self._read, args=[self.process, self.waiting], daemon=True).start()
+        self.process = self.machine.spawn(["python3", AGENT], stdin=True)
+        self.reader = threading.Thread(target=self._read, args=[self.process, self.waiting], daemon=True)
+        self.reader.start()
 
-    @staticmethod
-    def _read(process, waiting):
-        for line in process.stdout:
+    def _read(self, process, waiting):
+        for line in process.lines:
             said = json.loads(line)
             future = waiting.pop(said["id"])
             if "error" in said:
                 future.set_exception(ConnectionError(said["error"]))
             else:
                 future.set_result(said["result"])
+        with self.lock:
+            self.process = None
         for future in waiting.values():
             future.set_exception(ConnectionError("the machine went down"))
 
     def close(self):
-        if self.process is not None:
-            self.process.stdin.close()
-            self.process.wait()
+        with self.lock:
+            if self.process is None:
+                return
+            self.process.close_stdin()
+        self.reader.join()
 
 
 class Answer:
@@ -205,6 +227,22 @@ class Site:
         found = self.fleet.agent.do("processes", user=self.user).result()
         return {int(pid): mib for pid, mib in found.items()}
 
+    def logs(self):
+        """What stands in all of its logs."""
+        return self.fleet.machine.exec(f"cat /var/log/wsgi/{self.name}/*.log").stdout
+
+    def streams(self):
+        """Whether the client has each part of an answer before the app makes the next. What does not stream never
+        does; on a busy machine what does may be late now and then."""
+
+        def streamed():
+            answer = self.ask("/?do=stream&count=4&pause=0.25")
+            made = [float(time) for time in answer.body.split()]
+            assert len(made) == 4
+            return answer.arrivals[0] < made[1] and answer.arrivals[-2] < made[-1]
+
+        return wait_for(streamed, 20)
+
     def generations(self):
         return self.fleet.agent.do("folders", path=f"/etc/wsgi/{self.name}").result()
 
@@ -226,25 +264,21 @@ class Site:
 
 
 class Fleet:
-    """One app for each server that a process manager can hold."""
+    """One app for each of some servers; `managers` says which process manager holds it."""
 
-    def __init__(self, machine, manager, interface="wsgi"):
+    def __init__(self, machine, managers, interface="wsgi"):
         self.machine = machine
         self.agent = Agent(machine)
         self.interface = interface
-        self.of(manager)
-
-    def of(self, manager):
-        """From now on, another process manager holds them."""
-        self.manager = manager
-        self.sites = {name: Site(self, name) for name in servers(manager, self.interface)}
+        self.managers = managers
+        self.sites = {name: Site(self, name) for name in managers}
 
     def apply(self, mount="/", **settings):
         """Gives each app its mount, and those of the settings that its server can keep. Never raises:
         one server that fails is no reason not to ask the others."""
         self.settings = settings
         self.apps = {
-            name: pillar_of(name, self.manager, self.interface, mount=mount, **honoured(name, **settings))
+            name: pillar_of(name, self.managers[name], self.interface, mount=mount, **honoured(name, **settings))
             for name in self.sites
         }
         self.machine.pillar({"apps": self.apps})

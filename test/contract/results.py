@@ -1,6 +1,7 @@
 """A pytest plugin that makes the table of results in docs/servers.md, and sees to it that it is true.
 
-    test/run test/contract --write-results      writes the table of what was seen
+    test/run test/contract --write-results                  writes the table of what was seen
+    test/run test/contract -k granian --write-results       writes the cells that were seen, and leaves the others
 
 Without the option, a run that asked everything fails where the table tells something else.
 """
@@ -36,13 +37,15 @@ COLUMNS = {
     "memory_limit": "a worker that leaks is replaced with nothing lost",
     "max_requests": "workers are replaced under load with nothing lost",
     "mount": "the app finds the path that it is under in SCRIPT_NAME, and the rest in PATH_INFO",
-    "switch": "changes from it and to it, every other server at the other end, with nothing lost under load",
+    "switch": "changes from it and to it, each with another server at the other end, with nothing lost under load",
     "ZeroMQ": "an app that no fork and no thread may touch, 400 questions of 8 clients to 4 workers",
     "ASGI": "an ASGI app: scope, lifespan, bodies, streaming, exceptions, logs, a change under load",
     "WebSockets": "pass both ways",
 }
-# Not asked of every row: not each server has these, and the tour is one of servers, not of where they come from.
-OPTIONAL = ("ASGI", "WebSockets", "switch")
+# Asked of each pair; the process manager has no part in the others, which are asked of each server once.
+OF_PAIRS = {"serves", "exception", "logs", "workers", "killed", "reboot", "graceful stop"}
+# Not asked of every server: not each one has these, and the tour is one of servers, not of where they come from.
+OPTIONAL = {"ASGI", "WebSockets", "switch"}
 WORST_LAST = ("✓", "refused", "✗")
 
 
@@ -73,15 +76,14 @@ class Results:
             row[column] = max(row.get(column, "✓"), "✗" if report.failed else passed, key=WORST_LAST.index)
 
     def pytest_sessionfinish(self, session):
-        if not self.cells:
+        if not self.cells or self.config.getoption("platform") != PLATFORM:
             return
-        before = PAGE.read_text() if PAGE.exists() else f"{BEGIN}\n{END}\n"
-        after = re.sub(
-            f"(?s)({re.escape(BEGIN)}\n).*(?={re.escape(END)})", lambda match: match[1] + self.table(), before
-        )
+        before = PAGE.read_text()
+        start, old, end = re.fullmatch(f"(?s)(.*{BEGIN}\n)(.*)({END}.*)", before).groups()
+        after = start + self.table(self.cells if self.whole() else merged(read(old), self.cells)) + end
         if self.config.getoption("write_results"):
             PAGE.write_text(after)
-        elif self.whole() and self.config.getoption("platform") == PLATFORM and before != after:
+        elif self.whole() and before != after:
             self.said.append(f"The table in {PAGE.relative_to(ROOT)} is not what was seen; --write-results writes it.")
             session.exitstatus = session.exitstatus or 1
 
@@ -91,21 +93,35 @@ class Results:
 
     def whole(self):
         """Whether each pair that is claimed was asked everything."""
-        from contract.fleet import pairs
+        from contract.fleet import once, pairs
 
-        asked = set(COLUMNS) - set(OPTIONAL)
+        def asked(pair):
+            return set(COLUMNS) - OPTIONAL if pair in once().items() else OF_PAIRS
+
         seen = set().union(*self.cells.values())
-        return seen >= {"ASGI", "switch"} and all(asked <= set(self.cells.get(pair, ())) for pair in pairs())
+        return seen >= {"ASGI", "switch"} and all(asked(pair) <= set(self.cells.get(pair, ())) for pair in pairs())
 
-    def table(self):
+    @staticmethod
+    def table(cells):
         from contract.fleet import pairs
 
         rows = [["server", "process manager", *COLUMNS]]
         rows.append(["---"] * len(rows[0]))
-        for pair in filter(self.cells.__contains__, pairs()):
-            rows.append(
-                [*pair, *(self.cells[pair].get(column, "–" if column in OPTIONAL else "") for column in COLUMNS)]
-            )
+        for pair in filter(cells.__contains__, dict.fromkeys([*pairs(), *cells])):
+            rows.append([*pair, *(cells[pair].get(column, "–") for column in COLUMNS)])
         table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
         words = "".join(f"- *{column}*: {meaning}\n" for column, meaning in COLUMNS.items())
-        return f"{table}\nSeen on {PLATFORM}. *refused*: `wsgi.validate` says so; –: not asked of it.\n\n{words}"
+        refused = "*refused*: `wsgi.validate` says so"
+        once = "–: not asked of it, as what the process manager has no part in, which each server is asked once"
+        return f"{table}\nSeen on {PLATFORM}. {refused}; {once}.\n\n{words}"
+
+
+def read(table):
+    """Return the cells of a table as `Results.table` writes it."""
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    return {(server, manager): dict(zip(rows[0][2:], results)) for server, manager, *results in rows[2:]}
+
+
+def merged(old, new):
+    """Return old cells with those of the new ones that there are."""
+    return {pair: {**old.get(pair, {}), **new.get(pair, {})} for pair in {**old, **new}}

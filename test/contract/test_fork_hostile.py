@@ -4,7 +4,7 @@ asked by many clients of many workers. It must just work under every server, as 
 import pathlib
 
 import pytest
-from fleet import pairs, pillar_of
+from fleet import once, pillar_of
 
 APPS = pathlib.Path(__file__).parent.parent / "apps"
 QUESTIONS = """
@@ -57,7 +57,7 @@ def answered(machine, count=400, timeout=30):
 
 
 @pytest.mark.column("ZeroMQ")
-@pytest.mark.parametrize(("server", "manager"), pairs())
+@pytest.mark.parametrize(("server", "manager"), once().items())
 def test_a_fork_hostile_app_just_works(machine, app, server, manager):
     app(server, manager)
     assert answered(machine) == 400

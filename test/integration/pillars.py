@@ -23,6 +23,13 @@ def inspected(server="gunicorn", **settings):
     )
 
 
+def wait_until_asleep(machine, name, query):
+    """Wait until an app that `inspected` made is in the midst of a request with `query`, such as sleep=12."""
+    machine.exec(
+        f"timeout 60 sh -c 'until grep -qF \"asleep: {query}\" /var/log/wsgi/{name}/*.log; do sleep 0.1; done'"
+    )
+
+
 def asgi(server="uvicorn", **settings):
     """An ASGI app that tells what it sees; see test/apps/asgi."""
     return app(

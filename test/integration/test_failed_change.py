@@ -13,7 +13,7 @@ BROKEN = {
         "a_library_that_nobody_installed",
     ),
     "never healthy": (
-        {"source": "salt://apps/unhealthy", "application": "broken:application", "health": {"deadline": 3}},
+        {"source": "salt://apps/unhealthy", "application": "broken:application", "health": {"deadline": 6}},
         "answered 503 instead of 200",
     ),
     "no such callable": ({"application": "hello:nothing"}, "callable not found|has no attribute 'nothing'"),

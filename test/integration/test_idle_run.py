@@ -62,7 +62,8 @@ def test_more_apps_start_no_more_processes(runs):
 
 def test_more_apps_have_no_file_read_more_often(runs):
     """No look at an app is a look at all of them."""
-    few, many = (Counter(runs[count]["opened"]) for count in (FEW, MANY))
+    # Salt reads packages' metadata again when half a second has passed, which is the clock's affair.
+    few, many = (Counter(path for path in runs[count]["opened"] if ".dist-info" not in path) for count in (FEW, MANY))
     assert {path: many[path] - times for path, times in few.items() if many[path] > times} == {}
 
 

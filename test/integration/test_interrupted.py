@@ -1,7 +1,7 @@
 """A run that is killed in the midst of a change leaves what was live serving, and the next one finishes its work."""
 
 import pytest
-from pillars import app, inspected
+from pillars import app, inspected, wait_until_asleep
 
 FLAG = "/tmp/there"
 # Once: the next run goes through.
@@ -76,7 +76,8 @@ def test_killed_while_it_waits_for_the_health_check(machine):
 def test_killed_while_the_old_one_finishes_a_request(machine):
     machine.pillar({"apps": {"shop": inspected(env={"A": "old"})}})
     machine.apply()
-    machine.exec("systemd-run --unit=slow --collect sh -c 'curl -s \"127.0.0.1/?sleep=15\" > /tmp/slow'; sleep 1")
+    machine.exec("systemd-run --unit=slow --collect sh -c 'curl -s \"127.0.0.1/?sleep=15\" > /tmp/slow'")
+    wait_until_asleep(machine, "shop", "sleep=15")
     before = machine.exec("readlink /var/lib/wsgi/live/shop").stdout
     machine.pillar({"apps": {"shop": inspected(env={"A": "new"})}})
     begin(machine)

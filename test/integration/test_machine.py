@@ -110,9 +110,9 @@ def test_logs_rotate_and_go_on(served, name):
     served.exec("logrotate --force /etc/logrotate.d/wsgi")
     served.call("wsgi.restart", name)
     generation = served.call("wsgi.status", name)[name]["generation"]
-    served.exec("logrotate --force /etc/logrotate.d/wsgi; sleep 1.5")
-    served.exec(f"kill -9 {served.call('wsgi.status', name)[name]['pids'][-1]}; sleep 2")
-    assert served.exec(f"cat /var/log/wsgi/{name}/{generation}.log").stdout
+    served.exec("logrotate --force /etc/logrotate.d/wsgi")
+    served.exec(f"kill -9 {served.call('wsgi.status', name)[name]['pids'][-1]}")
+    served.exec(f"timeout 60 sh -c 'until [ -s /var/log/wsgi/{name}/{generation}.log ]; do sleep 0.1; done'")
 
 
 def test_unknown_app_is_named_with_those_there_are(served):

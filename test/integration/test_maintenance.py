@@ -4,7 +4,7 @@ import json
 
 import pytest
 from harness import CommandFailed
-from pillars import app, inspected
+from pillars import app, inspected, wait_until_asleep
 
 HOST = "hello.example.com"
 PAGE = "/srv/salt-top/down.html"
@@ -176,7 +176,7 @@ def test_a_slow_request_in_flight_is_answered_by_the_app(served):
         "systemd-run --unit=slow --collect sh -c"
         f" 'curl -s -o /dev/null -w %{{http_code}} -H Host:{HOST} 127.0.0.1/?sleep=12 > /tmp/slow'"
     )
-    served.exec("sleep 1")
+    wait_until_asleep(served, "hello", "sleep=12")
     served.call("wsgi.maintenance", "hello", "on")
     assert served.get("/", host=HOST).status == 503
     assert served.exec("cat /tmp/slow").stdout == ""  # still in flight

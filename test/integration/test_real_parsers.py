@@ -2,12 +2,9 @@
 
 import ast
 import contextlib
-import io
 import json
 import os
 import pwd
-import subprocess
-import tarfile
 from unittest import mock
 
 import pytest
@@ -133,16 +130,6 @@ def plain_lines(options):
                 yield f"{option} = {text}"
 
 
-def archive(files):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path, text in files.items():
-            member, content = tarfile.TarInfo(path.lstrip("/")), text.encode()
-            member.size, member.mode = len(content), 0o644
-            tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
     """Files, path to text, and cases for real_parsers.py, of all that was drawn."""
@@ -165,12 +152,16 @@ def rendered(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def wrong(machine, rendered):
+def wrong(machine, rendered, tmp_path_factory):
     """What the programs on the machine did not take: a list of a file's path and what was said."""
     files, cases = rendered
     files = {**files, f"{FOLDER}/cases.json": json.dumps(cases)}
-    copied = ["docker", "exec", "-i", machine.name, "tar", "x", "-C", "/", "--no-same-owner"]
-    subprocess.run(copied, input=archive(files), check=True)
+    copied = tmp_path_factory.mktemp("values")
+    for path, text in files.items():
+        place = copied / os.path.relpath(path, FOLDER)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    machine.copy(copied, FOLDER)
     machine.exec("install -D -m 755 /srv/formula/wsgi/common/with-environment /usr/local/lib/wsgi/with-environment")
     machine.exec(
         "/opt/salt/bin/python -m pip install -q --target /tmp/circus circus==0.19.0 psutil==7.1.0 pyzmq==27.1.0 tornado==6.5.10"

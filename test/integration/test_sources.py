@@ -5,7 +5,6 @@ import shlex
 import subprocess
 
 import pytest
-from container import docker
 
 TOKEN = "t0ken-that-nobody-sees"
 SSH = "git+ssh://git@127.0.0.1:2222/srv/git/shop.git"
@@ -518,7 +517,7 @@ def test_the_first_highstate_installs_git_and_serves_what_it_fetches(machine_fac
     machine = machine_factory(provisioned=False)
     try:
         assert machine.exec("command -v git", check=False).rc != 0
-        docker("cp", f"{tmp_path}/.git", f"{machine.name}:/srv/shop.git")
+        machine.copy(tmp_path / ".git", "/srv/shop.git")
         machine.pillar({"apps": {"shop": shop("git+file:///srv/shop.git@main")}})
         machine.apply(sls=None)
         assert machine.get("/", host="shop.example.com").body == "first"

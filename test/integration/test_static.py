@@ -3,7 +3,6 @@
 import contextlib
 import email
 import json
-import subprocess
 
 import pytest
 from pillars import app
@@ -246,15 +245,14 @@ def test_a_run_with_nothing_to_do_publishes_nothing(machine):
 def reader(machine):
     """A reader of pages, as long as the body runs; what came of it is in the dict."""
     machine.exec("rm -f /tmp/reader.stop")
-    command = ["docker", "exec", machine.name, "python3", "-c", READER]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "reading\n"
-        found = {}
-        try:
-            yield found
-        finally:
-            machine.exec("touch /tmp/reader.stop")
-            found.update(json.loads(process.stdout.readline() or '{"missing": "it did not end well"}'))
+    process = machine.spawn(["python3", "-c", READER])
+    assert next(process.lines) == "reading"
+    found = {}
+    try:
+        yield found
+    finally:
+        machine.exec("touch /tmp/reader.stop")
+        found.update(json.loads(next(process.lines, '{"missing": "it did not end well"}')))
 
 
 def test_a_page_finds_its_files_when_the_release_changes_and_after_the_way_back(machine):

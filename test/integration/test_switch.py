@@ -3,40 +3,27 @@
 import json
 
 import pytest
-from pillars import app, inspected
+from pillars import app, inspected, wait_until_asleep
 
 HELLO_TWO = {"source": "salt://apps/hello_two"}
 GEVENT = {"requirements": ["gunicorn[gevent]==27.0.1"], "server_options": {"gunicorn": {"worker_class": "gevent"}}}
-# Each line one change from the line before: the server, its process manager, the code, a
-# setting, a secret, the site, the environment's packages.
+# Each line one change from the line before: of the code, a setting, a secret, the site, the environment's packages,
+# the process manager, the user, alone and with the server; that of the server alone is test_every_pair.py's.
 CHANGES = [
-    {"server": "gunicorn"},
-    {"server": "uwsgi"},
-    {"server": "uwsgi", "process_manager": "supervisor"},
-    {"server": "gunicorn"},
-    {"server": "gunicorn", "threads": 4},
     {"server": "gunicorn", "threads": 4, "env": {"SECRET": "one"}},
     {"server": "gunicorn", "threads": 4, "env": {"SECRET": "two"}},
     {"server": "uwsgi", "env": {"SECRET": "two"}},
-    {"server": "uwsgi", "env": {"SECRET": "three"}},
     {"server": "uwsgi", **HELLO_TWO},
     {"server": "uwsgi", **HELLO_TWO, "workers": 3},
-    {"server": "uwsgi", **HELLO_TWO, "workers": 3, "threads": 2},
-    {"server": "gunicorn", **HELLO_TWO},
-    {"server": "gunicorn"},
-    {"server": "gunicorn", "request_timeout": 20},
-    {"server": "uwsgi", "request_timeout": 25},
-    {"server": "uwsgi", "domains": ["hello.example.com"]},
-    {"server": "gunicorn", "domains": ["hello.example.com", "two.example.com"]},
+    {"server": "uwsgi", **HELLO_TWO, "workers": 3, "process_manager": "supervisor"},
+    {"server": "gunicorn", "domains": ["hello.example.com"], "request_timeout": 20},
+    {"server": "gunicorn", "domains": ["hello.example.com", "two.example.com"], "request_timeout": 20},
     {"server": "gunicorn", "domains": [], "max_requests": 50},
     {"server": "uwsgi", "max_requests": 50},
-    {"server": "uwsgi", "process_manager": "supervisor", "max_requests": 50},
     {"server": "gunicorn", **GEVENT},
-    {"server": "waitress"},
     {"server": "waitress", "workers": 4, "max_requests": 50},
     {"server": "gunicorn", "user": "hello-again"},
     {"server": "uwsgi", "user": "hello-again"},
-    {"server": "uwsgi"},
 ]
 
 
@@ -52,11 +39,11 @@ def test_changes_under_load_lose_no_request(machine):
             generations.append(live(machine))
             assert_nothing_else_is_left(machine)
     assert load.report["lost"] == 0, json.dumps(load.report, indent=1)
-    assert load.report["requests"] > 5_000
+    assert load.report["requests"] > 1_000
     kept = machine.exec("ls -t /srv/wsgi/hello/releases").stdout.split()
     assert len(kept) == 3  # keep_releases
     assert kept[0] == machine.call("wsgi.status")["hello"]["release"]
-    assert sum(old != new for old, new in zip(generations, generations[1:])) >= 20
+    assert sum(old != new for old, new in zip(generations, generations[1:])) >= 12
 
 
 def test_slow_request_is_answered_by_the_generation_that_got_it(machine):
@@ -64,8 +51,8 @@ def test_slow_request_is_answered_by_the_generation_that_got_it(machine):
     machine.apply()
     for server in ("uwsgi", "gunicorn"):
         before = live(machine)
-        machine.exec("systemd-run --unit=slow --collect sh -c 'curl -s 127.0.0.1/?sleep=12 > /tmp/slow'")
-        machine.exec("sleep 1")
+        machine.exec(f"systemd-run --unit=slow --collect sh -c 'curl -s \"127.0.0.1/?sleep=12&{server}\" > /tmp/slow'")
+        wait_until_asleep(machine, "hello", f"sleep=12&{server}")
         machine.pillar({"apps": {"hello": inspected(server)}})
         machine.apply()
         assert live(machine) != before
@@ -89,7 +76,7 @@ def test_upload_that_began_before_a_change_of_server_arrives_after_it(machine, s
         'head -c 300000 /dev/zero | tr "\\0" x > /tmp/body;'
         ' curl -s --limit-rate 20k -H "Expect:" --data-binary @/tmp/body 127.0.0.1/ > /tmp/uploaded\''
     )
-    machine.exec("sleep 1")
+    machine.exec("timeout 60 sh -c 'until ss -tnH state established dport = :80 | grep -q .; do sleep 0.1; done'")
     machine.pillar({"apps": {"hello": app(server)}})
     machine.apply()
     machine.exec("while systemctl is-active -q upload; do sleep 0.2; done")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -27,11 +28,23 @@ def cache_file(url, saltenv):
     return str(path) if path.is_file() else ""
 
 
+PARSED = {}
+
+
+class Host(wsgi_host.Host):
+    """A host that parses each of the formula's YAML files once for all tests: that takes longer than most tests do."""
+
+    def _yaml(self, name, otherwise=None):
+        if name not in PARSED:
+            PARSED[name] = pickle.dumps(super()._yaml(name, otherwise))
+        return pickle.loads(PARSED[name])
+
+
 def host_of(wsgi, system="Debian-12", opts=None):
     """A Debian host whose pillar holds that below `wsgi`."""
     salt = {"cp.list_master": list_master, "cp.cache_file": cache_file}
     grains = {"os_family": "Debian", "osfinger": system}
-    host = wsgi_host.Host(salt, pillar={"wsgi": wsgi}, grains=grains, saltenv="base", opts=opts)
+    host = Host(salt, pillar={"wsgi": wsgi}, grains=grains, saltenv="base", opts=opts)
     host.nginx_built = wsgi_nginx.Built((1, 22, 1), ("http_v2_module", "http_gzip_static_module"))
     return host
 

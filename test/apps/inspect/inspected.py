@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from urllib.parse import parse_qs
 
@@ -17,7 +18,9 @@ def can(path, mode):
 
 def seen(environ):
     query = {name: values[0] for name, values in parse_qs(environ["QUERY_STRING"]).items()}
-    time.sleep(float(query.get("sleep", 0)))
+    if "sleep" in query:
+        print("asleep:", environ["QUERY_STRING"], file=sys.stderr, flush=True)
+        time.sleep(float(query["sleep"]))
     if "raise" in query:
         raise RuntimeError(query["raise"])
     return {

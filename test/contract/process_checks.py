@@ -1,0 +1,259 @@
+"""What every server does under every process manager that may hold it: it starts, logs, ends, and comes back.
+
+Tests run in their order. First all apps have two processes of one thread, and no limits; `limited` then gives them
+some, while each of them answers a slow request.
+"""
+
+import threading
+import time
+
+import pytest
+from fleet import at_once, wait_for
+
+column = pytest.mark.column
+
+LIMITS = {
+    "workers": 2,
+    "threads": 2,
+    "request_timeout": 3,
+    "graceful_timeout": 10,
+    "max_requests": 400,
+    "memory_limit": 120,
+}
+# Where the app says something.
+WAYS = ["stdout", "stderr", "logging", "wsgi.errors"]
+
+
+@column("serves")
+def test_serves(site):
+    told = site.ask().told
+    assert told["app"] == site.name  # its environment has reached it
+
+
+@pytest.fixture(scope="module")
+def told(fleet):
+    """Each app fails and says something; then what its log has of it."""
+
+    def experiment(site):
+        before = site.processes()
+        failed = [site.ask("/?do=fail&word=early"), site.ask("/?do=fail_at_once&word=begun")]
+        try:
+            late = site.ask("/?do=fail_late&word=late").status
+        except ConnectionError:
+            late = "cut"
+        assert site.ask("/?do=say&word=42").body == "said"
+        site.workers()
+        after = site.processes()
+        wait_for(lambda: all(f"{way} 42" in site.logs() for way in WAYS), 10)
+        logs = fleet.machine.call("wsgi.logs", site.name, "lines=400")
+        return {"failed": failed, "late": late, "before": before, "after": after, "logs": logs}
+
+    return fleet.each(experiment)
+
+
+@column("exception")
+def test_an_exception_is_answered_by_500(told, site):
+    for answer in told.of(site)["failed"]:
+        assert answer.status == 500
+        assert "asked to fail" not in answer.body
+
+
+@column("exception")
+def test_the_traceback_of_an_exception_is_logged(told, site):
+    logs = told.of(site)["logs"]
+    assert "RuntimeError: asked to fail: early" in logs
+    assert "RuntimeError: asked to fail at once: begun" in logs
+    assert "Traceback (most recent call last)" in logs
+
+
+@column("exception")
+def test_the_traceback_of_an_exception_within_the_answer_is_logged(told, site):
+    assert "RuntimeError: asked to fail late: late" in told.of(site)["logs"]
+
+
+@column("exception")
+def test_an_exception_within_the_answer_does_not_look_like_its_end(told, site):
+    assert told.of(site)["late"] in ("cut", 500, 502)
+
+
+@column("exception")
+def test_no_process_dies_of_an_exception(told, site):
+    assert set(told.of(site)["before"]) == set(told.of(site)["after"])
+
+
+@column("logs")
+@pytest.mark.parametrize("way", WAYS)
+def test_what_the_app_says_is_in_its_logs(told, site, way):
+    assert told.of(site)["logs"].count(f"{way} 42") == 1
+
+
+# Each app writes on, and has a log with something in it again before the next rotation: delaycompress
+# counts on a server that moves on until then.
+ROTATE = """
+sleep 1
+for time in 1 2; do
+    logrotate --force /etc/logrotate.d/wsgi
+    for folder in /var/log/wsgi/*/; do
+        timeout 20 sh -c 'until find "$0" -name "*.log" ! -empty | grep -q .; do sleep 0.1; done' "$folder"
+    done
+done"""
+
+
+@pytest.fixture(scope="module")
+def rotated(fleet):
+    """Each app says numbered lines while the logs are rotated twice; then all that its logs have."""
+
+    def experiment(site):
+        for number in range(10_000):
+            over = not rotation.is_alive()
+            site.ask(f"/?do=say&word=line{number:04}")
+            if over:
+                return number
+            time.sleep(0.02)
+
+    rotation = threading.Thread(target=fleet.machine.exec, args=[ROTATE])
+    rotation.start()
+    outcomes = fleet.each(experiment)
+
+    def logs(site):
+        last = f" line{outcomes.of(site):04}"
+        wait_for(lambda: all(way + last in site.logs() for way in WAYS), 10)
+        return {
+            "last": outcomes.of(site),
+            "all": fleet.machine.exec(f"cd /var/log/wsgi/{site.name}; zcat -f *.log*").stdout,
+            "now": fleet.machine.exec(f"cd /var/log/wsgi/{site.name}; cat *.log; ls -l").stdout,
+            "owners": fleet.machine.exec(f"stat -c %U /var/log/wsgi/{site.name}/*.log").stdout.split(),
+        }
+
+    return fleet.each(logs)
+
+
+@column("logs")
+@pytest.mark.parametrize("way", ["stdout", "stderr", "logging"])
+def test_logs_rotate_with_no_line_lost(rotated, site, way):
+    logs = rotated.of(site)
+    lost = [number for number in range(logs["last"] + 1) if logs["all"].count(f"{way} line{number:04}") != 1]
+    assert lost == [], logs["now"][-3000:]
+    assert ".log.2.gz" in logs["now"]
+    assert set(logs["owners"]) == {site.user}
+    # And the server has moved on to the new file.
+    assert f"{way} line{logs['last']:04}" in logs["now"]
+
+
+@pytest.fixture(scope="module")
+def served(fleet):
+    """What each app tells of requests that are sent at once."""
+    return fleet.each(lambda site: site.served_at_once(2))
+
+
+@column("workers")
+def test_as_many_requests_run_at_once_as_there_are_workers(served, site):
+    answers = served.of(site)
+    assert at_once(answers) == 2
+    assert len({answer["pid"] for answer in answers}) == 2
+
+
+@pytest.fixture(scope="module")
+def worker_killed(fleet):
+    """Of each app, one process that answers requests is killed."""
+
+    def experiment(site):
+        before = site.processes()
+        victim = site.ask().told["pid"]
+        fleet.machine.exec(f"kill -9 {victim}")
+
+        def back():
+            now = site.processes()
+            return victim not in now and len(now) >= len(before) and site.serves()
+
+        assert wait_for(back, 60), site.processes()
+        return {
+            "victim": victim,
+            "after": site.processes(),
+            "workers": site.workers(),
+            "statuses": {answer.status for answer in site.at_once(8, "/")},
+        }
+
+    return fleet.each(experiment)
+
+
+@column("killed")
+def test_a_killed_worker_comes_back(worker_killed, site):
+    found = worker_killed.of(site)
+    assert found["victim"] not in found["after"]
+    assert len(found["workers"]) == 2
+    assert found["statuses"] == {200}
+
+
+@pytest.fixture(scope="module")
+def master_killed(fleet):
+    """Of each app, the process that its process manager holds is killed."""
+    before = fleet.status()
+
+    def experiment(site):
+        master = before[site.name]["pids"][0]
+        processes = set(site.processes())
+        fleet.machine.exec(f"kill -9 {master}")
+        # Workers that are left may serve for a while, and are none of the new master's.
+        ended = wait_for(lambda: not processes & set(site.processes()), 60)
+        assert wait_for(site.serves, 60) and len(site.workers(seconds=60)) == 2
+        return {"master": master, "orphans": [] if ended else processes & set(site.processes())}
+
+    killed = fleet.each(experiment)
+    status = fleet.status()
+    return fleet.each(lambda site: {**killed.of(site), "status": status[site.name]})
+
+
+@column("killed")
+def test_a_killed_master_comes_back(master_killed, site):
+    status = master_killed.of(site)["status"]
+    assert status["health"]["ok"]
+    assert status["pids"] and master_killed.of(site)["master"] not in status["pids"]
+
+
+@column("killed")
+def test_a_killed_master_leaves_no_orphans(master_killed, site):
+    assert not master_killed.of(site)["orphans"]
+
+
+@pytest.fixture(scope="module")
+def rebooted(fleet):
+    before = fleet.status()
+    fleet.machine.restart()
+    outcomes = fleet.each(lambda site: wait_for(site.serves, 60))
+    after = fleet.status()
+    again = fleet.machine.apply(ok=False)
+    return {"serves": outcomes, "before": before, "after": after, "again": again}
+
+
+@column("reboot")
+def test_serves_again_after_a_reboot(rebooted, site):
+    assert rebooted["serves"].of(site)
+    after = rebooted["after"][site.name]
+    assert after["health"]["ok"]
+    assert after["generation"] == rebooted["before"][site.name]["generation"]
+
+
+@column("reboot")
+def test_nothing_is_to_be_done_after_a_reboot(rebooted, site):
+    assert rebooted["again"].states[f"{site.name}-live"]["changes"] == {}
+
+
+@pytest.fixture(scope="module")
+def limited(fleet):
+    """All apps change to LIMITS. Each of them answers a slow request when its turn comes."""
+
+    def experiment(site):
+        assert wait_for(lambda: len(site.generations()) == 2, 240, pause=0.05)
+        return site.ask("/?do=outlast&seconds=1.5").body
+
+    change = threading.Thread(target=fleet.apply, kwargs=LIMITS)
+    change.start()
+    slow = fleet.each(experiment)
+    change.join()
+    return slow
+
+
+@column("graceful stop")
+def test_a_slow_request_is_answered_by_the_generation_that_got_it(limited, site):
+    assert limited.of(site) == "outlasted"
