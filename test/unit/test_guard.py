@@ -220,12 +220,19 @@ def test_the_requests_beside_a_hung_one_may_finish():
             environ["until"]()
             print("answered", flush=True)
             return []
-        application = wsgi_guard.WSGI(slow, wsgi_guard.Guard(request_timeout=3, graceful_timeout=20))
+        guard = wsgi_guard.Guard(request_timeout=60, graceful_timeout=20)
+        application = wsgi_guard.WSGI(slow, guard)
         def ask(until):
             application({"REQUEST_METHOD": "GET", "until": until}, None)
+        def until_it_retires():
+            hung = min(guard.running, key=guard.running.get)
+            began, request = guard.running[hung]
+            guard.running[hung] = began - 60, request
+            retires.wait()
         threading.Thread(target=ask, args=[lambda: time.sleep(600)], daemon=True).start()
-        time.sleep(1.5)  # half of the time-out
-        ask(retires.wait)
+        while not guard.running:
+            time.sleep(0.01)
+        ask(until_it_retires)
         time.sleep(600)
         """
     )

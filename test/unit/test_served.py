@@ -60,7 +60,7 @@ class Minion:
         content = (self.root / path).read_bytes() if (self.root / path).is_file() else None
         return "" if content is None else {"hash_type": self.hash, "hsum": hashlib.new(self.hash, content).hexdigest()}
 
-    def list_master(self, saltenv, prefix):
+    def list_master(self, saltenv, prefix=""):
         self.requests.append(prefix)
         return [str(path.relative_to(self.root)) for path in (self.root / prefix).rglob("*.*")]
 
@@ -140,7 +140,7 @@ def test_a_module_that_the_manifest_does_not_know_is_not_to_be_synced(minion):
 
 def test_a_master_without_the_manifest_is_told_what_it_has_to_serve(minion):
     (minion.root / wsgi_served.MANIFEST).unlink()
-    with pytest.raises(Problem, match=r"salt://wsgi/SHA256SUMS is not served: file_roots or gitfs must have"):
+    with pytest.raises(Problem, match=r"salt://wsgi/SHA256SUMS is not served in saltenv base: the formula"):
         minion.run().file("salt://wsgi/a.jinja")
 
 
