@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pickle
+import signal
 import sys
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def load_program(monkeypatch):
         spec.loader.exec_module(module)
         module.killed = []
         monkeypatch.setattr(os, "kill", lambda pid, number: module.killed.append((pid, number)))
+        monkeypatch.setattr(signal, "pthread_kill", lambda _, number: module.killed.append((os.getpid(), number)))
         monkeypatch.delenv("WSGI_SPAWN_LINK", raising=False)
         return module
 

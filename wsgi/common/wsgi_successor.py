@@ -17,6 +17,7 @@ import mmap
 import os
 import signal
 import sys
+import threading
 import time
 
 
@@ -48,7 +49,9 @@ class Alone:
     def leave(self):
         if not self._leaves:
             self._leaves = True
-            os.kill(os.getpid(), self.end_signal)
+            # Python's handlers run in the main thread. A signal to the process may go to the thread that sends it, and
+            # would not wake a main thread that waits.
+            signal.pthread_kill(threading.main_thread().ident, self.end_signal)
 
 
 class Spawned(Alone):
