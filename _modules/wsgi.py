@@ -3,8 +3,6 @@ What serves the apps of this machine, and how they fare.
 """
 
 import contextlib
-import http.client
-import math
 import os
 import time
 
@@ -16,14 +14,13 @@ import wsgi_history
 import wsgi_host
 import wsgi_lock
 import wsgi_maintenance
-import wsgi_managers
 import wsgi_nginx
-import wsgi_probe
 import wsgi_programs
 import wsgi_release
 import wsgi_run
 import wsgi_schema
 import wsgi_served
+import wsgi_status
 import wsgi_status_page
 import wsgi_tls
 import wsgi_wanted
@@ -190,8 +187,8 @@ def status(app=None, patience=None, processes=True, saltenv=None):
         salt-call wsgi.status
     """
     host = _host(saltenv, partial=True)
-    names = _names(host)
-    return _statuses(host, names if app is None else [_named(app, names)], patience, processes)
+    names = wsgi_status.known_names(host)
+    return wsgi_status.of_apps(host, names if app is None else [_named(app, names)], patience, processes)
 
 
 def restart(app, saltenv=None):
@@ -364,7 +361,7 @@ def maintenance(app, state=None, saltenv=None):
         salt-call wsgi.maintenance hello on
     """
     host = _host(saltenv)
-    _named(app, _names(host))
+    _named(app, wsgi_status.known_names(host))
     if wsgi_generation.live(host, app) is None:
         raise CommandExecutionError(f"{app} is not live: it gets no requests that maintenance could answer")
     if state is not None:
@@ -403,7 +400,7 @@ def logs(app, lines=50, process=None, saltenv=None):
         salt-call wsgi.logs hello process=worker
     """
     host = _host(saltenv, partial=True)
-    current = wsgi_generation.live(host, _named(app, _names(host)))
+    current = wsgi_generation.live(host, _named(app, wsgi_status.known_names(host)))
     if current is None:
         raise CommandExecutionError(f"{app} is not live; older logs lie in {LOG}/{app}")
     if process is None:
@@ -509,81 +506,6 @@ def _included(host, names, by, renderers, rendered_sls):
     return found
 
 
-def _names(host):
-    """The apps that are in pillar or on this machine."""
-    return sorted({*host.settings.apps, *host.known_apps()})
-
-
-def _statuses(host, names, patience, processes):
-    deadline = time.monotonic() + (math.inf if patience is None else patience)
-    return {name: _status(host, name, deadline, processes) for name in names}
-
-
-def _status(host, name, deadline, processes):
-    current = wsgi_generation.live(host, name)
-    if current is None:
-        return {"live": False}
-    app = host.settings.apps.get(name)
-    link = f"{LIB}/live/{name}"
-    return {
-        "live": True,
-        "server": current.server,
-        "version": current.record.get("version"),
-        "process_manager": current.record["process_manager"],
-        "generation": current.id,
-        "release": current.release,
-        **_made_of(current),
-        **({"override": wsgi_wanted.sentence(host, name)} if app and wsgi_wanted.sentence(host, name) else {}),
-        "domains": app["domains"] if app else [],
-        "listen": app["listen"] if app else None,
-        "mount": app["mount"] if app else None,
-        "tls": app["tls"]["listen"] if app and app["tls"] else None,
-        "workers": current.record["settings"]["workers"],
-        "health": _health(current, wsgi_generation.check_of(app) if app else current.record["check"], deadline),
-        **(_processes(current) if processes else {}),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(os.lstat(link).st_mtime)),
-        **({"maintenance": True} if wsgi_maintenance.on(name) else {}),
-    }
-
-
-def _processes(current):
-    pids = current.pids
-    beside = wsgi_programs.status(current)
-    all_pids = [*pids]
-    for mains in beside.get("processes", {}).values():
-        all_pids += [pid for main in mains for pid in wsgi_managers.processes(main)]
-    return {
-        "pids": pids,
-        **beside,
-        "memory_mib": round(wsgi_managers.memory(all_pids) / 2**20, 1),
-        "uptime_s": round(wsgi_managers.uptime(pids[0])) if pids else 0,
-    }
-
-
-def _made_of(current):
-    record = wsgi_release.Release(current.name, current.release).record
-    return {fact: record[fact] for fact in ("source", "revision") if record.get(fact)}
-
-
-def _health(current, check, deadline):
-    begun = time.monotonic()
-    try:
-        found = wsgi_probe.status(
-            current.protocol,
-            current.socket,
-            check["path"],
-            check["host"],
-            min(current.record["settings"]["request_timeout"], max(deadline - time.monotonic(), 0.1)),
-        )
-    except (OSError, http.client.HTTPException) as error:
-        return {"ok": False, "error": str(error) or type(error).__name__}
-    return {
-        "ok": found == check["status"],
-        "status": found,
-        "latency_ms": round((time.monotonic() - begun) * 1000, 1),
-    }
-
-
 @contextlib.contextmanager
 def _told(host):
     """What goes wrong, as Salt's command line has it."""
@@ -599,8 +521,7 @@ def _tell(host):
     """Write the status page anew, where there is one; what was done does not depend on that."""
     if host.settings.status_page:
         with contextlib.suppress(Problem, OSError):
-            apps = _statuses(host, _names(host), wsgi_status_page.PATIENCE, processes=False)
-            wsgi_status_page.write(host, wsgi_status_page.facts(host, apps))
+            wsgi_status_page.write(host, wsgi_status_page.facts(host, wsgi_status.for_page(host)))
 
 
 def _done(done, host=None):

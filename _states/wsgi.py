@@ -26,6 +26,7 @@ import wsgi_release
 import wsgi_run
 import wsgi_served
 import wsgi_static
+import wsgi_status
 import wsgi_status_page
 import wsgi_step
 import wsgi_tls
@@ -370,9 +371,7 @@ def status_page(name):
         if host.settings.status_page is None:
             return __states__["file.absent"](wsgi_status_page.FOLDER)
         failures, upcoming = _this_run()
-        # A run that changes nothing starts no process, as to ask systemd would.
-        apps = __salt__["wsgi.status"](patience=wsgi_status_page.PATIENCE, processes=False)
-        facts = wsgi_status_page.facts(host, apps, failures)
+        facts = wsgi_status_page.facts(host, wsgi_status.for_page(host), failures)
         before, after = wsgi_status_page.written(), wsgi_status_page.content(facts)
         changes = {"page": {"old": before, "new": after}} if before != after or upcoming else {}
         if __opts__["test"]:

@@ -21,7 +21,6 @@ from wsgi_host import LIB
 
 FOLDER = f"{LIB}/status"
 PAGE = f"{FOLDER}/index.html"
-PATIENCE = 10  # seconds for the health checks of all apps
 CHANGES = 20  # that are shown, of all apps
 ERROR = 300  # characters of why a change failed; `wsgi.history` has the rest
 # On the page, for the next run to compare with.
@@ -59,7 +58,7 @@ def facts(host, apps, failures=()):
     What the page tells.
 
     apps : dict
-        What ``wsgi.status`` says of them.
+        What ``wsgi_status.for_page`` says of them.
     failures : iterable of (str, str)
         What failed in this run: a state's id and its comment.
 
