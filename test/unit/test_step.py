@@ -13,11 +13,15 @@ import wsgi_lock
 import wsgi_step
 from wsgi_host import Problem
 
+# Other workers of pytest run tests of this file at the same time.
+STEP = f"unit-test-{os.getpid()}"
+SECONDS = 4322 + os.getpid()
+
 ME = {"uid": os.getuid(), "gid": os.getgid()}
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root may give a step another user")
 
 
-def shell(command, name="unit-test", **options):
+def shell(command, name=STEP, **options):
     return wsgi_step.run(["sh", "-c", command], name, **ME, **options)
 
 
@@ -37,7 +41,7 @@ def test_a_step_sees_what_it_is_given_and_no_more(monkeypatch):
     monkeypatch.setenv("SALT_SECRET", "hunter2")
     monkeypatch.setenv("PIP_INDEX_URL", "https://pypi.example.com")
     seen = dict(line.split("=", 1) for line in shell("env", env={"A": "1"}).splitlines())
-    given = {"A": "1", "PIP_INDEX_URL": "https://pypi.example.com", "WSGI_STEP": wsgi_step.mark("unit-test")}
+    given = {"A": "1", "PIP_INDEX_URL": "https://pypi.example.com", "WSGI_STEP": wsgi_step.mark(STEP)}
     assert given.items() <= seen.items()
     assert "SALT_SECRET" not in seen
 
@@ -63,15 +67,16 @@ def test_the_longer_of_two_secrets_goes_first():
 
 def test_a_step_that_takes_too_long_ends_with_all_that_it_started():
     with pytest.raises(Problem, match="it did not end within 3 s:\n  begun"):
-        shell("setsid sleep 4322 & echo begun; sleep 4322", what="it", timeout=3)
-    assert wsgi_step.end("unit-test") == []
+        shell(f"setsid sleep {SECONDS} & echo begun; sleep {SECONDS}", what="it", timeout=3)
+    assert wsgi_step.end(STEP) == []
     assert (
-        "sleep 4322" not in subprocess.run(["ps", "-eo", "args"], check=False, stdout=subprocess.PIPE, text=True).stdout
+        f"sleep {SECONDS}"
+        not in subprocess.run(["ps", "-eo", "args"], check=False, stdout=subprocess.PIPE, text=True).stdout
     )
 
 
 def test_what_a_step_leaves_running_ends_with_it_and_nothing_else_does():
-    other = subprocess.Popen(["sleep", "60"], env={"WSGI_STEP": wsgi_step.mark("unit-test-of-another")})
+    other = subprocess.Popen(["sleep", "60"], env={"WSGI_STEP": wsgi_step.mark(f"{STEP}-of-another")})
     try:
         pid = int(shell("setsid sleep 4323 > /dev/null 2>&1 & echo $!"))
         assert not alive(pid)
@@ -84,7 +89,7 @@ def test_what_a_step_leaves_running_ends_with_it_and_nothing_else_does():
 @pytest.fixture
 def contained():
     """The PID, as this machine sees it, of a marked process in a PID namespace of its own."""
-    variable = f"{wsgi_step.MARK}={wsgi_step.mark('unit-test')}"
+    variable = f"{wsgi_step.MARK}={wsgi_step.mark(STEP)}"
     outer = subprocess.Popen(
         ["unshare", "--pid", "--fork", "--kill-child", "env", variable, "sh", "-c", "echo; exec sleep 60"],
         stdout=subprocess.PIPE,
@@ -100,7 +105,7 @@ def contained():
 def test_a_marked_process_of_a_container_is_another_machine_s(contained):
     assert os.getpid() in wsgi_host.pids()
     assert contained not in wsgi_host.pids()
-    assert wsgi_step.end("unit-test") == []
+    assert wsgi_step.end(STEP) == []
     assert alive(contained)
 
 
@@ -109,14 +114,14 @@ def test_a_container_that_shares_the_host_s_pid_namespace_has_other_marks(tmp_pa
 
     def tell(pipe):
         os.chroot(tmp_path)
-        pipe.send(wsgi_step.mark("unit-test"))
+        pipe.send(wsgi_step.mark(STEP))
 
     context = multiprocessing.get_context("fork")
     mine, its = context.Pipe()
     process = context.Process(target=tell, args=(its,))
     process.start()
     assert mine.poll(10)
-    assert mine.recv() != wsgi_step.mark("unit-test")
+    assert mine.recv() != wsgi_step.mark(STEP)
     process.join(10)
 
 
@@ -189,7 +194,7 @@ def test_the_cause_is_the_end_of_what_was_said_where_nothing_came_after_it(said)
 
 def test_a_program_that_is_not_there_is_told_as_such():
     with pytest.raises(FileNotFoundError):
-        wsgi_step.run(["/nowhere/program"], "unit-test", **ME)
+        wsgi_step.run(["/nowhere/program"], STEP, **ME)
 
 
 @pytest.fixture
