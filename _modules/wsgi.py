@@ -148,12 +148,13 @@ def validate(saltenv=None):
         salt-call wsgi.validate
     """
     host = _host(saltenv, partial=True)
-    errors = host.pillar.get("_errors", [])
-    problems = [*host.settings.problems, *host.served.differing()]
-    if errors or problems:
-        __context__["retcode"] = 1
+    errors = host.pillar.get("_errors")
     if errors:
+        __context__["retcode"] = 1
         return [f"{UNRENDERED}: {error}" for error in errors]
+    problems = [*host.settings.problems, *host.served.differing()]
+    if problems:
+        __context__["retcode"] = 1
     return [*problems, *(f"warning: {sentence}" for sentence in wsgi_release.warnings(host))] or True
 
 
@@ -527,8 +528,7 @@ def _tell(host):
 def _done(done, host=None):
     """What a change came to; raises ``Problem`` where something failed when it was too late to leave all as it was."""
     found = {"generation": done.generation.id, "release": done.generation.release}
-    record = wsgi_release.Release(done.generation.name, done.generation.release).record
-    found.update({fact: record[fact] for fact in ("source", "revision") if record.get(fact)})
+    found.update(wsgi_status.made_of(done.generation))
     if done.printed:
         found["printed"] = done.printed
     note = host and wsgi_wanted.sentence(host, done.generation.name)

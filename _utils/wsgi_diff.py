@@ -29,12 +29,17 @@ def brief(path, before, after):
         >>> brief("x.conf", "# of shop\\nlisten 80;\\nserver_name a;\\n", "# of cart\\nlisten 80;\\nserver_name b;\\n")
         '-server_name a;\\n+server_name b;\\n'
     """
-    whole = "".join(difflib.unified_diff(before.splitlines(keepends=True), after.splitlines(keepends=True), path, path))
-    logger.debug("%s", whole)
+    if logger.isEnabledFor(logging.DEBUG):
+        texts = (text.splitlines(keepends=True) for text in (before, after))
+        logger.debug("%s", "".join(difflib.unified_diff(*texts, path, path)))
     old, new = _statements(before), _statements(after)
     known = {*old} & {*new}
-    told = [line for line in _changed(old, new) if line[1:] not in known]
-    told = told or _changed(old, new) or _changed(before.splitlines(), after.splitlines())
+    changed = _changed(old, new)
+    told = (
+        [line for line in changed if line[1:] not in known]
+        or changed
+        or _changed(before.splitlines(), after.splitlines())
+    )
     return _first(list(dict.fromkeys(told)))
 
 

@@ -108,7 +108,7 @@ class Host:
     @classmethod
     def of_call(cls, salt, pillar, grains, opts, saltenv):
         """
-        Make a ``Host`` for a function that is asked from outside of a state run.
+        Make a new ``Host``: a state run's, or that of one call of a function from outside of a state run.
 
         Raises ``Problem`` as another user than root.
         """

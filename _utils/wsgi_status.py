@@ -56,7 +56,7 @@ def _status(host, name, deadline, processes):
         "process_manager": current.record["process_manager"],
         "generation": current.id,
         "release": current.release,
-        **_made_of(current),
+        **made_of(current),
         **({"override": wsgi_wanted.sentence(host, name)} if app and wsgi_wanted.sentence(host, name) else {}),
         "domains": app["domains"] if app else [],
         "listen": app["listen"] if app else None,
@@ -84,8 +84,9 @@ def _processes(current):
     }
 
 
-def _made_of(current):
-    record = wsgi_release.Release(current.name, current.release).record
+def made_of(generation) -> dict:
+    """Return the ``source`` and the ``revision`` that a generation's release was built from, as far as they are known."""
+    record = wsgi_release.Release(generation.name, generation.release).record
     return {fact: record[fact] for fact in ("source", "revision") if record.get(fact)}
 
 
