@@ -140,7 +140,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def session_label():
-    """What every container and network of this session is labelled with, by which they are found at its end."""
+    """The label of every container and network of this session; the end of the session removes them by it."""
     return SESSION
 
 

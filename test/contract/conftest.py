@@ -1,5 +1,5 @@
-"""What the contract's tests share. A file that takes over some of the checks says in MANAGERS which servers they are
-asked of, and which process manager holds each; see results.py for the table that comes of it."""
+"""Fixtures of the contract's tests. A file that imports some of the checks sets MANAGERS: the servers that these checks
+run for, each with the process manager that holds it. results.py makes the table of the results."""
 
 import fleet as fleets
 import pytest

@@ -76,7 +76,7 @@ def chosen(request):
 
 
 def chosen_servers(request, managers):
-    """Those of a file's servers, to process managers, that this run asks anything of."""
+    """Return the servers of a file that this run has selected tests for, to their process managers."""
     names = {params.get("server") for params in chosen(request)}
     return {name: manager for name, manager in managers.items() if name in names} or managers
 
@@ -228,12 +228,12 @@ class Site:
         return {int(pid): mib for pid, mib in found.items()}
 
     def logs(self):
-        """What stands in all of its logs."""
+        """Return the text of all logs of the app."""
         return self.fleet.machine.exec(f"cat /var/log/wsgi/{self.name}/*.log").stdout
 
     def streams(self):
-        """Whether the client has each part of an answer before the app makes the next. What does not stream never
-        does; on a busy machine what does may be late now and then."""
+        """Return whether the client got each part of an answer before the app made the next one. A server that streams may
+        be late now and then on a busy machine, so one success of several tries is enough."""
 
         def streamed():
             answer = self.ask("/?do=stream&count=4&pause=0.25")

@@ -1,4 +1,4 @@
-"""What every server makes of its settings, whichever process manager holds it.
+"""Checks of the settings that every server has to keep, whichever process manager holds it.
 
 Tests run in their order, after those of process_checks.py, whose `limited` they use.
 """
@@ -18,7 +18,7 @@ MOUNT = "/shop/inner"
 
 @pytest.fixture(scope="module")
 def served_by_threads(limited, fleet):
-    """What each app tells of requests that are sent at once, now that its workers have two threads each."""
+    """Each app's answers to requests sent at the same time, when its workers have two threads each."""
 
     def experiment(site):
         # Which worker takes a connection is up to the kernel, which may choose one that has no thread left.
@@ -112,7 +112,7 @@ def test_workers_are_replaced_after_so_many_requests_with_nothing_lost(limited, 
 
 @pytest.fixture(scope="module")
 def problems(fleet):
-    """What wsgi.validate says of each setting that a server's row does not have."""
+    """The problems that wsgi.validate finds in the settings that a server's row does not have."""
     fleet.machine.pillar(
         {
             "apps": {

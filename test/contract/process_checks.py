@@ -1,4 +1,4 @@
-"""What every server does under every process manager that may hold it: it starts, logs, ends, and comes back.
+"""Checks of every server under every process manager that can hold it: start, logs, end, and return after a kill.
 
 Tests run in their order. First all apps have two processes of one thread, and no limits; `limited` then gives them
 some, while each of them answers a slow request.
@@ -142,7 +142,7 @@ def test_logs_rotate_with_no_line_lost(rotated, site, way):
 
 @pytest.fixture(scope="module")
 def served(fleet):
-    """What each app tells of requests that are sent at once."""
+    """Each app's answers to requests sent at the same time."""
     return fleet.each(lambda site: site.served_at_once(2))
 
 
@@ -155,7 +155,7 @@ def test_as_many_requests_run_at_once_as_there_are_workers(served, site):
 
 @pytest.fixture(scope="module")
 def worker_killed(fleet):
-    """Of each app, one process that answers requests is killed."""
+    """In each app, kill one process that answers requests."""
 
     def experiment(site):
         before = site.processes()

@@ -60,6 +60,16 @@ def pytest_configure(config):
         config.pluginmanager.register(Results(config))
 
 
+def tells(report):
+    """Return whether a report tells how a test ended: that of the test itself, or of a fixture that failed."""
+    return report.when == "call" or report.failed
+
+
+def fill(row, column, passed, report, worst_last):
+    """Put a test's result into a cell of a row, unless a worse one is there; `passed` is what success is shown as."""
+    row[column] = max(row.get(column, worst_last[0]), "✗" if report.failed else passed, key=worst_last.index)
+
+
 class Results:
     """The cells that were seen: (server, process manager) -> column -> its worst result."""
 
@@ -70,10 +80,9 @@ class Results:
 
     def pytest_runtest_logreport(self, report):
         cell = dict(report.user_properties).get("cell")
-        if cell and (report.when == "call" or report.failed):
+        if cell and tells(report):
             server, manager, column, passed = cell
-            row = self.cells.setdefault((server, manager), {})
-            row[column] = max(row.get(column, "✓"), "✗" if report.failed else passed, key=WORST_LAST.index)
+            fill(self.cells.setdefault((server, manager), {}), column, passed, report, WORST_LAST)
 
     def pytest_sessionfinish(self, session):
         if not self.cells or self.config.getoption("platform") != PLATFORM:

@@ -10,6 +10,7 @@ import re
 
 import harness
 from container import ROOT
+from contract.results import fill, tells
 
 PAGE = ROOT / "docs/platforms.md"
 BEGIN, END = "<!-- platforms: begin -->", "<!-- platforms: end -->"
@@ -42,11 +43,11 @@ class Results:
 
     def pytest_runtest_logreport(self, report):
         properties = dict(report.user_properties)
-        if "platform" in properties and (report.when == "call" or report.failed):
+        if "platform" in properties and tells(report):
             platform, column, passed, versions = properties["platform"]
             row = self.cells.setdefault(platform, {})
             row.update(versions)
-            row[column] = max(row.get(column, "–"), "✗" if report.failed else passed, key=WORST_LAST.index)
+            fill(row, column, passed, report, WORST_LAST)
 
     def pytest_sessionfinish(self):
         if self.cells and self.config.getoption("write_results"):
