@@ -386,7 +386,7 @@ def test_an_emperor_of_before_is_restarted_if_it_holds_nothing_and_else_asked_fo
     told = []
     monkeypatch.setattr(emperor, "EMPEROR_STATS", str(tmp_path))
     monkeypatch.setattr(emperor, "VASSALS", str(tmp_path / "vassals"))
-    monkeypatch.setattr(base, "systemctl", lambda *words: told.append(words))
+    monkeypatch.setattr(emperor, "systemctl", lambda *words: told.append(words))
     stats = {"emperor_tyrant": 1, "vassals": vassals}
     monkeypatch.setattr(Emperor, "_stats", staticmethod(lambda: stats))
     monkeypatch.setattr(files, "replace_symlink", lambda *words: told.append(words))
