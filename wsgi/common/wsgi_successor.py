@@ -151,9 +151,7 @@ class Uwsgi(Alone):
 
     end_signal = signal.SIGHUP
     GO_CHEAP = 15  # UWSGI_GO_CHEAP_CODE of uwsgi.h: the exit status of a worker whose place is to stay empty
-    SETTLE_TIME = (
-        0.5  # seconds for which a successor must have been there: uWSGI still lists a worker that has just ended
-    )
+    SETTLE_TIME = 0.5  # seconds for which a successor must have been there: uWSGI lists an ended worker for a moment
 
     def __init__(self, uwsgi):
         super().__init__()
