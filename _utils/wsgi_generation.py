@@ -748,12 +748,13 @@ def record_of(host, app, release, version):
 
 def files_of(generation, app):
     """
-    What a generation is made of, but for its record.
+    Return the files that a generation is made of, except for its record: a dict of paths to texts.
 
     app : dict
         As ``wsgi_settings.Settings.apps`` holds it.
 
-    Returns a dict of paths to texts.
+    A server's template knows ``app``; ``generation``, its ``Generation``; ``options``, the app's ``server_options`` for
+    that server; and ``guards``, the names of the settings that the guard keeps for it.
     """
     host = generation.host
     generation.programs[0].command = command(host, app, generation)

@@ -12,19 +12,19 @@ generation. No file but ``env`` holds values of the app's ``env``; programs find
 ``wsgi/common/spawn`` starts the row's ``command`` once for each of them. Its contract:
 
 - *Socket*: the worker binds the unix socket that is its first argument (``{socket}``), in a folder of the app's user.
-  Nothing is at that path before. Its mode is to be 0660 (the umask is 0007), and its backlog ``BACKLOG``.
-- *Ready*: the listening socket is the readiness: nginx finds the worker from then on. So the worker imports the app
-  first; ``loads_late`` in the row says that it can't, and ``spawn`` then waits for an answer of the health check.
-- *End*: SIGTERM comes when the last connection has ended, or after ``graceful_timeout``. The worker runs what the app
-  has registered for its end, such as its ASGI lifespan, within ``SHUTDOWN_TIMEOUT`` s; SIGKILL comes 5 s after SIGTERM.
-  The worker leaves its socket alone: another one may have its place by then.
+  No file has that name before, and ``spawn`` removes the socket in the end. Its backlog is ``BACKLOG``. Its mode is
+  0660: ``launch`` sets that when it shows the socket to nginx, and the server must not set another one.
+- *Ready*: a socket that listens means that the worker is ready: nginx is led to it from then on. So the worker imports
+  the app first. A server that can't has ``loads_late`` in its row, and ``spawn`` waits for an answer of the health check.
+- *End*: SIGTERM comes when the last connection has ended, or after ``graceful_timeout``; SIGKILL comes 5 s later. Within
+  ``SHUTDOWN_TIMEOUT`` s the worker runs what the app has registered for its end, such as its ASGI lifespan, and exits.
 - *App*: the worker serves ``wsgi_application.application``, the app under guard, and imports it in the process that
   serves. The guard keeps the settings of ``SETTINGS.guarded``, closes WebSockets with the code 1012 once another worker
   has the traffic, and reads the client's address, scheme and mount from nginx's headers: the server trusts none itself.
-- *Options*: ``SETTINGS.server_options`` come last and win, and one that the server does not know ends the worker
-  (``refuse_unknown_options``), unless the server itself refuses it. What pillar must not set stands in the row's
-  ``reserved``.
-- *WebSockets*: the server pings each client every ``SETTINGS.ping_interval`` s, and nginx keeps the connection.
+- *Options*: ``SETTINGS.server_options`` win over the defaults of the program. An option that the server does not know
+  ends the worker (``refuse_unknown_options``), unless the server refuses it itself. The row's ``reserved`` names the
+  options that pillar may not set.
+- *WebSockets*: the server pings each client every ``SETTINGS.ping_interval`` s, so that nginx keeps the connection.
 - *Log*: errors go to stderr, one whole line at a time. nginx logs the requests, so the server does not.
 - *Children*: the program does its work below ``if __name__ == "__main__"``: a child that ``multiprocessing`` spawns
   imports it again.
