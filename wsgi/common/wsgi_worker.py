@@ -33,13 +33,14 @@ generation. No file but ``env`` holds values of the app's ``env``; programs find
 import json
 import os
 import sys
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 LIBRARY = "/usr/local/lib/wsgi"
-# The kernel's limit (somaxconn) is 4096. The servers' own defaults are as low as 5: refused connections in a burst.
+# Smaller defaults, such as cheroot's 5, refuse connections in a burst. Linux's limit (somaxconn) is 4096.
 BACKLOG = 2048
-# Seconds for what is left when SIGTERM comes. Requests had their graceful_timeout by then.
+# Seconds that a server may take to end after SIGTERM. Its requests have had their graceful_timeout by then.
 SHUTDOWN_TIMEOUT = 2
 
 
@@ -101,12 +102,12 @@ class Settings:
     distribution: dict
 
     @property
-    def ping_interval(self):
+    def ping_interval(self) -> int:
         """Return the seconds between two pings of a WebSocket, within those after which nginx takes it for dead."""
         return min(20, self.request_timeout)
 
 
-def asgi_application(software):
+def asgi_application(software: str) -> Callable:
     """
     Return the app for a server that speaks ASGI alone: a WSGI app goes through a2wsgi.
 
@@ -122,7 +123,7 @@ def asgi_application(software):
     return through_asgi(application, SETTINGS.threads, software)
 
 
-def refuse_unknown_options(known):
+def refuse_unknown_options(known: "Container[str]") -> None:
     """
     End this process if pillar has an option that the server would pass over.
 
