@@ -15,7 +15,7 @@ nginx-exporter-package:
       - wsgi: /etc/systemd/system/prometheus-nginx-exporter.service.d/wsgi.conf
 
 nginx-exporter-service:
-  wsgi.daemon:
+  wsgi.service_running:
     - name: prometheus-nginx-exporter
     # The exporter ends if nginx does not answer.
     - order: last
@@ -37,7 +37,7 @@ nginx-exporter-service:
 
 # systemd starts the program at the first datagram or request.
 metrics-socket:
-  wsgi.daemon:
+  wsgi.service_running:
     - name: wsgi-metrics.socket
     - socket: {{ plan.metrics_socket }}
     - require:
