@@ -92,7 +92,7 @@ class Guard:
         self._retiring = False
         self._last_end = time.monotonic()  # of a request
         self._cancelled = 0
-        self._asked_loop = None  # when the event loop was asked for a sign of life that it has not given yet
+        self._loop_pinged = None  # when the event loop got a callback that it has not run yet
 
     def begin(self, name, loop=None):
         """Note that a request begins, and return it: a list of its name, to which ASGI adds once it is answered."""
@@ -185,14 +185,14 @@ class Guard:
         if self.loop.is_closed():  # the worker ends
             return
         hung = self._hung(now)
-        if self._asked_loop is None:
-            self._asked_loop = now  # before the loop can clear it
+        if self._loop_pinged is None:
+            self._loop_pinged = now  # before the loop can clear it
             with contextlib.suppress(RuntimeError):  # it has been closed meanwhile
                 self.loop.call_soon_threadsafe(self._loop_turns)
             if hung:
                 self._log(f"{self._names(hung)} did not end when it was cancelled")
                 self._end(hung)
-        elif now - self._asked_loop >= self.request_timeout:
+        elif now - self._loop_pinged >= self.request_timeout:
             self._log(f"the event loop has stood still for more than {self.request_timeout} s")
             self._end(set(self.running))
 
@@ -204,7 +204,7 @@ class Guard:
         }
 
     def _loop_turns(self):
-        self._asked_loop = None
+        self._loop_pinged = None
 
     def _check_memory(self):
         with open("/proc/self/statm") as statm:

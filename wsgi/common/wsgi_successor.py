@@ -79,9 +79,9 @@ class Spawned(Alone):
 
 
 # Memory that gunicorn's processes share, with the state of each worker in the byte at its age. Only that worker sets
-# WORN, only its successor RELIEVED, and only the master FRESH.
+# DUE (for replacement), only its successor RELIEVED, and only the master FRESH.
 _states = mmap.mmap(-1, mmap.PAGESIZE)
-FRESH, WORN, RELIEVED = range(3)
+FRESH, DUE, RELIEVED = range(3)
 _gunicorn_worker = None  # gunicorn's object of this process
 
 
@@ -94,7 +94,7 @@ class Gunicorn(Alone):
 
     def ask(self):
         if _state(self._worker.age) == FRESH:
-            _set_state(self._worker.age, WORN)
+            _set_state(self._worker.age, DUE)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._worker.ppid, signal.SIGTTIN)
 
@@ -109,8 +109,8 @@ def pre_fork(server, worker):
     _set_state(worker.age, FRESH)
     others = server.WORKERS.values()
     taken = {other.replaces for other in others}
-    worn = (other.age for other in others if _state(other.age) == WORN and other.age not in taken)
-    worker.replaces = next(worn, None)
+    due = (other.age for other in others if _state(other.age) == DUE and other.age not in taken)
+    worker.replaces = next(due, None)
     # When a worker fails that has not booted, the master ends, and with it the workers that serve.
     worker.booted = worker.replaces is not None
 
@@ -123,16 +123,16 @@ def post_worker_init(worker):
 
 def child_exit(server, worker):
     """Count the workers again, in the master, when one has ended."""
-    if worker.replaces is not None and _state(worker.replaces) == WORN:
+    if worker.replaces is not None and _state(worker.replaces) == DUE:
         _set_state(worker.replaces, FRESH)  # its successor failed, and it asks for another one
     nworkers_changed(server, None, None)
 
 
 def nworkers_changed(server, new, old):
     """Have the master, at SIGTTIN too, keep one worker more for each that is to be replaced."""
-    worn = sum(_state(worker.age) != FRESH for worker in server.WORKERS.values())
-    if server.num_workers != server.cfg.workers + worn:
-        server.num_workers = server.cfg.workers + worn
+    due = sum(_state(worker.age) != FRESH for worker in server.WORKERS.values())
+    if server.num_workers != server.cfg.workers + due:
+        server.num_workers = server.cfg.workers + due
 
 
 def _state(age):
