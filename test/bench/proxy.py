@@ -175,14 +175,13 @@ def start_direct(machine, server, port):
     name, own = slug(server), SERVERS[server][0]
     generation = machine.call("wsgi.status", name)[name]["generation"]
     folder, copy = f"/etc/wsgi/{name}/{generation}", f"/root/direct/{name}"
-    socket = f"/run/wsgi/{name}/{generation}/{'uwsgi' if own['server'] == 'uwsgi' else 'http'}.sock"
     machine.exec(f"mkdir -p /root/direct && cp -r {folder} {copy}")
     # uWSGI hangs up after each answer; a client has to be told.
     uwsgi = f"http-socket = 127.0.0.1:{port}\\nadd-header = Connection: close"
-    machine.exec(f"sed -i 's#unix:{socket}#127.0.0.1:{port}#; s#^socket = {socket}#{uwsgi}#' {copy}/*")
+    machine.exec(f"sed -i 's#^socket = .*#{uwsgi}#' {copy}/*.ini", check=False)
     command = {
         "uwsgi": f"uwsgi --ini {copy}/uwsgi.ini",
-        "gunicorn": f"/srv/wsgi/{name}/releases/*/environment/bin/gunicorn --config {copy}/gunicorn.conf.py",
+        "gunicorn": f"/srv/wsgi/{name}/releases/*/environment/bin/gunicorn --config {copy}/gunicorn.conf.py --bind 127.0.0.1:{port}",
     }[own["server"]]
     unit = f"systemd-run --quiet --unit=direct-{name} --working-directory=/srv/wsgi/{name}"
     machine.exec(f"{unit} --setenv=LANG=C.UTF-8 sh -c 'exec {command}'")

@@ -266,7 +266,7 @@ def flood():
 def test_an_app_that_says_much_in_place_of_uwsgi_harms_nobody(
     program, counted, tmp_path, monkeypatch, answering, said, patience, told
 ):
-    monkeypatch.setattr(program, "PATIENCE", patience)
+    monkeypatch.setattr(program, "TIMEOUT", patience)
     with socket.socket(socket.AF_UNIX) as stats:
         stats.bind(str(tmp_path / "run/stats.sock"))
         answering(stats, said())
@@ -276,7 +276,7 @@ def test_an_app_that_says_much_in_place_of_uwsgi_harms_nobody(
 
 
 def test_a_uwsgi_that_says_nothing_keeps_nobody_waiting(program, counted, tmp_path, monkeypatch):
-    monkeypatch.setattr(program, "PATIENCE", 0.1)
+    monkeypatch.setattr(program, "TIMEOUT", 0.1)
     with socket.socket(socket.AF_UNIX) as stats:
         stats.bind(str(tmp_path / "run/stats.sock"))
         stats.listen(1)

@@ -239,14 +239,21 @@ def test_a_successor_that_cannot_start_is_tried_again_while_the_old_one_serves(s
     eventually(lambda: ask(each.links[0]) != old)
 
 
-@pytest.mark.parametrize("word", ["rebind", "unlink", "deaf"])
-def test_a_worker_that_nginx_reaches_no_longer_is_replaced(spawned, word):
+@pytest.mark.parametrize(
+    ("word", "fault"),
+    [
+        ("rebind", "has lost its socket to another process"),
+        ("unlink", "has lost its socket"),
+        ("deaf", "does not listen any more"),
+    ],
+)
+def test_a_worker_that_nginx_cannot_reach_any_more_is_replaced(spawned, word, fault):
     """As after a child of the app has bound the socket's path; what else the app does goes on."""
     each = spawned(1)
     old = ask(each.links[0], word)
     eventually(lambda: answers(each.links[0]), 30)
     assert ask(each.links[0]) != old
-    assert f"(pid {old}) l" in each.log.read_text()
+    assert f"(pid {old}) {fault}; it is replaced" in each.log.read_text()
     eventually(lambda: gone(old))
 
 

@@ -168,22 +168,28 @@ def desired_id(host, app, release):
 
     Returns a str.
     """
-    templates = [*_templates(host, app), *program_templates(app)]
+    sources = [*_sources(host, app), *program_templates(app)]
     return files.digest(
         LAYOUT,
         release.id,
         process_settings(app),
         {key: value for key, value in host.servers[app["server"]].items() if key in DECIDING},
         _guards(host, app),
-        [host.template_text(template) for template in templates],
+        [host.file_text(source) for source in sources],
     )
 
 
-def _templates(host, app):
-    """What a generation's own files are rendered from, template to file."""
+def _sources(host, app):
+    """Return what a generation's own files are made from, source to file; one that is no template is copied."""
+    if not app["application"]:
+        return {}
     config = host.servers[app["server"]]["config"]
-    files = {"common/wsgi_application.py.jinja": "wsgi_application.py"} if app["application"] else {}
-    return {**files, **({f"{app['server']}/{config}.jinja": config} if config else {})}
+    own = config and f"{app['server']}/{config}"
+    return {
+        "common/wsgi_worker.py": "wsgi_worker.py",
+        "common/wsgi_application.py": "wsgi_application.py",
+        **({own if own.endswith(".py") else f"{own}.jinja": config} if own else {}),
+    }
 
 
 def server_command(host, app, generation):
@@ -444,32 +450,63 @@ def new_record(host, app, release, version):
 
 def generation_files(generation, app):
     """
-    What a generation is made of, but for its record.
+    Return the files that a generation is made of, except for its record: a dict of paths to texts.
 
     app : dict
         As ``Settings.apps`` holds it.
 
-    Returns a dict of paths to texts.
+    A server's template knows ``app``; ``generation``, its ``Generation``; ``options``, the app's ``server_options`` for
+    that server; and ``guards``, the names of the settings that the guard keeps for it.
     """
     host = generation.host
     generation.programs[0].command = server_command(host, app, generation)
-    options = process_settings(app)["server_options"]
     values = {
         "app": app,
         "generation": generation,
-        "options": options,
-        "long_options": long_options(options),
+        "options": process_settings(app)["server_options"],
         "guards": _guards(host, app),
-        "metrics_port": METRICS_PORT,
+    }
+    sources = _sources(host, app)
+    settings = {"settings.json": json.dumps(program_settings(generation, app), indent=1) + "\n"} if sources else {}
+    made = {
+        file: host.render(source, **values) if source.endswith(".jinja") else host.file_text(source)
+        for source, file in sources.items()
     }
     return {
         f"{generation.config_dir}/env": environment_text(generation, app),
-        **{
-            f"{generation.config_dir}/{file}": host.render(template, **values)
-            for template, file in _templates(host, app).items()
-        },
+        **{f"{generation.config_dir}/{file}": text for file, text in {**settings, **made}.items()},
         f"{TMPFILES}/wsgi-{generation.unit}.conf": _tmpfiles(generation),
         **{path: text for part in generation.parts for path, text in part.files().items()},
+    }
+
+
+def program_settings(generation, app):
+    """
+    Return what the programs of a generation read from ``settings.json``, as ``wsgi/common/wsgi_worker.py`` explains it.
+
+    app : dict
+        As ``Settings.apps`` holds it.
+    """
+    host = generation.host
+    options = process_settings(app)["server_options"]
+    return {
+        "app": generation.name,
+        "unit": generation.unit,
+        "server": app["server"],
+        "interface": app["interface"],
+        "application": app["application"],
+        "code": generation.code,
+        "environment": generation.environment.path,
+        "socket": None if single_process(app, host.servers) else generation.server_sockets[0],
+        "server_dir": generation.server_dir,
+        "runtime_dir": generation.runtime_dir,
+        "live_link": generation.live_link,
+        **{setting: app[setting] for setting in PORTABLE_SETTINGS},
+        "guarded": [setting for setting in _guards(host, app) if app[setting]],
+        "statsd": f"127.0.0.1:{METRICS_PORT}" if app["metrics"] else None,
+        "server_options": options,
+        "option_words": long_options(options),
+        "distribution": host.family.get(app["server"], {}),
     }
 
 
