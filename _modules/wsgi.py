@@ -15,8 +15,9 @@ from wsgi_formula.app.history import entries as history_entries
 from wsgi_formula.app.history import kept_settings
 from wsgi_formula.app.override import describe_override
 from wsgi_formula.app.release import release_hazards
-from wsgi_formula.changes import switch
 from wsgi_formula.changes.deploy import deploy_app, end_pin, roll_back
+from wsgi_formula.changes.recovery import recover
+from wsgi_formula.changes.switch import Switch
 from wsgi_formula.edge import nginx, status_page
 from wsgi_formula.edge.maintenance import is_in_maintenance, marker_path, set_maintenance
 from wsgi_formula.edge.status import known_names, made_of, status_for_page, status_of_apps
@@ -219,12 +220,12 @@ def restart(app, saltenv=None):
     with _told(host):
         _asked(host, app)
         with app_lock(app, "wsgi.restart", patience=0):
-            current = switch.recover(host, app)
+            current = recover(host, app)
             wanted, release = desired_app(host, app), desired_release(host, app)
             id = desired_id(host, wanted, release)
             if current is None or current.hash != id:
                 raise Problem(f"pillar asks for another generation of {app} than is live: state.apply wsgi")
-            return _done(switch.change(host, app, wanted, release, id))["generation"]
+            return _changed(Switch(host, app, wanted, release, id).run())["generation"]
 
 
 def deploy(app, rev=None, source=None, wait=0, saltenv=None):
@@ -254,7 +255,7 @@ def deploy(app, rev=None, source=None, wait=0, saltenv=None):
     """
     host = _host(saltenv)
     with _told(host):
-        return _done(deploy_app(host, _asked(host, app), rev, source, wait), host)
+        return _changed(deploy_app(host, _asked(host, app), rev, source, wait), host)
 
 
 def rollback(app, to=None, pin=False, saltenv=None):
@@ -282,7 +283,7 @@ def rollback(app, to=None, pin=False, saltenv=None):
     if isinstance(to, int):  # Salt reads an id that has no letter in it as a number.
         to = str(to).zfill(10)
     with _told(host):
-        found = _done(roll_back(host, _asked(host, app), to, pin), host)
+        found = _changed(roll_back(host, _asked(host, app), to, pin), host)
     if not pin:
         found["note"] = (
             "The next highstate goes forward again, to what pillar says: change pillar, or roll back with pin=True."
@@ -531,17 +532,17 @@ def _tell(host):
             status_page.write(host, status_page.facts(host, status_for_page(host)))
 
 
-def _done(done, host=None):
+def _changed(outcome, host=None):
     """What a change came to; raises ``Problem`` where something failed when it was too late to leave all as it was."""
-    found = {"generation": done.generation.id, "release": done.generation.release}
-    found.update(made_of(done.generation))
-    if done.printed:
-        found["printed"] = done.printed
-    note = host and describe_override(host, done.generation.name)
+    found = {"generation": outcome.generation.id, "release": outcome.generation.release}
+    found.update(made_of(outcome.generation))
+    if outcome.printed:
+        found["printed"] = outcome.printed
+    note = host and describe_override(host, outcome.generation.name)
     if note:
         found["note"] = note
-    if done.failures:
-        raise Problem("\n".join([f"Generation {done.generation.id} is live, but:", *done.failures]))
+    if outcome.failures:
+        raise Problem("\n".join([f"Generation {outcome.generation.id} is live, but:", *outcome.failures]))
     return found
 
 

@@ -21,8 +21,9 @@ from wsgi_formula.app.release import Release, release_hazards
 from wsgi_formula.build import ownership
 from wsgi_formula.build.tool import Tool
 from wsgi_formula.build.users import builder_home, find_user, make_user, remember_user, user_facts
-from wsgi_formula.changes import removal, switch
-from wsgi_formula.changes.switch import Change
+from wsgi_formula.changes.recovery import recover
+from wsgi_formula.changes.retirement import remove_app
+from wsgi_formula.changes.switch import Switch, finish
 from wsgi_formula.edge import maintenance, nginx, static, status_page, tls
 from wsgi_formula.edge.status import status_for_page
 from wsgi_formula.edge.status_page import FOLDER
@@ -90,7 +91,7 @@ def release_built(name):
     """
     host = _host()
     try:
-        switch.recover(host, name)
+        recover(host, name)
         app = desired_app(host, name)
         wanted = desired_release(host, name)
         changes = {}
@@ -141,7 +142,7 @@ def generation_live(name):
     """
     try:
         host = _host()
-        current = switch.recover(host, name)
+        current = recover(host, name)
         app = desired_app(host, name)
         release = desired_release(host, name)
         id = desired_id(host, app, release)
@@ -149,43 +150,40 @@ def generation_live(name):
         if reason:
             return _replaced(host, name, app, release, current, id, reason)
         left = generation_ids(host, name, keep=current)
-        owed = current.record.get("owed")
-        if not left and not owed:
+        pending = current.record.get("owed")
+        if not left and not pending:
             return _result(
                 name, True, _and(f"Generation {current.id} of {name} is live.", describe_override(host, name))
             )
-        return _finished(host, name, app, current, left, owed)
+        return _finished(host, name, app, current, left, pending)
     except (Problem, OSError) as error:
         return _failure(name, _still_serving(name), error)
 
 
 def _replaced(host, name, app, release, current, id, reason):
+    """Replace the live generation, for a reason, by the one that is desired."""
     changes = _difference(current, id, app, release)
     if __opts__["test"]:
         check_programs(name, app)
         return _result(name, None, f"Generation {id} of {name} would go live: {reason}.", changes)
-    done = switch.change(host, name, app, release, id)
-    changes["generation"]["new"] = done.generation.id
-    return _outcome(name, f"Generation {done.generation.id} of {name} is live: {reason}.", changes, done)
+    outcome = Switch(host, name, app, release, id).run()
+    changes["generation"]["new"] = outcome.generation.id
+    return _changed(name, f"Generation {outcome.generation.id} of {name} is live: {reason}.", changes, outcome)
 
 
-def _finished(host, name, app, current, left, owed):
-    """What a change that was broken off, or whose last commands failed, has left to do."""
-    changes = {**({"retired": left} if left else {}), **({"owed": owed} if owed else {})}
+def _finished(host, name, app, current, left, pending):
+    """Finish what the last change has left: it was killed, or its after_live commands failed."""
+    changes = {**({"retired": left} if left else {}), **({"owed": pending} if pending else {})}
     if __opts__["test"]:
         return _result(name, None, "What the last change left would be finished.", changes)
-    done = Change(current)
-    with app_lock(name, "a change"):
-        switch.finish_retiring(host, name, app, done)
-        if owed:
-            switch.finish(host, name, app, done)
-    return _outcome(name, f"What the last change of {name} left is finished.", changes, done)
+    outcome = finish(host, name, app, current)
+    return _changed(name, f"What the last change of {name} left is finished.", changes, outcome)
 
 
-def _outcome(name, comment, changes, done):
-    if done.printed:
-        changes["hooks"] = done.printed
-    return _result(name, not done.failures, "\n".join([comment, *done.failures]), changes)
+def _changed(name, comment, changes, outcome):
+    if outcome.printed:
+        changes["hooks"] = outcome.printed
+    return _result(name, not outcome.failures, "\n".join([comment, *outcome.failures]), changes)
 
 
 def site_present(name):
@@ -534,7 +532,7 @@ def app_absent(name, purge=False):
             changes["users"] = {"old": users, "new": []}
         if __opts__["test"]:
             return _result(name, None, f"{name} would be taken away.", changes)
-        removal.remove_app(host, name)
+        remove_app(host, name)
         for user in users:
             _leave_user(host, name, user)
         for path in found:

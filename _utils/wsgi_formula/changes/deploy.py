@@ -15,8 +15,9 @@ from ..lock import app_lock
 from ..pillar.source import parse_source
 from ..redact import without_credentials
 from ..run.generation import desired_id, live_generation, replacement_reason
-from . import switch
-from .switch import Change
+from .outcome import Outcome
+from .recovery import recover
+from .switch import Switch
 
 
 def deploy_app(host, name, rev=None, source=None, wait=0):
@@ -33,11 +34,11 @@ def deploy_app(host, name, rev=None, source=None, wait=0):
     wait : float
         Seconds to wait for another run that changes the app.
 
-    Returns the ``Change``. What is deployed stays, whatever runs, until pillar's
+    Returns the ``Outcome``. What is deployed stays, whatever runs, until pillar's
     source changes. Raises ``Problem``; what was live serves on then, and is still wanted.
     """
     with app_lock(name, "wsgi.deploy", patience=wait):
-        if switch.recover(host, name) is None:
+        if recover(host, name) is None:
             raise Problem(f"{name} is not live yet: state.apply wsgi sets up what it needs")
         if "pinned" in active_override(host, name):
             raise Problem(describe_override(host, name))
@@ -88,21 +89,21 @@ def _converge(host, name):
     id = desired_id(host, app, release)
     current = live_generation(host, name)
     if replacement_reason(host, current, id):
-        done = switch.change(host, name, app, release, id, override=lambda _: asked)
+        outcome = Switch(host, name, app, release, id, override=lambda _: asked).run()
     else:
-        done = Change(current)
+        outcome = Outcome(current)
         set_override(host, name, asked)
-    done.printed = {**printed, **done.printed}
-    _put_site(host, done)
-    return done
+    outcome.printed = {**printed, **outcome.printed}
+    _put_site(host, outcome)
+    return outcome
 
 
-def _put_site(host, done):
+def _put_site(host, outcome):
     """Have nginx's files fit the generation that is live. That it is, a failure here does not change any more."""
     try:
-        nginx.apply(host, done.generation.name)
+        nginx.apply(host, outcome.generation.name)
     except (Problem, OSError) as error:
-        done.failures.append(str(error))
+        outcome.failures.append(str(error))
 
 
 def roll_back(host, name, to=None, pin=False):
@@ -114,10 +115,10 @@ def roll_back(host, name, to=None, pin=False):
     pin : bool
         Whether to stay there, whatever pillar says, until ``unpin``.
 
-    Returns the ``Change``. Raises ``Problem``; what was live serves on then.
+    Returns the ``Outcome``. Raises ``Problem``; what was live serves on then.
     """
     with app_lock(name, "wsgi.rollback", patience=0):
-        current = switch.recover(host, name)
+        current = recover(host, name)
         if current is None:
             raise Problem(f"{name} is not live")
         target = _target(name, current, to)
@@ -129,9 +130,9 @@ def roll_back(host, name, to=None, pin=False):
             # A rollback leaves a deploy, so the deploy's override ends with it.
             return {"pinned": new} if pin else {}
 
-        done = switch.change(host, name, app, release, id, back_to=target, override=override)
-        _put_site(host, done)
-        return done
+        outcome = Switch(host, name, app, release, id, rollback_to=target, override=override).run()
+        _put_site(host, outcome)
+        return outcome
 
 
 def _target(name, current, to):
@@ -158,7 +159,7 @@ def end_pin(host, name):
     Returns whether it was pinned.
     """
     with app_lock(name, "wsgi.unpin", patience=0):
-        switch.recover(host, name)
+        recover(host, name)
         pinned = "pinned" in active_override(host, name)
         if pinned:
             set_override(host, name, {})
