@@ -399,7 +399,7 @@ def _this_run():
 
 def service_running(name, socket=None):
     """
-    A service of the machine runs and starts at boot. The usual case costs one look, and no process.
+    A service runs and starts at boot. Where it does, that is read from two links, without a process.
 
     name : str
         The service, or the whole name of another systemd unit.
