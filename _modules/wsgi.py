@@ -29,7 +29,7 @@ from wsgi_formula.pillar import schema
 from wsgi_formula.pillar.edge import STATUS_PAGE
 from wsgi_formula.pillar.schema import APP
 from wsgi_formula.redact import without_credentials
-from wsgi_formula.run.generation import desired_id, live_generation
+from wsgi_formula.run.generation import adopt, desired_id, live_generation
 from wsgi_formula.run.programs import log_of
 
 UNRENDERED = "The pillar does not render"
@@ -225,6 +225,8 @@ def restart(app, saltenv=None):
             current = recover(host, app)
             wanted, release = desired_app(host, app), desired_release(host, app)
             id = desired_id(host, wanted, release)
+            if current:
+                adopt(current, id, wanted, release)
             if current is None or current.hash != id:
                 raise Problem(f"pillar has changed since the live generation of {app} was made: run state.apply wsgi")
             return _changed(Switch(host, app, wanted, release, id).run())["generation"]

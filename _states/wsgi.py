@@ -31,7 +31,14 @@ from wsgi_formula.errors import Problem
 from wsgi_formula.host import Host
 from wsgi_formula.lock import app_lock
 from wsgi_formula.paths import ETC, LIB, LOG, SRV
-from wsgi_formula.run.generation import desired_id, generation_ids, live_generation, replacement_reason, settings_record
+from wsgi_formula.run.generation import (
+    adopt,
+    desired_id,
+    generation_ids,
+    live_generation,
+    replacement_reason,
+    settings_record,
+)
 from wsgi_formula.run.programs import check_programs
 
 # systemd keeps this link for each service that runs: unit_export_invocation_id in its src/core/unit.c.
@@ -150,6 +157,8 @@ def generation_live(name):
         app = desired_app(host, name)
         release = desired_release(host, name)
         id = desired_id(host, app, release)
+        if current:
+            adopt(current, id, app, release)
         reason = replacement_reason(host, current, id)
         if reason:
             return _replaced(host, name, app, release, current, id, reason)
