@@ -163,7 +163,7 @@ def generation_live(name):
         if reason:
             return _replaced(host, name, app, release, current, id, reason)
         left = generation_ids(host, name, keep=current)
-        pending = current.record.get("owed")
+        pending = current.record.get("pending_hooks")
         if not left and not pending:
             return _result(
                 name, True, _sentences(f"Generation {current.id} of {name} is live.", describe_override(host, name))
@@ -186,7 +186,7 @@ def _replaced(host, name, app, release, current, id, reason):
 
 def _finished(host, name, app, current, left, pending):
     """Finish what the last change has left: it was killed, or its after_live commands failed."""
-    changes = {**({"retired": left} if left else {}), **({"owed": pending} if pending else {})}
+    changes = {**({"retired": left} if left else {}), **({"pending_hooks": pending} if pending else {})}
     if __opts__["test"]:
         return _result(name, None, f"The interrupted change of {name} would be finished.", changes)
     outcome = finish(host, name, app, current)

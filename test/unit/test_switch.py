@@ -87,11 +87,11 @@ def prepare(host, name, app, release, id):
         "files": {},
         "env": {},
         "settings": {"graceful_timeout": 1},
-        "owed": ["after_live"],
+        "pending_hooks": ["after_live"],
     }
     new = Generation(host, name, id, record)
-    os.makedirs(new.folder)
-    os.makedirs(new.run)
+    os.makedirs(new.config_dir)
+    os.makedirs(new.runtime_dir)
     write_record(new)
     return new
 
@@ -137,7 +137,7 @@ def next_run(machine):
     host = machine.host()
     said = active_override(host, "shop").get("source"), [each["generation"] for each in went(machine)]
     current = recovery.recover(host, "shop")
-    current.record.pop("owed", None)  # these commands are not what is tested
+    current.record.pop("pending_hooks", None)  # these commands are not what is tested
     assert finish(host, "shop", desired_settings(host, "shop"), current).failures == []
     return said
 

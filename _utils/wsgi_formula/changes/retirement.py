@@ -32,7 +32,7 @@ KEEP_LOGS = 10
 def drain(generation: Generation) -> None:
     """Wait until a generation has no connection any more, at most its ``graceful_timeout``."""
     process.wait_until(
-        lambda: probe.count_connections(generation.own_dir) == 0,
+        lambda: probe.count_connections(generation.server_dir) == 0,
         generation.record["settings"]["graceful_timeout"],
     )
 
@@ -134,7 +134,7 @@ def _prune(host, name, app, current):
     files.remove_staged(
         TMPFILES,
         f"{ETC}/{name}",
-        current.folder,
+        current.config_dir,
         Release(name, current.release).path,
         f"{history.HISTORY}/{name}",
         f"{LOG}/{name}",

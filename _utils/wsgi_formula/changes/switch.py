@@ -243,7 +243,7 @@ def finish(host: Host, name: str, app: Mapping[str, Any], current: Generation) -
     outcome = Outcome(current)
     with app_lock(name, "a change"):
         retire_others(host, name, app, drain_others(host, name, outcome), outcome)
-        if current.record.get("owed"):
+        if current.record.get("pending_hooks"):
             run_after_live(app, outcome)
     return outcome
 
@@ -260,7 +260,7 @@ def run_after_live(app: Mapping[str, Any], outcome: Outcome) -> bool:
     generation = outcome.generation
     if not outcome.attempt(run_generation_hooks, generation, app, "after_live", outcome):
         return False
-    if generation.record.pop("owed", None):
+    if generation.record.pop("pending_hooks", None):
         outcome.attempt(write_record, generation)
     return True
 
@@ -292,7 +292,7 @@ def go_live(generation: Generation, event: str, override: dict | None, **facts: 
         files.ensure_dir(folder, 0o755)
     maintenance.disable_fast_path(name)
     try:
-        files.replace_symlink(generation.run, generation.live)
+        files.replace_symlink(generation.runtime_dir, generation.live_link)
     except OSError:
         maintenance.enable_fast_path(name)
         raise
