@@ -63,6 +63,11 @@ class Switch:
         does. Without it, the override stays as it is.
     """
 
+    old: Generation | None
+    # From step *build* on.
+    new: Generation
+    outcome: Outcome
+
     def __init__(
         self,
         host: Host,
@@ -80,10 +85,8 @@ class Switch:
         self.id = id
         self.rollback_to = rollback_to
         self.override = override
-        self.old: Generation | None = None
-        self.new: Generation | None = None
         self._change = ""  # the id of the entry in the history
-        self._override_before: dict = {}
+        self._override_before: dict[str, Any] = {}
         self._drained: list[str] = []
 
     def run(self) -> Outcome:
@@ -152,8 +155,8 @@ class Switch:
 
         Raises ``Problem`` with what the new generation's log tells of the error, where it tells anything.
         """
-        reason = error
-        if self.new and history.live_id(self.name) != self.new.id:
+        reason: BaseException = error
+        if hasattr(self, "new") and history.live_id(self.name) != self.new.id:
             log = getattr(error, "log", self.new.log)
             excerpt = self.new.failure(log)
             retire_generation(self.host, self.name, self.new.id)
