@@ -252,8 +252,9 @@ def test_words_of_a_command_arrive_as_they_are(served, manager):
     program = f"""
 import os, subprocess, sys, types
 sys.path.insert(0, "/srv/formula/_utils")
-import managers
-line = MANAGERS[{manager!r}].line(["/usr/bin/python3", "-c", {ARRIVED!r}, *{WORDS!r}])
+from wsgi_formula import process
+from wsgi_formula.run.managers import MANAGERS, Circus, Gaffer
+line = MANAGERS[{manager!r}].command_line(["/usr/bin/python3", "-c", {ARRIVED!r}, *{WORDS!r}])
 {RUN[manager]}
 """
     served.put("/root/words.py", program)

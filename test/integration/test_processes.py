@@ -220,7 +220,10 @@ def test_calendar_that_is_none_is_refused_before_anything_is_switched(served, co
     before = traces(served, name)
     jobs = {"job": {**apps[name]["schedule"]["job"], "calendar": "dayly"}}
     run = converge(name, ok=False, schedule=jobs)
-    assert f"wsgi:apps:{name}:schedule:job:calendar: 'dayly'" in run.states[f"{name}-live"]["comment"]
+    assert (
+        f"wsgi:apps:{name}:schedule:job:calendar: systemd does not accept 'dayly'"
+        in run.states[f"{name}-live"]["comment"]
+    )
     assert traces(served, name) == before
     assert "'dayly'" in served.apply(test=True, ok=False).states[f"{name}-live"]["comment"]
 
@@ -276,7 +279,7 @@ def test_process_that_would_not_come_back_is_a_reason_for_a_new_generation(serve
     )
     run = served.apply()
     assert run.changed == {f"{name}-live"}
-    assert f"{name}'s worker 2 was not to come back after a reboot" in run.states[f"{name}-live"]["comment"]
+    assert f"{name}'s worker 2 would not have started after a reboot" in run.states[f"{name}-live"]["comment"]
     assert status(served, name)["generation"] == f"{old}-2"
     assert not re.search(rf"{old}(?!-2)", traces(served, name))
 

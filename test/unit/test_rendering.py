@@ -22,7 +22,9 @@ from wsgi_formula.edge.nginx import FEATURES
 from wsgi_formula.errors import WsgiError
 from wsgi_formula.pillar.schema import APP
 from wsgi_formula.pillar.servers import long_options
-from wsgi_formula.run.generation import Generation, desired_id, generation_files, new_record, settings_record
+from wsgi_formula.run.generation import Generation
+from wsgi_formula.run.prepare import desired_id, generation_files
+from wsgi_formula.run.record import new_record, settings_record
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}

@@ -22,8 +22,8 @@ from wsgi_formula.changes import recovery, retirement, switch
 from wsgi_formula.changes.switch import Switch, finish
 from wsgi_formula.edge import maintenance, nginx, static
 from wsgi_formula.errors import WsgiError
-from wsgi_formula.run import generation
-from wsgi_formula.run.generation import Generation, generation_ids, live_generation, write_record
+from wsgi_formula.run import generation, record
+from wsgi_formula.run.generation import Generation, generation_ids, live_generation
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOP = {"source": "/srv/shop", "application": "shop:app", "env": {"PASSWORD": "hunter2"}}
@@ -36,7 +36,19 @@ def machine(tmp_path, monkeypatch):
     places = {name: str(tmp_path / name) for name in ("ETC", "LIB", "LOG", "RUN", "SRV", "TMPFILES")}
     for path in places.values():
         os.mkdir(path)
-    for module in (files, generation, history, override, maintenance, lock, release, recovery, retirement, switch):
+    for module in (
+        files,
+        generation,
+        record,
+        history,
+        override,
+        maintenance,
+        lock,
+        release,
+        recovery,
+        retirement,
+        switch,
+    ):
         for name, path in places.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, path)
@@ -48,15 +60,15 @@ def machine(tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, lambda *_, **__: None)
     for module, names in {
         nginx: ["check"],
-        switch: ["check_programs", "start_programs", "wait_until_healthy", "wait_until_settled", "drain"],
+        switch: ["check_schedule", "wait_until_healthy", "drain"],
         retirement: ["drain"],
-        generation: ["stop_programs"],
+        Generation: ["start", "wait_for_processes", "stop"],
         static: ["check", "build", "publish", "prune"],
     }.items():
         for name in names:
             monkeypatch.setattr(module, name, lambda *_, **__: None)
     monkeypatch.setattr(retirement, "program_folders", lambda host: {})
-    monkeypatch.setattr(recovery, "hand_over_schedule", lambda old, new: (tmp_path / "schedule").write_text(new.id))
+    monkeypatch.setattr(Generation, "take_over_schedule", lambda new, _: (tmp_path / "schedule").write_text(new.id))
     monkeypatch.setattr(switch, "prepare_generation", prepare)
 
     def hooks(generation, app, moment, outcome):
@@ -92,7 +104,7 @@ def prepare(host, name, app, release, id):
     new = Generation(host, name, id, record)
     os.makedirs(new.config_dir)
     os.makedirs(new.runtime_dir)
-    write_record(new)
+    new.write_record()
     return new
 
 
@@ -176,7 +188,7 @@ def test_killed_at_any_operation_what_is_written_down_is_true(machine, monkeypat
         # It runs again where it was killed in it, and never for what had no traffic.
         assert retired == ({"old"} if live != "old" else {"bad"} if entries else set())
         assert lines(machine, "schedule") == [live]
-        assert generation_ids(None, "shop") == [live]
+        assert generation_ids("shop") == [live]
         assert staged(machine) == []
         assert "going_live" not in live_generation(machine.host(), "shop").record
         seen.add((live, bool(entries)))
@@ -237,7 +249,7 @@ def test_a_dry_run_settles_nothing_and_tells_as_if_it_were_settled(machine, monk
 STEPS = {
     "validate": (nginx, "check"),
     "build": (switch, "prepare_generation"),
-    "start": (switch, "start_programs"),
+    "start": (Generation, "start"),
     "ready": (switch, "wait_until_healthy"),
     "live": (files, "replace_symlink"),
 }
@@ -254,7 +266,7 @@ def test_a_step_that_fails_before_the_traffic_moves_leaves_the_old_generation_li
     with pytest.raises(WsgiError, match=f"{step} failed"):
         deploy_on(machine, "good")
     assert history.live_id("shop") == "old"
-    assert generation_ids(None, "shop") == ["old"]
+    assert generation_ids("shop") == ["old"]
     assert [entry["event"] for entry in history.entries("shop")] == ["live", "failed"]
     assert active_override(machine.host(), "shop")["source"] == "/srv/old"
     assert lines(machine, "before_retire") == []
@@ -266,7 +278,7 @@ def test_a_step_that_fails_after_the_traffic_has_moved_is_reported_and_finished_
 ):
     deploy_on(machine, "old")
     module, name = {
-        "settle": (recovery, "hand_over_schedule"),
+        "settle": (Generation, "take_over_schedule"),
         "drain": (retirement, "drain"),
         "retire": (retirement, "retire_generation"),
     }[step]
@@ -281,7 +293,7 @@ def test_a_step_that_fails_after_the_traffic_has_moved_is_reported_and_finished_
     assert (outcome.generation.id, history.live_id("shop")) == ("good", "good")
     assert history.entries("shop")[-1]["error"] == f"{step} failed"
     next_run(machine)
-    assert generation_ids(None, "shop") == ["good"]
+    assert generation_ids("shop") == ["good"]
     assert lines(machine, "schedule") == ["good"]
 
 

@@ -65,7 +65,7 @@ def drain_others(host: Host, name: str, outcome: Outcome) -> list[str]:
     Returns the ids of those that may be retired: generations without a connection, and remains of others.
     """
     drained = []
-    for id in generation_ids(host, name, keep=outcome.generation):
+    for id in generation_ids(name, keep=outcome.generation):
         generation = load_generation(host, name, id)
         if generation is None or outcome.attempt(drain, generation):
             drained.append(id)
@@ -102,7 +102,7 @@ def remove_app(host: Host, name: str) -> None:
             drain(last)
         files.remove(f"{LIB}/live/{name}")
         files.remove(f"{LIB}/live/{name}.new")
-        for id in generation_ids(host, name):
+        for id in generation_ids(name):
             retire_generation(host, name, id)
         files.remove(f"{RUN}/{name}")
 
@@ -147,7 +147,7 @@ def _prune(host, name, app, current):
 
 def _releases_in_use(host, name):
     """Return the ids of the releases that a generation on this machine runs."""
-    generations = [load_generation(host, name, id) for id in generation_ids(host, name)]
+    generations = [load_generation(host, name, id) for id in generation_ids(name)]
     return {generation.release for generation in generations if generation}
 
 

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import shlex
-import socket
 
 from ... import files, process
 from ...errors import WsgiError
