@@ -265,8 +265,8 @@ def test_scheduled_commands_rest_before_those_of_the_next_generation_start(make_
     monkeypatch.setattr(Job, "start", lambda job: seen.append(("starts", job.generation.id)))
     old, new = make_generation(BESIDE), make_generation(BESIDE)
     old.id = "9876543210"
-    new.take_over_schedule(None)
-    new.take_over_schedule(old)
+    new.take_over_schedule([])
+    new.take_over_schedule([old])
     assert seen == [("starts", new.id), ("pauses", old.id), ("starts", new.id)]
 
 

@@ -230,6 +230,15 @@ def test_what_an_older_formula_was_linking_is_taken_away(machine):
     assert not os.path.exists(shortcut)
 
 
+def test_a_log_that_a_killed_run_was_writing_is_removed(machine):
+    deploy_on(machine, "old")
+    folder = machine.path / "LOG/shop"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{files.STAGED}4194305-1-0a").touch()  # no process has such a PID
+    next_run(machine)
+    assert staged(machine) == []
+
+
 def test_a_dry_run_settles_nothing_and_tells_as_if_it_were_settled(machine, monkeypatch):
     deploy_on(machine, "old")
     number = 1

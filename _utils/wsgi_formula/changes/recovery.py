@@ -69,9 +69,8 @@ def settle(generation: Generation) -> list[str]:
     release = Release(name, generation.release)
     if release.record:
         outcome.attempt(release.remember, files.group_of(f"{release.path}/release.json"), live=facts["at"])
-    before = [load_generation(host, name, id) for id in generation_ids(name, keep=generation)]
-    for old in [old for old in before if old] or [None]:
-        outcome.attempt(generation.take_over_schedule, old)
+    others = [load_generation(host, name, id) for id in generation_ids(name, keep=generation)]
+    outcome.attempt(generation.take_over_schedule, [other for other in others if other])
     if not outcome.failures:
         del generation.record["going_live"]
         if not outcome.attempt(generation.write_record):

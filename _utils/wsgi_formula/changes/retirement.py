@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,8 +47,8 @@ def retire(host: Host, name: str, id: str, outcome: Outcome) -> None:
         environment of the generation.
     """
     generation = load_generation(host, name, id)
-    settings = generation and history.kept_settings(name, id)
-    if settings and generation.record.get("went_live"):
+    settings = history.kept_settings(name, id)
+    if generation and settings and generation.record.get("went_live"):
         app = {"user": generation.user, **settings["settings"], "hooks": host.settings.apps[name]["hooks"]}
         outcome.attempt(run_generation_hooks, generation, app, "before_retire", outcome)
     retire_generation(host, name, id)
@@ -152,12 +151,13 @@ def _releases_in_use(host, name):
 
 
 def _prune_logs(name, keep):
-    logs = [f"{LOG}/{name}/{log}" for log in files.list_dir(f"{LOG}/{name}")]
+    # Those that begin with a dot are what killed runs were writing.
+    logs = [f"{LOG}/{name}/{log}" for log in files.list_dir(f"{LOG}/{name}") if not log.startswith(".")]
     logs.sort(key=os.path.getmtime, reverse=True)
-    kept = {}
+    kept: set[str] = set()
     for log in logs:
-        id = re.match(r"[^.]+", os.path.basename(log)).group()
+        id = os.path.basename(log).partition(".")[0]
         if id == keep.id or id in kept or len(kept) < KEEP_LOGS:
-            kept[id] = True
+            kept.add(id)
         else:
             files.remove(log)

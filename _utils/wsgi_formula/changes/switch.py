@@ -180,15 +180,15 @@ class Switch:
         """Run the after_live commands; with ``rollback_on_failure``, give the traffic back where one fails."""
         succeeded = run_after_live(self.app, self.outcome)
         if not succeeded and self.app["rollback_on_failure"] and self.old:
-            self.roll_back()
+            self.roll_back(self.old)
 
-    def roll_back(self) -> None:
+    def roll_back(self, old: Generation) -> None:
         """
         Give the traffic back to the old generation, and remove the new one.
 
         Raises ``WsgiError`` in any case, with what made the change fail.
         """
-        old, outcome = self.old, self.outcome
+        outcome = self.outcome
         release = Release(self.name, old.release)
         facts = {fact: release.record.get(fact) for fact in ("source", "revision")}
         facts.update({"release": old.release, "server": old.server, "to": old.id, "error": "\n".join(outcome.failures)})

@@ -12,7 +12,7 @@ import re
 import shlex
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -175,9 +175,9 @@ class Generation:
                 raise ProgramFailed(f"{waiting[0].key} does not keep running.", waiting[0].log)
             time.sleep(0.1)
 
-    def take_over_schedule(self, old: Generation | None) -> None:
-        """Run its scheduled commands at their times, and those of the generation before no more."""
-        for job in old.jobs if old else ():
+    def take_over_schedule(self, others: Iterable[Generation]) -> None:
+        """Run its scheduled commands at their times from now on, and those of other generations no more."""
+        for job in [job for other in others for job in other.jobs]:
             job.pause()
         for job in self.jobs:
             job.start()

@@ -48,7 +48,7 @@ class Circus(SocketManager):
         section = configparser.RawConfigParser()
         section.read(self._path(unit))
         watcher = dict(section[f"watcher:{unit}"])
-        command = {name: watcher.pop(name) for name in ("cmd", "args")}
+        command: dict[str, Any] = {name: watcher.pop(name) for name in ("cmd", "args")}
         options = {name: int(value) if value.lstrip("-").isdigit() else value for name, value in watcher.items()}
         try:
             self._call("add", name=unit, start=True, waiting=True, options=options, **command)
@@ -102,7 +102,8 @@ class Circus(SocketManager):
 
         if not os.path.exists(self.ENDPOINT):
             raise FileNotFoundError("circus is not running")
-        with zmq.Context.instance().socket(zmq.DEALER) as channel:
+        context: Any = zmq.Context.instance()
+        with context.socket(zmq.DEALER) as channel:
             channel.linger = 0
             channel.connect(f"ipc://{self.ENDPOINT}")
             channel.send_json({**request, "id": "salt"})

@@ -85,10 +85,11 @@ class Supervisor(SocketManager):
         except (OSError, xmlrpc.client.Fault):
             return False
 
-    def _info(self, unit) -> dict[str, Any] | None:
+    def _info(self, unit: str) -> Any:
+        """Return what supervisord knows of a program, a dict; None where it knows nothing, or does not run."""
         try:
             with self._rpc() as rpc:
-                return rpc.supervisor.getProcessInfo(unit)  # type: ignore[return-value]
+                return rpc.supervisor.getProcessInfo(unit)
         except (OSError, xmlrpc.client.Fault):
             return None
 
@@ -105,6 +106,6 @@ class _UnixTransport(xmlrpc.client.Transport):
         self._path = path
         self._timeout = timeout
 
-    def make_connection(self, host) -> http.client.HTTPConnection:
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
         """Return a connection to the socket, whatever the URL names."""
         return UnixConnection(self._path, self._timeout)
