@@ -59,7 +59,7 @@ class Settings:
         The folders of the app's code and of its virtual environment.
     socket : str or None
         The path that the server binds; None for a worker, whose first argument it is.
-    own_dir : str
+    server_dir : str
         The folder of that socket, to which the app's user may write.
     runtime_dir, live_link : str
         The folder in which nginx finds the sockets, and the link that leads to the live generation's.
@@ -85,7 +85,7 @@ class Settings:
     code: str
     environment: str
     socket: "str | None"
-    own_dir: str
+    server_dir: str
     runtime_dir: str
     live_link: str
     workers: int

@@ -8,7 +8,7 @@ from wsgi_worker import FOLDER, LIBRARY, SETTINGS
 
 
 def main():
-    root, bridge = f"{SETTINGS.own_dir}/apache", f"{LIBRARY}/bridge"
+    root, bridge = f"{SETTINGS.server_dir}/apache", f"{LIBRARY}/bridge"
     shutil.rmtree(root, ignore_errors=True)  # of a start that was killed
     # Apache refuses a path with %2F by default.
     with open(f"{root}.conf", "w") as config:

@@ -19,7 +19,7 @@ from wsgi_worker import SETTINGS
 
 def start():
     """Become Passenger's core."""
-    work_dir = f"{SETTINGS.own_dir}/passenger"
+    work_dir = f"{SETTINGS.server_dir}/passenger"
     shutil.rmtree(work_dir, ignore_errors=True)  # of a start that was killed
     os.mkdir(work_dir, 0o700)
     for name in ("apps.s", "spawn"):
