@@ -1,5 +1,6 @@
 """kitchen.yml, which Test Kitchen and these tests both read."""
 
+import os
 import subprocess
 
 import harness
@@ -54,3 +55,13 @@ def test_kitchen_boots_systemd_as_the_tests_do():
     driver = harness.kitchen()["driver"]
     options = {**driver["run_options"], "volume": driver["volume"], "cgroupns": [driver["run_options"]["cgroupns"]]}
     assert {name: driver.get(name, options.get(name)) for name in SYSTEMD} == SYSTEMD
+
+
+def test_the_verifier_fails_a_suite_that_has_no_test():
+    suite = {"KITCHEN_SUITE": "untested", "KITCHEN_PLATFORM": "debian-12", "KITCHEN_CONTAINER_ID": "none"}
+    command = harness.kitchen()["verifier"]["command"]
+    verified = subprocess.run(
+        command, shell=True, check=False, cwd=ROOT, env={**os.environ, **suite}, capture_output=True, text=True
+    )
+    assert verified.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert "No test uses the machine of the suite untested." in verified.stdout
