@@ -15,8 +15,12 @@ def test_every_suite_has_apps():
 
 
 def test_every_server_is_in_the_matrix():
-    rows = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
-    assert {app["server"] for app in harness.suites()["servers"]["apps"].values()} == set(rows)
+    assert {app["server"] for app in harness.suites()["servers"]["apps"].values()} == {*harness.servers()}
+
+
+def test_every_suite_has_a_test():
+    tests = (ROOT / "test/integration/test_suites.py").read_text()
+    assert [suite for suite in harness.suites() if f'"{suite}"' not in tests] == []
 
 
 def test_each_debian_has_each_salt():
