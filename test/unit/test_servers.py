@@ -2,34 +2,37 @@
 
 import re
 
+import harness
 import pytest
 from container import ROOT
-from harness import servers
+
+SERVERS = harness.servers()
 
 
-def named(text):
-    """Return the servers that a text names, in prose or in pillar's words."""
-    return {name for name in servers() if re.search(rf"\b{name}\b", text, re.IGNORECASE)}
+def listed(file):
+    """Return the servers that a file lists: those of its paragraph that names the most."""
+    paragraphs = re.split(r"\n\s*\n", (ROOT / file).read_text().lower())
+    return max(({name for name in SERVERS if re.search(rf"\b{name}\b", text)} for text in paragraphs), key=len)
 
 
-def list_of_servers(file):
-    """Return the servers that a file's fullest paragraph names."""
-    paragraphs = re.split(r"\n\s*\n", (ROOT / file).read_text())
-    return max(map(named, paragraphs), key=len)
-
-
-@pytest.mark.parametrize("name", servers())
-def test_a_server_has_a_folder_with_its_states_and_its_program(name):
-    assert (ROOT / "wsgi" / name / "init.sls").is_file()
-    config = servers()[name]["config"]
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_has_its_states_and_its_program(name):
+    folder, config = ROOT / "wsgi" / name, SERVERS[name]["config"]
+    assert (folder / "init.sls").is_file(), f"wsgi/{name}/init.sls is missing"
     if config:
-        assert any((ROOT / "wsgi" / name / file).is_file() for file in (config, f"{config}.jinja"))
+        programs = [config, f"{config}.jinja"]
+        assert any((folder / program).is_file() for program in programs), f"wsgi/{name} has none of {programs}"
 
 
 def test_pillar_example_lists_every_server():
-    assert list_of_servers("pillar.example") == {*servers()}
+    assert [name for name in SERVERS if name not in listed("pillar.example")] == []
 
 
 def test_the_readme_lists_every_server():
     # It says "a program of your own" for `command`.
-    assert list_of_servers("README.md") >= {*servers()} - {"command"}
+    assert [name for name in SERVERS if name not in {*listed("README.md"), "command"}] == []
+
+
+def test_a_suite_of_kitchen_has_every_server():
+    apps = harness.suites()["servers"]["apps"].values()
+    assert {app["server"] for app in apps} == {*SERVERS}
