@@ -57,11 +57,24 @@ def test_kitchen_boots_systemd_as_the_tests_do():
     assert {name: driver.get(name, options.get(name)) for name in SYSTEMD} == SYSTEMD
 
 
-def test_the_verifier_fails_a_suite_that_has_no_test():
-    suite = {"KITCHEN_SUITE": "untested", "KITCHEN_PLATFORM": "debian-12", "KITCHEN_CONTAINER_ID": "none"}
+def verify(suite, container):
+    """Run the verifier's command as Kitchen does, for a suite that it has converged in a container."""
+    variables = {"KITCHEN_SUITE": suite, "KITCHEN_PLATFORM": "debian-12", "KITCHEN_CONTAINER_ID": container}
     command = harness.kitchen()["verifier"]["command"]
-    verified = subprocess.run(
-        command, shell=True, check=False, cwd=ROOT, env={**os.environ, **suite}, capture_output=True, text=True
+    return subprocess.run(
+        command, shell=True, check=False, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True
     )
+
+
+def test_the_verifier_runs_the_tests_of_the_suite_that_kitchen_converged(suite_machine):
+    machine = suite_machine("uwsgi")
+    machine.exec("mkdir /tmp/kitchen && ln -s /etc /srv /tmp/kitchen")  # where Kitchen has them
+    verified = verify("uwsgi", machine.name)
+    assert verified.returncode == 0, verified.stdout
+    assert " 1 passed" in verified.stdout
+
+
+def test_the_verifier_fails_a_suite_that_has_no_test():
+    verified = verify("untested", "none")
     assert verified.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
     assert "No test uses the machine of the suite untested." in verified.stdout
