@@ -1,5 +1,5 @@
-"""What a deploy costs: a change of one line of a Django app with more than 30 dependencies, and the way
-back, next to the plain way on the same machine: git pull, pip install, supervisorctl restart. Prints a table in Markdown.
+"""What a deploy costs: a change of one line of a Django app with more than 30 dependencies, and its
+rollback, next to the plain way on the same machine: git pull, pip install, supervisorctl restart. Prints a table in Markdown.
 
 ~/.cache/wsgi-formula/venv/bin/python test/bench/deploy.py [--runs 7] [--keep]
 
@@ -216,7 +216,7 @@ print(json.dumps(turns[1:]))  # the first warms up
 
 KINDS = {
     "change": "change, `state.apply wsgi`",
-    "rollback": "way back, `wsgi.rollback`",
+    "rollback": "rollback, `wsgi.rollback`",
     "plain": "change, the plain way",
 }
 HEAD = "| what | seconds | to plain | goal | | lost |\n| --- | --- | --- | --- | --- | --- |"

@@ -16,7 +16,7 @@ return    nginx alone: `return 200`
 
 A ratio is ours over theirs: of requests per second, above 1 means that ours is faster; of times, below 1.
 The second table is of the processor's time that nginx takes for a request, in µs: through our site as it
-is; without its access log, without its request id, without its looks at the disk, and without all three;
+is; without its access log, without its request id, without its stat() calls, and without all three;
 and through the others.
 
 Exits with 1 when a goal is missed: never slower than example and piku, neither in requests nor in time;
@@ -41,7 +41,7 @@ SERVERS = {
 DIRECT, OTHERS = 9000, 9100  # the first ports of each kind
 SITES = ("example", "piku", "tuned", "return")
 # Ours without some of what it does.
-LESS = {"no log": {"log"}, "no id": {"id"}, "no look": {"look"}, "none of them": {"log", "id", "look"}}
+LESS = {"no log": {"log"}, "no id": {"id"}, "no stat()": {"look"}, "none of them": {"log", "id", "look"}}
 LESS_PORT = 9200  # the first
 COMBINED = "access_log /var/log/nginx/others.log combined;"
 
