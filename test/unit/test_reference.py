@@ -1,4 +1,4 @@
-"""pillar.example tells all that pillar may say, and each default as it is; docs/edge.md what pillar may say."""
+"""pillar.example names every key of the pillar with its default; the examples in README.md and docs/ are valid pillars."""
 
 import re
 import textwrap
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "pillar.example").read_text()
 PILLAR = yaml.safe_load(TEXT)["wsgi"]
 DEFAULTS = yaml.safe_load((ROOT / "wsgi/defaults.yaml").read_text())
-EDGE_PAGE = (ROOT / "docs/edge.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ANY_APP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["shop.example.com"]}
 MAPPINGS = [
     getattr(wsgi_schema, name)
@@ -76,14 +76,18 @@ def test_the_shipped_defaults_keep_the_schemas_rules(load):
 
 
 def examples():
-    """The examples of docs/edge.md, as pillars; what is said of an app alone is said of one."""
-    for number, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", EDGE_PAGE, re.MULTILINE | re.DOTALL)):
-        said = yaml.safe_load(textwrap.dedent(text).replace("…", f"salt${'a' * 86}"))
-        wsgi = said.get("wsgi") or {"apps": {"shop": said}}
-        yield pytest.param(wsgi, id=f"{number}-{'-'.join(said if 'wsgi' not in said else wsgi)}")
+    """Yield the pillar of each YAML example in README.md and docs/; keys of an app alone belong to an app shop."""
+    for page in PAGES:
+        for number, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)):
+            shown = yaml.safe_load(textwrap.dedent(text).replace("…", f"salt${'a' * 86}"))
+            if text.startswith("# /") and "wsgi" not in shown:  # a file of the master's
+                continue
+            wsgi = shown.get("wsgi") or {"apps": {"shop": shown}}
+            keys = "-".join(shown if "wsgi" not in shown else wsgi)
+            yield pytest.param(wsgi, id=f"{page.name}-{number}-{keys}")
 
 
 @pytest.mark.parametrize("wsgi", list(examples()))
-def test_what_the_page_of_the_edge_shows_is_valid(load, wsgi):
+def test_each_example_in_the_docs_is_a_valid_pillar(load, wsgi):
     apps = {name: {**ANY_APP, **app} for name, app in wsgi.get("apps", {"shop": {}}).items()}
     assert load({**wsgi, "apps": apps}).problems == []

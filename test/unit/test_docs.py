@@ -1,0 +1,44 @@
+"""The links in README.md and docs/ lead to files and headings that exist, and each page and section is linked."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*sorted(ROOT.glob("*.md")), *DOCS]
+
+
+def anchors(page, level="#+"):
+    """Return the anchors that GitHub makes of a page's headings, or of those of one level."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(rf"^{level} (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(page):
+    """Return the targets of a page's links within the repository."""
+    return {target for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if not re.match(r"\w+:", target)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_link_leads_to_a_file_and_a_heading_that_exist(page):
+    broken = set()
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        if not found.exists() or (anchor and anchor not in anchors(found)):
+            broken.add(target)
+    assert not broken
+
+
+def test_the_readme_links_each_page_of_docs():
+    assert {f"docs/{page.name}" for page in DOCS} <= links(README)
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_a_list_of_contents_names_each_section(page):
+    listed = {target[1:] for target in links(page) if target.startswith("#")}
+    assert not listed or anchors(page, "##") <= listed
