@@ -15,32 +15,32 @@ BEGIN, END = "<!-- contract suite: begin -->", "<!-- contract suite: end -->"
 PLATFORM = "debian-12"
 # What the columns are called, by the tests' marks, and what is said of each below the table.
 COLUMNS = {
-    "serves": "the app answers through nginx, and gets its environment variables",
-    "streams": "the client gets one part of a response before the app makes the next",
-    "bodies": "bodies of 10 MiB in both directions, with a length or chunked",
-    "environ": "scheme, host, query and path arrive as the client sent them: percent-encoded, as UTF-8, as other bytes",
-    "REMOTE_ADDR": "the app gets the client's address",
-    "headers": "two headers of one name arrive joined in the request (bjoern joins them without a separator; nginx "
-    "before 1.23 passes only the last one to uWSGI) and separate in the response",
-    "HEAD, 304": "the response has no body, and the connection stays usable",
-    "100-continue": "a client that waits for it before it sends its body gets it",
-    "smuggling": "of a request that hides another one, the app gets only the request that nginx has seen",
-    "wsgiref.validate": "the validator finds no error",
-    "exception": "the client gets a 500, the log has a traceback, no process dies",
-    "logs": "`wsgi.logs` shows stdout, stderr, `logging` and `wsgi.errors`; log rotation loses no line",
-    "workers": "as many requests run at once as there are workers",
-    "threads": "as many requests run at once in each worker as it has threads",
-    "killed": "a killed worker and a killed master come back, without orphaned processes",
-    "reboot": "the app serves again after a reboot",
+    "serves": "answers over nginx, and its environment reaches it",
+    "streams": "a part of an answer is with the client before the next is made",
+    "bodies": "10 MiB up and down, with a length or chunked",
+    "environ": "scheme, host, query and path as they were sent: percent-encoded, UTF-8, neither",
+    "REMOTE_ADDR": "the client's address",
+    "headers": "two of one name, joined in the request (bjoern puts nothing between; nginx before 1.23 tells uWSGI the "
+    "last alone) and apart in the answer",
+    "HEAD, 304": "no body, and the connection serves on",
+    "100-continue": "a client that waits for it before its body",
+    "smuggling": "of a request with another one hidden in it, it gets what nginx has seen",
+    "wsgiref.validate": "finds nothing",
+    "exception": "500, a traceback in the log, no process dies",
+    "logs": "stdout, stderr, `logging` and `wsgi.errors` are in `wsgi.logs`; rotated with no line lost",
+    "workers": "as many requests at once as asked",
+    "threads": "of each worker, the same",
+    "killed": "a killed worker and a killed master come back, with no orphans",
+    "reboot": "serves again",
     "graceful stop": "a change lets a slow request finish",
-    "request_timeout": "a request that sleeps or spins is ended, and its worker is replaced",
-    "memory_limit": "a worker that leaks memory is replaced without losing a request",
-    "max_requests": "workers are replaced under load without losing a request",
-    "mount": "the app finds its mount in SCRIPT_NAME, and the rest of the path in PATH_INFO",
-    "switch": "changes from another server to this one and from this one to another lose no request under load",
-    "ZeroMQ": "an app that breaks across forks and threads answers 400 requests of 8 clients with 4 workers",
-    "ASGI": "an ASGI app works: scope, lifespan, bodies, streaming, exceptions, logs, a change under load",
-    "WebSockets": "messages pass in both directions",
+    "request_timeout": "a request that sleeps or spins is ended, and its worker replaced",
+    "memory_limit": "a worker that leaks is replaced with nothing lost",
+    "max_requests": "workers are replaced under load with nothing lost",
+    "mount": "the app finds the path that it is under in SCRIPT_NAME, and the rest in PATH_INFO",
+    "switch": "changes from it and to it, each with another server at the other end, with nothing lost under load",
+    "ZeroMQ": "an app that no fork and no thread may touch, 400 questions of 8 clients to 4 workers",
+    "ASGI": "an ASGI app: scope, lifespan, bodies, streaming, exceptions, logs, a change under load",
+    "WebSockets": "pass both ways",
 }
 # Asked of each pair; the process manager has no part in the others, which are asked of each server once.
 OF_PAIRS = {"serves", "exception", "logs", "workers", "killed", "reboot", "graceful stop"}
@@ -120,9 +120,9 @@ class Results:
             rows.append([*pair, *(cells[pair].get(column, "–") for column in COLUMNS)])
         table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
         words = "".join(f"- *{column}*: {meaning}\n" for column, meaning in COLUMNS.items())
-        refused = "*refused*: `wsgi.validate` refuses the setting"
-        once = "–: not tested; each server is tested once where the process manager plays no part"
-        return f"{table}\nSeen on {PLATFORM}. {refused}. {once}.\n\n{words}"
+        refused = "*refused*: `wsgi.validate` says so"
+        once = "–: not asked of it, as what the process manager has no part in, which each server is asked once"
+        return f"{table}\nSeen on {PLATFORM}. {refused}; {once}.\n\n{words}"
 
 
 def read(table):

@@ -19,11 +19,11 @@ VERSIONS = ("Salt", "Python", "systemd", "cgroups", "nginx", "supervisor", "uWSG
 # What the columns are called, by the tests' marks, and what each means.
 COLUMNS = {
     "idle run": "a second run with nothing to do changes nothing",
-    "switch": "changes to another server, to another process manager and back lose no request under load",
-    "failed change": "the old generation keeps serving, and no request is lost",
-    "functions": "`wsgi.validate`, `wsgi.deploy`, `wsgi.rollback`, `wsgi.history` work",
-    "edge": "TLS, two apps on one domain and static files work",
-    "reboot": "every server serves again after a reboot",
+    "switch": "another server, another process manager and back under load, no request lost",
+    "failed change": "the old generation serves on, no request lost",
+    "functions": "`wsgi.validate`, `wsgi.deploy`, `wsgi.rollback`, `wsgi.history`",
+    "edge": "TLS, two apps on one domain, static files",
+    "reboot": "every server serves again",
     "clean": "`state.apply wsgi.clean` leaves nothing of the formula",
 }
 WORST_LAST = ("–", "✓", "✗")
