@@ -205,7 +205,7 @@ def test_others_need_a_password(told):
 
 
 def test_over_tls_it_is_a_path_of_a_site(told):
-    """As docs/observability.md shows it."""
+    """As docs/edge.md has it."""
     words = "location = /status { proxy_pass http://127.0.0.1:8079/; }"
     hello = {**APPS["hello"], "tls": "self_signed", "nginx": {"server": words}}
     told.pillar({"apps": {"hello": hello}, "status_page": {"basic_auth": {"users": {"ann": hashed()}}}})
