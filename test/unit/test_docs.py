@@ -1,13 +1,16 @@
-"""The links in README.md and docs/ lead to files and headings that exist, and each page and section is linked."""
+"""README.md and docs/: links lead to what exists, each page and section is linked, and each example is a valid pillar."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+ANY_APP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["shop.example.com"]}
 PAGES = [*sorted(ROOT.glob("*.md")), *DOCS]
 
 
@@ -42,3 +45,21 @@ def test_the_readme_links_each_page_of_docs():
 def test_a_list_of_contents_names_each_section(page):
     listed = {target[1:] for target in links(page) if target.startswith("#")}
     assert not listed or anchors(page, "##") <= listed
+
+
+def examples():
+    """Yield the pillar of each YAML example in README.md and docs/; keys of an app alone belong to an app shop."""
+    for page in [README, *DOCS]:
+        for number, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)):
+            shown = yaml.safe_load(textwrap.dedent(text).replace("…", f"salt${'a' * 86}"))
+            if text.startswith("# /") and "wsgi" not in shown:  # a file of the master's
+                continue
+            wsgi = shown.get("wsgi") or {"apps": {"shop": shown}}
+            keys = "-".join(shown if "wsgi" not in shown else wsgi)
+            yield pytest.param(wsgi, id=f"{page.name}-{number}-{keys}")
+
+
+@pytest.mark.parametrize("wsgi", list(examples()))
+def test_each_example_in_the_docs_is_a_valid_pillar(load, wsgi):
+    apps = {name: {**ANY_APP, **app} for name, app in wsgi.get("apps", {"shop": {}}).items()}
+    assert load({**wsgi, "apps": apps}).problems == []

@@ -1,7 +1,6 @@
-"""pillar.example names every key of the pillar with its default; the examples in README.md and docs/ are valid pillars."""
+"""pillar.example names every key of the pillar, each with its default."""
 
 import re
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,6 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "pillar.example").read_text()
 PILLAR = yaml.safe_load(TEXT)["wsgi"]
 DEFAULTS = yaml.safe_load((ROOT / "wsgi/defaults.yaml").read_text())
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ANY_APP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["shop.example.com"]}
 MAPPINGS = [
     getattr(schema, name)
     for name in ("HEALTH", "HOOKS", "HOOK", "PROCESS", "SCHEDULED", "MAINTENANCE", "SOURCE_LIMITS")
@@ -74,21 +71,3 @@ def test_the_shipped_defaults_have_every_key_of_the_schema_and_no_other():
 def test_the_shipped_defaults_keep_the_schemas_rules(load):
     own = {key: value for key, value in DEFAULTS["app"].items() if value is not None}
     assert load({"apps": {}, "defaults": own, "nginx": DEFAULTS["nginx"]}).problems == []
-
-
-def examples():
-    """Yield the pillar of each YAML example in README.md and docs/; keys of an app alone belong to an app shop."""
-    for page in PAGES:
-        for number, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)):
-            shown = yaml.safe_load(textwrap.dedent(text).replace("…", f"salt${'a' * 86}"))
-            if text.startswith("# /") and "wsgi" not in shown:  # a file of the master's
-                continue
-            wsgi = shown.get("wsgi") or {"apps": {"shop": shown}}
-            keys = "-".join(shown if "wsgi" not in shown else wsgi)
-            yield pytest.param(wsgi, id=f"{page.name}-{number}-{keys}")
-
-
-@pytest.mark.parametrize("wsgi", list(examples()))
-def test_each_example_in_the_docs_is_a_valid_pillar(load, wsgi):
-    apps = {name: {**ANY_APP, **app} for name, app in wsgi.get("apps", {"shop": {}}).items()}
-    assert load({**wsgi, "apps": apps}).problems == []
