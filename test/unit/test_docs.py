@@ -63,3 +63,13 @@ def examples():
 def test_each_example_in_the_docs_is_a_valid_pillar(load, wsgi):
     apps = {name: {**ANY_APP, **app} for name, app in wsgi.get("apps", {"shop": {}}).items()}
     assert load({**wsgi, "apps": apps}).problems == []
+
+
+def test_the_architecture_names_files_and_functions_that_exist():
+    package = ROOT / "_utils/wsgi_formula"
+    words = re.findall(r"`([^`]+)`", (ROOT / "docs/architecture.md").read_text())
+    files = [word for word in words if re.fullmatch(r"\w[\w/]*(/|\.(py|sls|yaml))", word)]
+    assert [file for file in files if not (ROOT / file).exists() and not (package / file).exists()] == []
+    functions = [word.removesuffix("()").rpartition(".")[2] for word in words if word.endswith("()")]
+    code = "".join(path.read_text() for path in package.rglob("*.py"))
+    assert [function for function in functions if f"def {function}(" not in code and function != "stat"] == []
