@@ -14,10 +14,14 @@ ANY_APP = {"source": "salt://wsgi/examples/hello", "application": "hello:applica
 PAGES = [*sorted(ROOT.glob("*.md")), *DOCS]
 
 
+def text_of(page):
+    """Return a page's text without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
 def anchors(page, level="#+"):
     """Return the anchors that GitHub makes of a page's headings, or of those of one level."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    headings = re.findall(rf"^{level} (.*)$", text, re.MULTILINE)
+    headings = re.findall(rf"^{level} (.*)$", text_of(page), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -67,7 +71,7 @@ def test_each_example_in_the_docs_is_a_valid_pillar(load, wsgi):
 
 def test_the_architecture_names_files_and_functions_that_exist():
     package = ROOT / "_utils/wsgi_formula"
-    words = re.findall(r"`([^`]+)`", (ROOT / "docs/architecture.md").read_text())
+    words = re.findall(r"`([^`\n]+)`", text_of(ROOT / "docs/architecture.md"))
     files = [word for word in words if re.fullmatch(r"\w[\w/]*(/|\.(py|sls|yaml))", word)]
     assert [file for file in files if not (ROOT / file).exists() and not (package / file).exists()] == []
     functions = [word.removesuffix("()").rpartition(".")[2] for word in words if word.endswith("()")]
