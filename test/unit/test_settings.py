@@ -577,8 +577,8 @@ def test_gaffer_is_refused_where_there_is_no_python_2_and_circus_named(make_host
     wsgi = {"apps": {"shop": {**SHOP, "process_manager": manager}}}
     (problem,) = make_host(wsgi).settings.problems
     assert problem.split(": ", 1)[1] == (
-        "'gaffer' is not to be had on Debian-12: gaffer runs on Python 2.7 alone, which no later Debian has; "
-        "circus took its place"
+        "'gaffer' is not to be had on Debian-12: gaffer runs on Python 2.7 only, which no later Debian has; "
+        "circus replaces it"
     )
     assert make_host(wsgi, system="Debian-11").settings.problems == []
 
@@ -589,8 +589,8 @@ def test_a_server_that_the_system_does_not_have_is_refused_and_the_others_named(
     settings = make_host({"apps": apps}, system="Debian-11").settings
     (problem,) = settings.problems
     assert problem == (
-        "wsgi:apps:shop:server: 'granian' is not available on Debian-11: granian 2.5.7, the newest for its Python 3.9, "
-        "has known holes (CVE-2026-42544, CVE-2026-42545); choose another one "
+        "wsgi:apps:shop:server: 'granian' is not available on Debian-11: granian 2.5.7, the newest for Python 3.9, "
+        "has known vulnerabilities (CVE-2026-42544, CVE-2026-42545); choose another one "
         f"({', '.join(name for name in ROWS if name not in ('granian', 'passenger'))})"
     )
     assert list(settings.apps) == ["other"]
