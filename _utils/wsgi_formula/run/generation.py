@@ -242,7 +242,7 @@ class Generation:
             command=[],
             notify=row.get("notify", False),
             published=[*map(os.path.basename, self.sockets), *stats],
-            asks=bool(self.record.get("spawned")),
+            publishes_on_request=bool(self.record.get("spawned")),
         )
 
     def _processes(self) -> list[Program]:

@@ -53,8 +53,8 @@ class Program:
         Whether it tells systemd when it is ready.
     published : list of str
         The names of the sockets that nginx, or another service, is to find.
-    asks : bool
-        Whether it asks ``launch`` itself to publish each of them.
+    publishes_on_request : bool
+        Whether ``launch`` waits for its request to publish each of them.
     """
 
     generation: Any
@@ -67,7 +67,7 @@ class Program:
     command: list[str]
     notify: bool = False
     published: Sequence[str] = ()
-    asks: bool = False
+    publishes_on_request: bool = False
 
     def wrapped(self, command: Sequence[str], logger: Sequence[str] = ()) -> list[str]:
         """
@@ -82,7 +82,7 @@ class Program:
         if self.published:
             words += ["--own", generation.server_dir, "--into", generation.runtime_dir]
             words += [word for name in self.published for word in ("--publish", name)]
-            words += ["--asked"] * self.asks
+            words += ["--asked"] * self.publishes_on_request
         return [*words, "--", *logger, WITH_ENVIRONMENT, generation.config_dir, *command]
 
     def files(self) -> dict[str, str]:
