@@ -30,7 +30,7 @@ def served_by_threads(limited, fleet):
 
 @setting("threads")
 @column("threads")
-def test_each_worker_has_as_many_threads_as_asked(served_by_threads, site):
+def test_each_worker_has_the_configured_number_of_threads(served_by_threads, site):
     answers = served_by_threads.of(site)
     assert len({(answer["pid"], answer["thread"]) for answer in answers}) == 4
 
@@ -62,7 +62,7 @@ def hung(request, limited, fleet):
 
 @setting("request_timeout")
 @column("request_timeout")
-def test_a_request_that_hangs_is_ended_and_its_worker_replaced(hung, site):
+def test_hung_request_is_ended_and_its_worker_replaced(hung, site):
     found = hung.of(site)
     assert found["replaced"], found
     assert found["status"] in (500, 502, 504), found
@@ -92,7 +92,7 @@ def outgrown(limited, fleet):
 
 @setting("memory_limit")
 @column("memory_limit")
-def test_a_worker_that_outgrows_its_memory_is_replaced_with_nothing_lost(outgrown, site):
+def test_worker_over_its_memory_limit_is_replaced_and_no_request_is_lost(outgrown, site):
     found = outgrown.of(site)
     assert found["replaced"], found
     assert found["load"]["lost"] == 0, json.dumps(found["load"], indent=1)
@@ -101,7 +101,7 @@ def test_a_worker_that_outgrows_its_memory_is_replaced_with_nothing_lost(outgrow
 
 @setting("max_requests")
 @column("max_requests")
-def test_workers_are_replaced_after_so_many_requests_with_nothing_lost(limited, site):
+def test_workers_are_replaced_after_max_requests_and_no_request_is_lost(limited, site):
     before = site.workers()
     with site.fleet.machine.load(clients=8, host=site.host, path="/?do=echo", seconds=90, requests=20_000) as load:
         replaced = wait_for(lambda: not before & set(site.processes()), 80, pause=0.2)
@@ -124,7 +124,7 @@ def problems(fleet):
     return fleet.machine.call("wsgi.validate")
 
 
-def test_a_setting_that_the_server_cannot_keep_is_refused(problems, server, refused):
+def test_unsupported_setting_is_refused(problems, server, refused):
     assert any(
         problem.startswith(f"wsgi:apps:{server}:{refused}: {LIMITS[refused]!r} can't be honoured by")
         for problem in problems
@@ -144,7 +144,7 @@ def mounted(fleet):
     [("/", "/"), ("/a%2Fb/caf%C3%A9?a=b", "/a/b/café"), ("//a", "/a"), ("/%FF", b"/\xff")],
     ids=["slash", "encoded", "slashes", "not UTF-8"],
 )
-def test_the_mount_is_the_script_name(mounted, site, target, path):
+def test_mount_is_passed_as_script_name(mounted, site, target, path):
     environ = site.ask(MOUNT + target).told["environ"]
     path = path if isinstance(path, bytes) else path.encode()
     assert environ["HTTP_X_FORWARDED_PREFIX"] == MOUNT
@@ -153,7 +153,7 @@ def test_the_mount_is_the_script_name(mounted, site, target, path):
 
 
 @column("mount")
-def test_a_mount_is_a_folder_and_has_neighbours(mounted, site):
+def test_mount_redirects_to_its_slash_and_does_not_cover_other_paths(mounted, site):
     bare = site.ask(f"{MOUNT}?a=b")
     assert (bare.status, bare.values("Location")) == (308, [f"{MOUNT}/?a=b"])
     for beside in (f"{MOUNT}er", "/", f"{MOUNT}/../a", f"{MOUNT}/%2e%2e/a"):
@@ -161,10 +161,10 @@ def test_a_mount_is_a_folder_and_has_neighbours(mounted, site):
 
 
 @column("mount")
-def test_wsgiref_validate_finds_nothing_under_a_mount(mounted, site):
+def test_wsgiref_validate_accepts_the_server_under_a_mount(mounted, site):
     answer = site.ask(f"{MOUNT}/a?validated=&do=tell", method="POST", size=160)
     assert answer.status == 200, site.fleet.machine.call("wsgi.logs", site.name)
 
 
-def test_a_mount_is_not_the_servers_affair(mounted):
+def test_changing_the_mount_makes_no_new_generation(mounted):
     assert mounted == set()

@@ -25,7 +25,7 @@ WAYS = ["stdout", "stderr", "logging", "wsgi.errors"]
 
 
 @column("serves")
-def test_serves(site):
+def test_server_answers_its_app(site):
     told = site.ask().told
     assert told["app"] == site.name  # its environment has reached it
 
@@ -52,14 +52,14 @@ def told(fleet):
 
 
 @column("exception")
-def test_an_exception_is_answered_by_500(told, site):
+def test_exception_is_answered_with_500(told, site):
     for answer in told.of(site)["failed"]:
         assert answer.status == 500
         assert "asked to fail" not in answer.body
 
 
 @column("exception")
-def test_the_traceback_of_an_exception_is_logged(told, site):
+def test_traceback_of_an_exception_is_logged(told, site):
     logs = told.of(site)["logs"]
     assert "RuntimeError: asked to fail: early" in logs
     assert "RuntimeError: asked to fail at once: begun" in logs
@@ -67,23 +67,23 @@ def test_the_traceback_of_an_exception_is_logged(told, site):
 
 
 @column("exception")
-def test_the_traceback_of_an_exception_within_the_answer_is_logged(told, site):
+def test_traceback_of_an_exception_during_the_response_is_logged(told, site):
     assert "RuntimeError: asked to fail late: late" in told.of(site)["logs"]
 
 
 @column("exception")
-def test_an_exception_within_the_answer_does_not_look_like_its_end(told, site):
+def test_exception_during_the_response_does_not_look_like_a_complete_response(told, site):
     assert told.of(site)["late"] in ("cut", 500, 502)
 
 
 @column("exception")
-def test_no_process_dies_of_an_exception(told, site):
+def test_exception_ends_no_process(told, site):
     assert set(told.of(site)["before"]) == set(told.of(site)["after"])
 
 
 @column("logs")
 @pytest.mark.parametrize("way", WAYS)
-def test_what_the_app_says_is_in_its_logs(told, site, way):
+def test_output_of_the_app_is_logged(told, site, way):
     assert told.of(site)["logs"].count(f"{way} 42") == 1
 
 
@@ -130,7 +130,7 @@ def rotated(fleet):
 
 @column("logs")
 @pytest.mark.parametrize("way", ["stdout", "stderr", "logging"])
-def test_logs_rotate_with_no_line_lost(rotated, site, way):
+def test_log_rotation_loses_no_line(rotated, site, way):
     logs = rotated.of(site)
     lost = [number for number in range(logs["last"] + 1) if logs["all"].count(f"{way} line{number:04}") != 1]
     assert lost == [], logs["now"][-3000:]
@@ -147,7 +147,7 @@ def served(fleet):
 
 
 @column("workers")
-def test_as_many_requests_run_at_once_as_there_are_workers(served, site):
+def test_requests_run_in_parallel_on_all_workers(served, site):
     answers = served.of(site)
     assert at_once(answers) == 2
     assert len({answer["pid"] for answer in answers}) == 2
@@ -178,7 +178,7 @@ def worker_killed(fleet):
 
 
 @column("killed")
-def test_a_killed_worker_comes_back(worker_killed, site):
+def test_killed_worker_is_restarted(worker_killed, site):
     found = worker_killed.of(site)
     assert found["victim"] not in found["after"]
     assert len(found["workers"]) == 2
@@ -205,14 +205,14 @@ def master_killed(fleet):
 
 
 @column("killed")
-def test_a_killed_master_comes_back(master_killed, site):
+def test_killed_master_is_restarted(master_killed, site):
     status = master_killed.of(site)["status"]
     assert status["health"]["ok"]
     assert status["pids"] and master_killed.of(site)["master"] not in status["pids"]
 
 
 @column("killed")
-def test_a_killed_master_leaves_no_orphans(master_killed, site):
+def test_killed_master_leaves_no_orphans(master_killed, site):
     assert not master_killed.of(site)["orphans"]
 
 
@@ -227,7 +227,7 @@ def rebooted(fleet):
 
 
 @column("reboot")
-def test_serves_again_after_a_reboot(rebooted, site):
+def test_server_answers_again_after_a_reboot(rebooted, site):
     assert rebooted["serves"].of(site)
     after = rebooted["after"][site.name]
     assert after["health"]["ok"]
@@ -235,7 +235,7 @@ def test_serves_again_after_a_reboot(rebooted, site):
 
 
 @column("reboot")
-def test_nothing_is_to_be_done_after_a_reboot(rebooted, site):
+def test_run_after_a_reboot_changes_nothing(rebooted, site):
     assert rebooted["again"].states[f"{site.name}-live"]["changes"] == {}
 
 
@@ -255,5 +255,5 @@ def limited(fleet):
 
 
 @column("graceful stop")
-def test_a_slow_request_is_answered_by_the_generation_that_got_it(limited, site):
+def test_slow_request_is_answered_by_the_generation_that_received_it(limited, site):
     assert limited.of(site) == "outlasted"

@@ -19,33 +19,33 @@ def streamed(fleet):
 
 
 @column("streams")
-def test_a_part_of_an_answer_is_sent_before_the_next_is_made(streamed, site):
+def test_response_is_streamed_part_by_part(streamed, site):
     assert streamed.of(site)
 
 
 @column("bodies")
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 @pytest.mark.parametrize("size", [16 * 200, TEN_MIB], ids=["small", "10 MiB"])
-def test_a_body_arrives_whole(site, size, chunked):
+def test_body_arrives_whole(site, size, chunked):
     told = site.ask("/?do=tell", method="POST", size=size, chunked=chunked).told
     assert told["length"] == size
     assert told["sha256"] == hashlib.sha256(b"0123456789abcdef" * (size // 16)).hexdigest()
 
 
 @column("bodies")
-def test_a_large_answer_arrives_whole(site):
+def test_large_response_arrives_whole(site):
     assert len(site.ask(f"/?do=big&size={TEN_MIB}").body) == TEN_MIB
 
 
 @column("bodies")
-def test_a_body_that_the_app_does_not_read_harms_nobody(site):
+def test_body_that_the_app_does_not_read_disturbs_no_other_request(site):
     request = {"target": "/?do=cookies", "method": "POST", "size": 16 * 20_000}
     for answer in site.converse(request, request, {}):
         assert answer.status == 200
 
 
 @column("environ")
-def test_the_request_is_told_as_it_was_sent(site):
+def test_environ_describes_the_request_as_it_was_sent(site):
     environ = site.ask("/some/page?a=1&b=%20%C3%A9+x&a=2", headers=[["Content-Type", "text/x-test"]]).told["environ"]
     assert environ["wsgi.url_scheme"] == "http"
     assert environ["REQUEST_METHOD"] == "GET"
@@ -58,7 +58,7 @@ def test_the_request_is_told_as_it_was_sent(site):
 
 
 @column("REMOTE_ADDR")
-def test_the_clients_address_is_told(site):
+def test_environ_has_the_address_of_the_client(site):
     assert site.ask().told["environ"].get("REMOTE_ADDR") == "127.0.0.1"
 
 
@@ -75,37 +75,37 @@ def test_the_clients_address_is_told(site):
     ],
     ids=["UTF-8", "space", "beyond latin-1", "percent", "reserved", "not UTF-8"],
 )
-def test_a_path_is_told_decoded(site, target, path):
+def test_path_is_passed_decoded(site, target, path):
     environ = site.ask(target).told["environ"]
     wanted = path if isinstance(path, bytes) else path.encode()
     assert environ["PATH_INFO"].encode("latin-1") == wanted
 
 
 @column("environ")
-def test_a_path_with_bytes_that_no_url_may_hold_is_decoded_or_refused(site):
+def test_path_with_raw_bytes_is_decoded_or_refused(site):
     answer = site.ask("/caf\xc3\xa9")
     assert answer.status == 400 or answer.told["environ"]["PATH_INFO"].encode("latin-1") == "/café".encode()
 
 
 @column("headers")
-def test_a_header_that_is_sent_twice_arrives_joined(site):
+def test_header_that_is_sent_twice_arrives_joined(site):
     environ = site.ask(headers=[["X-Twice", "one"], ["X-Twice", "two"]]).told["environ"]
     assert environ["HTTP_X_TWICE"].replace(" ", "") == of_two(site)
 
 
 @column("headers")
-def test_cookies_sent_in_two_headers_arrive_both(site):
+def test_cookies_in_two_headers_both_arrive(site):
     environ = site.ask(headers=[["Cookie", "one=1"], ["Cookie", "two=2"]]).told["environ"]
     assert environ["HTTP_COOKIE"].replace(" ", "") in ("one=1;two=2", "one=1,two=2")
 
 
 @column("headers")
-def test_a_header_of_the_answer_may_be_there_twice(site):
+def test_response_may_have_a_header_twice(site):
     assert site.ask("/?do=cookies").values("Set-Cookie") == ["one=1; Path=/", "two=2; Path=/"]
 
 
 @column("HEAD, 304")
-def test_the_answer_to_head_has_no_body(site):
+def test_response_to_head_has_no_body(site):
     with_body, without, after = site.converse(
         {"target": "/?do=cookies"}, {"target": "/?do=cookies", "method": "HEAD"}, {"target": "/?do=cookies"}
     )
@@ -117,7 +117,7 @@ def test_the_answer_to_head_has_no_body(site):
 
 
 @column("HEAD, 304")
-def test_an_answer_of_304_has_no_body_and_keeps_its_headers(site):
+def test_response_304_has_no_body_and_keeps_its_headers(site):
     unchanged, after = site.converse({"target": "/?do=unchanged"}, {"target": "/?do=cookies"})
     assert (unchanged.status, unchanged.body) == (304, "")
     assert unchanged.values("ETag") == ['"one"']
@@ -125,7 +125,7 @@ def test_an_answer_of_304_has_no_body_and_keeps_its_headers(site):
 
 
 @column("100-continue")
-def test_a_body_that_waits_for_100_is_taken(site):
+def test_body_that_waits_for_100_continue_is_accepted(site):
     answer = site.ask("/?do=tell", method="POST", size=16 * 10_000, expect=True)
     assert answer.interim == "HTTP/1.1 100 Continue"
     assert answer.told["length"] == 160_000
@@ -186,13 +186,13 @@ def test_no_request_is_smuggled_past_nginx(smuggled, site):
     ],
     ids=["GET", "POST", "chunked", "HEAD", "stream", "DELETE"],
 )
-def test_wsgiref_validate_finds_nothing(site, asked):
+def test_wsgiref_validate_accepts_the_server(site, asked):
     answer = site.ask(**asked)
     assert answer.status == 200, site.fleet.machine.call("wsgi.logs", site.name)
 
 
 @column("wsgiref.validate")
-def test_wsgiref_validate_has_not_complained_in_the_logs(site):
+def test_wsgiref_validate_logged_no_complaint(site):
     logs = site.logs()
     for complaint in ("garbage collected without being closed", "AssertionError"):
         assert complaint not in logs

@@ -96,7 +96,7 @@ def answers(found, server, manager):
 
 @column("ASGI")
 @asgi
-def test_the_scope_tells_the_request_as_it_was_sent(answers, server):
+def test_scope_describes_the_request_as_it_was_sent(answers, server):
     told = answers["told"].told
     scope = told["scope"]
     assert told["app"] == server
@@ -113,7 +113,7 @@ def test_the_scope_tells_the_request_as_it_was_sent(answers, server):
 
 @column("ASGI")
 @asgi
-def test_the_root_path_is_the_mount_and_the_path_begins_with_it(answers):
+def test_root_path_is_the_mount_and_the_path_begins_with_it(answers):
     """https://asgi.readthedocs.io/en/latest/specs/www.html#http-connection-scope"""
     scope = answers["mounted"].told["scope"]
     assert (scope["root_path"], scope["path"]) == (MOUNT, f"{MOUNT}/café")
@@ -122,7 +122,7 @@ def test_the_root_path_is_the_mount_and_the_path_begins_with_it(answers):
 
 @column("ASGI")
 @asgi
-def test_lifespan_is_started_in_the_loop_that_serves(answers):
+def test_lifespan_startup_runs_in_the_event_loop_that_serves(answers):
     assert answers["told"].told["started"]
     assert answers["told"].told["state"] == "by lifespan"
 
@@ -130,20 +130,20 @@ def test_lifespan_is_started_in_the_loop_that_serves(answers):
 @column("ASGI")
 @asgi
 @pytest.mark.parametrize("way", ["posted", "chunked"])
-def test_a_body_arrives_whole(answers, way):
+def test_body_arrives_whole(answers, way):
     told = answers[way].told
     assert told["sha256"] == hashlib.sha256(b"0123456789abcdef" * 10_000).hexdigest()
 
 
 @column("ASGI")
 @asgi
-def test_a_header_of_the_answer_may_be_there_twice(answers):
+def test_response_may_have_a_header_twice(answers):
     assert answers["told"].values("Set-Cookie") == ["one=1", "two=2"]
 
 
 @column("ASGI")
 @asgi
-def test_the_answer_to_head_has_no_body(answers):
+def test_response_to_head_has_no_body(answers):
     head, after = answers["head"]
     assert (head.status, head.body) == (200, "")
     assert (after.status, after.body) == (200, "after")
@@ -151,13 +151,13 @@ def test_the_answer_to_head_has_no_body(answers):
 
 @column("ASGI")
 @asgi
-def test_a_part_of_an_answer_is_sent_before_the_next_is_made(answers):
+def test_response_is_streamed_part_by_part(answers):
     assert answers["streams"]
 
 
 @column("ASGI")
 @asgi
-def test_a_worker_answers_many_at_once(answers):
+def test_worker_answers_many_requests_at_once(answers):
     told = [answer.told for answer in answers["at once"]]
     assert at_once(told) == 12
     assert len(answers["workers"]) == 2
@@ -165,7 +165,7 @@ def test_a_worker_answers_many_at_once(answers):
 
 @column("ASGI")
 @asgi
-def test_an_exception_is_answered_by_500_and_logged_and_harms_nobody(answers):
+def test_exception_is_answered_with_500_logged_and_ends_no_process(answers):
     assert answers["failed"].status == 500
     assert "RuntimeError: asked to fail: 42" in answers["logs"]
     assert answers["unharmed"]
@@ -174,20 +174,20 @@ def test_an_exception_is_answered_by_500_and_logged_and_harms_nobody(answers):
 @column("ASGI")
 @asgi
 @pytest.mark.parametrize("way", ["stdout", "stderr", "logging"])
-def test_what_the_app_says_is_in_its_logs(answers, way):
+def test_output_of_the_app_is_logged(answers, way):
     assert answers["logs"].count(f"{way} 42") == 1
 
 
 @column("ASGI")
 @asgi
-def test_a_request_that_hangs_is_ended(answers):
+def test_hung_request_is_ended(answers):
     assert answers["hung"].status in (500, 502, 504)
     assert answers["serves"]
 
 
 @column("WebSockets")
 @asgi_websockets
-def test_websockets_pass_both_ways(answers, server):
+def test_websocket_messages_pass_both_ways(answers, server):
     found = answers["websocket"]
     assert " 101 " in found["head"][0]
     assert "sec-websocket-protocol: contract" in [line.lower() for line in found["head"]]
@@ -199,6 +199,6 @@ def test_websockets_pass_both_ways(answers, server):
 
 @column("ASGI")
 @asgi
-def test_a_change_under_load_loses_nothing(answers):
+def test_change_under_load_loses_no_request(answers):
     assert answers["load"]["lost"] == 0, json.dumps(answers["load"], indent=1)
     assert answers["slow"] == "outlasted"

@@ -101,21 +101,21 @@ def changes(machine, request):
     return {(change.before, change.after): change for change in made}
 
 
-def test_each_kind_of_server_follows_each_other_kind():
+def test_tour_switches_from_each_kind_of_server_to_each_other_kind():
     every = set(itertools.permutations({kind(pair) for pair in PAIRS}, 2))
     assert {(kind(before), kind(after)) for before, after in CHANGES} >= every
     assert {before for before, _ in CHANGES} == {after for _, after in CHANGES} == set(PAIRS)
 
 
 @pytest.mark.parametrize(("before", "after"), CHANGES, ids="/".join)
-def test_a_change_loses_nothing(changes, before, after):
+def test_switching_under_load_loses_no_request(changes, before, after):
     change = changes[before, after]
     assert change.sound, str(change)
 
 
 @pytest.mark.column("switch")
 @pytest.mark.parametrize(("server", "manager"), PAIRS)
-def test_the_changes_from_and_to_it_lose_nothing(changes, server, manager):
+def test_switching_to_and_from_a_server_loses_no_request(changes, server, manager):
     about_it = [change for change in changes.values() if (server, manager) in (change.before, change.after)]
     assert len(about_it) == 2
     assert [str(change) for change in about_it if not change.sound] == []

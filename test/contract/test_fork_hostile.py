@@ -58,12 +58,12 @@ def answered(machine, count=400, timeout=30):
 
 @pytest.mark.column("ZeroMQ")
 @pytest.mark.parametrize(("server", "manager"), once().items())
-def test_a_fork_hostile_app_just_works(machine, app, server, manager):
+def test_zeromq_app_answers_under_every_server(machine, app, server, manager):
     app(server, manager)
     assert answered(machine) == 400
 
 
-def test_the_hazard_is_real(machine, app):
+def test_zeromq_app_does_not_answer_when_it_is_loaded_before_the_fork(machine, app):
     """The same app under a uWSGI that loads it before the fork answers nothing; it recovers from that."""
     app("uwsgi", "supervisor", preload=True, graceful_timeout=2)
     assert answered(machine, 8, 8) == 0
@@ -71,7 +71,7 @@ def test_the_hazard_is_real(machine, app):
     assert answered(machine) == 400
 
 
-def test_what_would_break_it_is_warned_of(machine, app):
+def test_preload_of_a_zeromq_app_gives_a_warning(machine, app):
     app("uwsgi", "supervisor", preload=True)
     assert machine.call("wsgi.validate") == [
         "warning: wsgi:apps:zeromq:preload: pyzmq may break when what it made crosses a fork; false is safe"

@@ -5,10 +5,10 @@ import pathlib
 from fleet import managers, once
 
 
-def test_each_process_manager_has_its_file():
+def test_every_process_manager_has_a_test_file():
     here = pathlib.Path(__file__).parent
     assert [name for name in managers() if f'rest_of("{name}")' not in (here / f"test_{name}.py").read_text()] == []
 
 
-def test_each_process_manager_holds_a_server_where_each_server_is_asked_once():
+def test_every_process_manager_runs_a_server_in_test_every_server():
     assert {*once().values()} == {*managers()}

@@ -40,14 +40,14 @@ def served(master):
     return master
 
 
-def test_a_highstate_brings_an_update_of_the_formula(served):
+def test_highstate_applies_an_update_of_the_formula(served):
     served.exec(change(FORMULA))
     served.salt("*", "state.highstate")
     for minion in served.minions.values():
         assert_new_version(minion)
 
 
-def test_after_an_update_of_the_formula_a_bare_state_apply_says_what_to_do(served):
+def test_state_apply_after_an_update_of_the_formula_says_to_sync_first(served):
     served.exec(change(FORMULA))
     printed = served.exec(["salt", "*", "state.apply", "wsgi"], check=False)
     assert printed.rc != 0
@@ -69,7 +69,7 @@ def repository(master):
     return master
 
 
-def test_gitfs_serves_fresh_minions_and_brings_an_update(repository):
+def test_gitfs_serves_fresh_minions_and_an_update(repository):
     master = repository
     for minion in master.minions.values():
         minion.forget()

@@ -38,7 +38,7 @@ def serving(master):
     return master.minions["web1"].get("/").body.split()[2].partition("/")[0]
 
 
-def test_a_deploy_keeps_the_server_that_state_apply_has_just_brought(served):
+def test_deploy_keeps_the_server_that_state_apply_brought_up(served):
     served.pillar(hello("waitress"))
     served.salt("web1", "state.apply", "wsgi")
     ask(served, "wsgi.deploy", "hello")
@@ -46,12 +46,12 @@ def test_a_deploy_keeps_the_server_that_state_apply_has_just_brought(served):
     ask(served, "wsgi.restart", "hello")
 
 
-def test_a_restart_refuses_what_pillar_has_changed_since_the_last_run(served):
+def test_restart_is_refused_when_pillar_has_changed_since_the_last_run(served):
     served.pillar(hello("gunicorn", workers=3))
     assert "pillar asks for another generation of hello" in ask(served, "wsgi.restart", "hello", ok=False)
 
 
-def test_a_typo_that_no_run_has_seen_is_told(served):
+def test_validate_reports_a_typo_that_no_run_has_seen(served):
     served.pillar(hello("gunicron"))
     (problem,) = ask(served, "wsgi.validate", ok=False)
     assert "did you mean 'gunicorn'?" in problem
@@ -60,19 +60,19 @@ def test_a_typo_that_no_run_has_seen_is_told(served):
 @pytest.mark.parametrize(
     "function", [["wsgi.validate"], ["wsgi.status"], ["wsgi.restart", "hello"], ["state.apply", "wsgi"]], ids=" ".join
 )
-def test_pillar_is_compiled_once(served, function):
+def test_pillar_is_compiled_once_per_function(served, function):
     with served.requests() as requests:
         served.salt("web1", *function)
     assert [request["command"] for request in requests].count("_pillar") == 1
 
 
-def test_what_salt_call_has_compiled_itself_is_compiled_no_second_time(served):
+def test_pillar_that_salt_call_compiled_is_not_compiled_again(served):
     with served.requests() as requests:
         assert served.minions["web1"].call("wsgi.validate") is True
     assert [request["command"] for request in requests].count("_pillar") == 1
 
 
-def test_within_a_state_run_its_own_pillar_counts(served):
+def test_function_in_a_state_run_uses_the_pillar_of_that_run(served):
     served.put("/srv/salt/deploying.sls", DEPLOYING)
     served.salt("web1", "state.apply", "deploying", f"pillar={json.dumps({'wsgi': hello('waitress')})}")
     assert serving(served) == "waitress"
@@ -80,7 +80,7 @@ def test_within_a_state_run_its_own_pillar_counts(served):
     assert serving(served) == "gunicorn"
 
 
-def test_a_pillar_that_does_not_render_is_told_in_salt_s_words_and_touches_nothing(served):
+def test_pillar_that_does_not_render_is_reported_and_touches_nothing(served):
     before = ask(served, "wsgi.status", "hello")["hello"]["generation"]
     served.put("/srv/pillar/web1.sls", "{{ broken")
     failed = "Rendering SLS 'web1' failed"
@@ -92,7 +92,7 @@ def test_a_pillar_that_does_not_render_is_told_in_salt_s_words_and_touches_nothi
     assert serving(served) == "gunicorn"
 
 
-def test_a_run_in_another_saltenv_is_remembered_and_can_be_overruled(served):
+def test_saltenv_of_the_last_run_is_used_unless_another_is_given(served):
     served.salt("web1", "state.apply", "wsgi", "saltenv=base")
     assert "not served" in ask(served, "wsgi.validate", "saltenv=elsewhere", ok=False)
     assert ask(served, "wsgi.validate") is True
@@ -113,14 +113,14 @@ def salt_ssh(master):
 
 
 @pytest.mark.parametrize("sls", ["wsgi", "wsgi.clean"])
-def test_a_run_through_salt_ssh_is_refused_in_one_sentence(salt_ssh, master, sls):
+def test_run_through_salt_ssh_is_refused_in_one_sentence(salt_ssh, master, sls):
     (state,) = salt_ssh("state.apply", sls).values()
     assert (state["result"], state["changes"], state["comment"]) == (False, {}, "Nothing was touched.")
     assert state["name"].startswith("wsgi does not run through salt-ssh: ")
     assert master.exec("ls -d /srv/wsgi /etc/wsgi", check=False).stdout == ""
 
 
-def test_a_function_through_salt_ssh_is_refused_in_one_sentence(salt_ssh):
+def test_function_through_salt_ssh_is_refused_in_one_sentence(salt_ssh):
     said = salt_ssh("wsgi.status")
     assert said["retcode"] == 1
     assert said["stderr"].startswith("Error running 'wsgi.status': wsgi does not run through salt-ssh: ")

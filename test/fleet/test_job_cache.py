@@ -68,7 +68,7 @@ def secrets(master):
     }
 
 
-def test_the_app_has_been_given_the_secrets(secrets, master):
+def test_app_has_received_the_secrets(secrets, master):
     assert master.minions["web1"].exec(["grep", "-rlF", PASSWORD, "/etc/wsgi/hello"]).stdout
 
 
@@ -84,7 +84,7 @@ def test_no_secret_is_in_a_cache_or_log(secrets, master, place):
     assert found == {}
 
 
-def test_events_were_written_down(secrets, master):
+def test_events_are_recorded_in_the_searched_log(secrets, master):
     """Else the test of /var/log, where they are, would say nothing of them."""
     events = master.exec(["cat", EVENTS]).stdout
     assert "hello-live" in events

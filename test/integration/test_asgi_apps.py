@@ -56,39 +56,39 @@ def logged(machine, words):
     return words in machine.call("wsgi.logs", "echo")
 
 
-def test_app_sees_the_client_and_not_nginx(served):
+def test_scope_names_the_client_instead_of_nginx(served):
     scope = seen(served, "/a%20path?of=it")
     assert scope["client"][0] == "127.0.0.1"
     assert (scope["scheme"], scope["path"], scope["query_string"]) == ("http", "/a path", "of=it")
     assert scope["headers"]["host"] == "127.0.0.1"
 
 
-def test_app_started_before_it_was_asked(served):
+def test_lifespan_startup_runs_before_the_first_request(served):
     assert seen(served)["started"] is True
 
 
-def test_stream_comes_bit_by_bit(served):
+def test_response_is_streamed_chunk_by_chunk(served):
     command = "curl -sN '127.0.0.1/?stream=3' | while read number; do echo $number $(date +%s%N); done"
     lines = [line.split() for line in served.exec(command).stdout.splitlines()]
     assert [number for number, _ in lines] == ["0", "1", "2"]
     assert int(lines[2][1]) - int(lines[0][1]) > 0.8e9
 
 
-def test_large_and_chunked_bodies_come_back_whole(served):
+def test_large_and_chunked_bodies_are_echoed_whole(served):
     served.exec("head -c 9000000 /dev/urandom > /tmp/sent")
     for header in ("Expect:", "Transfer-Encoding: chunked"):
         served.exec(["curl", "-sf", "-H", header, "--data-binary", "@/tmp/sent", "-o", "/tmp/back", "127.0.0.1/"])
         assert served.exec("cmp /tmp/sent /tmp/back", check=False).rc == 0
 
 
-def test_exception_is_a_500_and_a_traceback(served):
+def test_exception_is_answered_with_500_and_logged_with_its_traceback(served):
     before = served.call("wsgi.status")["echo"]["pids"]
     assert served.get("/?raise=marked-so").status == 500
     eventually(lambda: logged(served, "RuntimeError: marked-so"))
     assert served.call("wsgi.status")["echo"]["pids"] == before
 
 
-def test_hung_request_is_cancelled_and_its_worker_serves_on(served):
+def test_hung_request_is_cancelled_and_its_worker_keeps_serving(served):
     before = served.call("wsgi.status")["echo"]["pids"]
     assert served.get("/hung?sleep=60").status == 504
     assert logged(served, "GET /hung took more than 4 s; it is cancelled")
@@ -96,7 +96,7 @@ def test_hung_request_is_cancelled_and_its_worker_serves_on(served):
 
 
 @pytest.mark.parametrize("hang", ["block", "stubborn"])
-def test_worker_that_cannot_go_on_is_replaced(served, hang):
+def test_worker_with_a_blocked_event_loop_or_an_uncancellable_request_is_replaced(served, hang):
     """One whose event loop stands still, or that has a request which won't be cancelled."""
     before = set(served.call("wsgi.status")["echo"]["pids"])
     in_background(served, f"curl -s '127.0.0.1/?{hang}=60'")
@@ -106,7 +106,7 @@ def test_worker_that_cannot_go_on_is_replaced(served, hang):
     eventually(lambda: len(served.call("wsgi.status")["echo"]["pids"]) == len(before))
 
 
-def test_websocket_echoes_and_sees_the_client(served):
+def test_websocket_echoes_messages_and_its_scope_names_the_client(served):
     told = websocket(served, "--text", "hello", "--text", "ü" * 50_000, "--text", "scope")
     assert told[0]["status"] == 101
     assert [told[1]["text"], told[2]["text"]] == ["hello", "ü" * 50_000]
@@ -114,12 +114,12 @@ def test_websocket_echoes_and_sees_the_client(served):
     assert (scope["type"], scope["scheme"], scope["client"][0]) == ("websocket", "ws", "127.0.0.1")
 
 
-def test_silent_websocket_stays(served):
+def test_idle_websocket_stays_open(served):
     told = websocket(served, "--text", "still here", "--stay", QUICK["request_timeout"] - 1)
     assert [line["text"] for line in told if "text" in line] == ["still here"] * 2
 
 
-def test_workers_are_recycled_under_load_and_nothing_is_lost(served):
+def test_recycling_workers_under_load_loses_no_request(served):
     converge(served, served.server, max_requests=50)
     before = set(served.call("wsgi.status")["echo"]["pids"])
     with served.load(clients=8) as load:
@@ -128,7 +128,7 @@ def test_workers_are_recycled_under_load_and_nothing_is_lost(served):
     converge(served, served.server)
 
 
-def test_websocket_outlives_a_change_and_is_told_to_come_back(served):
+def test_websocket_stays_open_during_a_change_and_is_closed_with_1012(served):
     output = in_background(served, f"python3 {CLIENT} --text pid --stay 60 http://127.0.0.1/talk")
     eventually(lambda: "text" in served.exec(["cat", output]).stdout)
     converge(served, served.server, env={"CHANGED": str(time.time())})
@@ -137,7 +137,7 @@ def test_websocket_outlives_a_change_and_is_told_to_come_back(served):
     assert told[-1]["after"] > QUICK["graceful_timeout"] - 4
 
 
-def test_app_is_told_that_it_ends_in_each_worker(served):
+def test_lifespan_shutdown_runs_in_each_worker(served):
     status = served.call("wsgi.status")["echo"]
 
     def log():
@@ -151,7 +151,7 @@ def test_app_is_told_that_it_ends_in_each_worker(served):
     eventually(lambda: ends <= set(log().splitlines()), otherwise=lambda: (workers, log()))
 
 
-def test_changes_between_interfaces_lose_nothing(machine):
+def test_switching_between_asgi_and_wsgi_under_load_loses_no_request(machine):
     converge(machine, "gunicorn")
     with machine.load(seconds=300, pause=0.02) as load:
         for server in SERVERS:

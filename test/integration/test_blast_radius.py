@@ -15,7 +15,7 @@ def one(server, **settings):
 
 
 @pytest.mark.parametrize(("server", "neighbour"), PAIRS)
-def test_change_of_one_app_keeps_every_pid_of_another(machine, server, neighbour):
+def test_change_of_one_app_keeps_every_process_of_another(machine, server, neighbour):
     other = {"two": app(neighbour, domains=["two.example.com"], max_requests=0)}
     machine.pillar({"apps": {**one(server), **other}})
     machine.apply()
@@ -38,7 +38,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_bad_app_keeps_no_other_from_converging(machine, bad):
+def test_broken_app_stops_no_other_app_from_converging(machine, bad):
     other = {"two": app("gunicorn", domains=["two.example.com"])}
     machine.pillar({"apps": {**one("uwsgi"), **other}})
     machine.apply()

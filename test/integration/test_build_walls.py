@@ -145,7 +145,7 @@ def serves(machine):
     return machine.get("/healthz").status == 200
 
 
-def test_no_file_of_root_s_is_given_away_to_an_app_that_swaps_folders_for_links(shop):
+def test_app_that_swaps_folders_for_links_gets_no_file_of_root(shop):
     stop = as_app(shop, SWAP)
     change_code(shop)
     shop.apply()
@@ -154,7 +154,7 @@ def test_no_file_of_root_s_is_given_away_to_an_app_that_swaps_folders_for_links(
     assert breaches(shop) == ""
 
 
-def test_an_app_can_neither_open_up_nor_enter_what_is_built_of_it(shop):
+def test_app_can_neither_chmod_nor_read_its_release_during_the_build(shop):
     stop = as_app(shop, OPEN_UP)
     change_code(shop)
     converge(shop, extra_index=["http://127.0.0.1:1/simple/"])  # another environment, too
@@ -162,7 +162,7 @@ def test_an_app_can_neither_open_up_nor_enter_what_is_built_of_it(shop):
     assert breaches(shop) == ""
 
 
-def test_what_a_build_opened_up_is_closed_and_what_it_left_running_has_ended(shop):
+def test_modes_and_acls_that_a_build_sets_are_removed_and_its_processes_are_killed(shop):
     run = converge(shop, hooks={"build": [["python3", "evil.py"]]})
     (printed,) = run.states["shop-release"]["changes"]["hooks"].values()
     assert printed == "done as wsgibuild-shop"
@@ -184,7 +184,7 @@ def test_what_a_build_opened_up_is_closed_and_what_it_left_running_has_ended(sho
     assert serves(shop)
 
 
-def test_a_build_that_leaves_a_named_pipe_is_refused_and_what_is_live_serves_on(shop):
+def test_build_that_leaves_a_named_pipe_fails_and_the_live_release_keeps_serving(shop):
     before = shop.exec(f"ls {SHOP}/releases").stdout
     run = converge(shop, ok=False, hooks={"build": ["mkfifo a/pipe"]})
     assert run.failed == {"shop-release", "shop-live", "shop-site"}
@@ -193,7 +193,7 @@ def test_a_build_that_leaves_a_named_pipe_is_refused_and_what_is_live_serves_on(
     assert serves(shop)
 
 
-def test_what_the_app_s_group_may_read_a_build_s_command_may_use_and_its_home_is_its_own(shop):
+def test_build_command_can_use_the_environment_and_has_a_home_of_its_own(shop):
     """The environment is root's by then; a build's commands find their own user's names and home."""
     command = 'python -c "import gunicorn" && echo $USER $LOGNAME $HOME && echo 1 > ~/kept'
     run = converge(shop, hooks={"build": [command]})
@@ -209,7 +209,7 @@ def test_what_the_app_s_group_may_read_a_build_s_command_may_use_and_its_home_is
         f"chmod g+w {SHOP}/environments/*",
     ],
 )
-def test_a_damaged_release_is_built_anew_beside_what_is_live_and_loses_no_request(shop, damage):
+def test_damaged_release_is_rebuilt_beside_the_live_one_and_loses_no_request(shop, damage):
     converge(shop)
     before = shop.call("wsgi.status")["shop"]
     assert shop.apply().changed == set()
@@ -226,14 +226,14 @@ def test_a_damaged_release_is_built_anew_beside_what_is_live_and_loses_no_reques
     assert shop.apply().changed == set()
 
 
-def test_an_environment_that_is_gone_is_made_anew(shop):
+def test_missing_environment_is_rebuilt(shop):
     shop.exec(f"rm -rf {SHOP}/environments/*")
     assert "shop-release" in shop.apply().changed
     assert serves(shop)
     assert shop.apply().changed == set()
 
 
-def test_a_deploy_makes_the_build_user_where_it_is_not_there_yet(shop):
+def test_deploy_creates_a_missing_build_user(shop):
     """As on a machine where the formula was updated and no highstate ran since."""
     shop.exec("userdel wsgibuild-shop; rm -rf /var/lib/wsgi/build")
     change_code(shop)
@@ -243,7 +243,7 @@ def test_a_deploy_makes_the_build_user_where_it_is_not_there_yet(shop):
     assert shop.apply().changed == set()
 
 
-def test_a_home_goes_to_another_user_without_what_its_links_lead_to(shop):
+def test_changing_the_user_chowns_the_home_but_not_the_targets_of_its_links(shop):
     shop.exec("echo secret > /root/secret; chmod 600 /root/secret; useradd --system their-shop")
     enter = "setpriv --reuid=wsgi-shop --regid=wsgi-shop --clear-groups"
     shop.exec(f"cd {HOME} && {enter} ln -s /root/secret link2 && {enter} mkfifo pipe && touch root-s")
@@ -254,7 +254,7 @@ def test_a_home_goes_to_another_user_without_what_its_links_lead_to(shop):
     assert serves(shop)
 
 
-def test_the_build_user_goes_with_the_app_and_what_runs_of_it(shop):
+def test_removing_the_app_removes_its_build_user_and_kills_its_processes(shop):
     shop.exec("setpriv --reuid=wsgibuild-shop --clear-groups setsid sleep 4321 > /dev/null 2>&1 & true")
     shop.pillar({"apps": {}})
     shop.apply()

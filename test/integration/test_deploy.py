@@ -66,7 +66,7 @@ def override(machine):
     return machine.call("wsgi.status", "shop")["shop"].get("override")
 
 
-def test_a_revision_is_deployed_alone_and_holds_until_pillar_catches_up(shop):
+def test_deployed_revision_stays_live_until_pillar_names_it(shop):
     other = shop.call("wsgi.status", "other")["other"]["pids"]
     with shop.load(clients=8, pause=0.02, host="shop.example.com") as load:
         done = shop.call("wsgi.deploy", "shop", "rev=v2")
@@ -87,7 +87,7 @@ def test_a_revision_is_deployed_alone_and_holds_until_pillar_catches_up(shop):
 
 
 @pytest.mark.parametrize("asked", ["rev=v2", f"source={REPOSITORY}@v2", "rev=main"])
-def test_another_server_for_what_was_deployed_still_tells_its_branch_or_tag(shop, asked):
+def test_switching_the_server_keeps_the_branch_or_tag_of_a_deployed_revision(shop, asked):
     found = shop.call("wsgi.deploy", "shop", asked)
     pillar(shop, server="waitress")
     shop.apply()
@@ -110,14 +110,14 @@ def test_another_server_for_what_was_deployed_still_tells_its_branch_or_tag(shop
     shop.call("wsgi.unpin", "shop")
 
 
-def test_pillar_has_the_last_word_as_soon_as_it_says_something_else(shop):
+def test_new_source_in_pillar_replaces_the_deployed_revision(shop):
     shop.call("wsgi.deploy", "shop", "rev=v2")
     pillar(shop, "v3")
     shop.apply()
     assert (version(shop), override(shop)) == ("v3", None)
 
 
-def test_other_settings_of_pillar_are_applied_to_what_was_deployed(shop):
+def test_other_settings_of_pillar_apply_to_the_deployed_revision(shop):
     shop.call("wsgi.deploy", "shop", "rev=v2")
     pillar(shop, workers=3)
     shop.apply()
@@ -125,7 +125,7 @@ def test_other_settings_of_pillar_are_applied_to_what_was_deployed(shop):
     assert len(shop.call("wsgi.status", "shop")["shop"]["pids"]) == 4
 
 
-def test_a_branch_that_was_deployed_stays_where_it_was(shop):
+def test_deployed_branch_stays_at_its_commit_until_the_next_deploy(shop):
     shop.call("wsgi.deploy", "shop", "rev=main")
     assert version(shop) == "v3"
     release(shop, "v4", tag=False)
@@ -134,13 +134,13 @@ def test_a_branch_that_was_deployed_stays_where_it_was(shop):
     assert version(shop) == "v4"
 
 
-def test_without_a_revision_it_is_what_pillar_says(shop):
+def test_deploy_without_a_revision_returns_to_the_source_of_pillar(shop):
     shop.call("wsgi.deploy", "shop", "rev=v2")
     shop.call("wsgi.deploy", "shop")
     assert (version(shop), override(shop)) == ("v1", None)
 
 
-def test_a_way_back_from_what_was_deployed_is_to_what_pillar_says(shop):
+def test_rollback_of_a_deploy_returns_to_the_source_of_pillar(shop):
     shop.call("wsgi.deploy", "shop", "rev=v2")
     shop.call("wsgi.rollback", "shop")
     assert (version(shop), override(shop)) == ("v1", None)
@@ -160,7 +160,7 @@ def test_a_way_back_from_what_was_deployed_is_to_what_pillar_says(shop):
     ],
     ids=str,
 )
-def test_what_cant_be_deployed_changes_nothing(shop, asked, said):
+def test_failed_deploy_changes_nothing(shop, asked, said):
     with shop.load(clients=4, pause=0.02, host="shop.example.com") as load, pytest.raises(CommandFailed, match=said):
         shop.call("wsgi.deploy", "shop", *asked)
     assert load.report["lost"] == 0, load.report
@@ -168,14 +168,14 @@ def test_what_cant_be_deployed_changes_nothing(shop, asked, said):
     assert shop.apply().changed == set()
 
 
-def test_another_source_can_be_deployed(shop):
+def test_deploy_accepts_another_source(shop):
     shop.exec("rm -rf /srv/elsewhere; git clone -q /srv/shop.git /srv/elsewhere; cd /srv/elsewhere; git checkout -q v2")
     shop.call("wsgi.deploy", "shop", "source=/srv/elsewhere")
     assert version(shop) == "v2"
     assert "/srv/elsewhere was deployed" in override(shop)
 
 
-def test_an_app_with_a_problem_in_pillar_is_not_deployed(shop):
+def test_app_with_a_problem_in_pillar_is_not_deployed(shop):
     pillar(shop, workers="many")
     problem = "wsgi:apps:shop:workers: 'many' must be an integer from 1 to 1024"
     for function in ("deploy", "rollback", "restart", "unpin"):
@@ -184,7 +184,7 @@ def test_an_app_with_a_problem_in_pillar_is_not_deployed(shop):
     assert version(shop) == "v1"
 
 
-def test_an_app_that_is_not_live_is_not_deployed(shop):
+def test_app_that_is_not_live_is_not_deployed(shop):
     shop.pillar({"apps": {"new": app(domains=["new.example.com"])}})
     with pytest.raises(CommandFailed, match="new is not live yet: state.apply wsgi"):
         shop.call("wsgi.deploy", "new")
@@ -204,7 +204,7 @@ def begin(machine, *command):
     machine.exec(f"for i in $(seq 300); do [ -e {FLAG} ] && exit; sleep 0.1; done; journalctl -u run; false")
 
 
-def test_a_second_deploy_is_refused_and_told_by_whom_or_waits(shop):
+def test_second_deploy_waits_or_is_refused_with_the_name_of_the_first(shop):
     pillar(shop, hooks=SLOW)
     begin(shop, "wsgi.deploy", "shop", "rev=v2")
     pid = shop.exec("systemctl show --property=MainPID --value run").stdout.strip()
@@ -223,7 +223,7 @@ def test_a_second_deploy_is_refused_and_told_by_whom_or_waits(shop):
     shop.exec("systemctl reset-failed run second", check=False)
 
 
-def test_a_lock_whose_holder_died_is_taken_over_and_its_build_ended(shop):
+def test_lock_of_a_killed_run_is_taken_over_and_its_build_is_killed(shop):
     pillar(shop, hooks=SLOW)
     begin(shop, "wsgi.deploy", "shop", "rev=v2")
     shop.exec("systemctl kill --kill-who=main --signal=KILL run; sleep 0.5")

@@ -93,7 +93,7 @@ def remains(machine):
     return {*found} - {path.rpartition("/")[0] for path in whole}
 
 
-def test_pip_makes_it_where_there_is_no_uv_and_uv_where_there_is(machine, sums):
+def test_environment_is_built_by_uv_where_it_is_installed_and_else_by_pip(machine, sums):
     code(machine)
     apply(machine, None, requirements=["tiny==1.0"])
     assert not made_by_uv(machine)
@@ -129,7 +129,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_each_form_of_requirements(machine, sums, installer, form):
+def test_every_form_of_requirements_is_installed(machine, sums, installer, form):
     requirements, files, expected = FORMS[form]
     code(machine, **files)
     machine.exec("mkdir /srv/salt-top/shop/wheels && cp /srv/wheels/tiny-1.0-*.whl /srv/salt-top/shop/wheels")
@@ -140,9 +140,7 @@ def test_each_form_of_requirements(machine, sums, installer, form):
 
 
 @pytest.mark.parametrize("requirements", [["."], "requirements.txt"], ids=str)
-def test_the_project_itself_is_built_by_the_app_s_user_and_leaves_no_trace_in_the_release(
-    machine, sums, installer, requirements
-):
+def test_installing_the_project_itself_leaves_no_build_files_in_the_release(machine, sums, installer, requirements):
     code(machine, "project", requirements_txt=f"-e .\n# {installer}\n")
     apply(machine, installer, requirements=requirements)
     assert packages(machine)["shop"] == "1.4"
@@ -159,7 +157,7 @@ def test_the_project_itself_is_built_by_the_app_s_user_and_leaves_no_trace_in_th
     assert remains(machine) == set()
 
 
-def test_locks_are_installed_by_uv(machine, sums):
+def test_lock_files_are_installed_by_uv(machine, sums):
     lock = """version = 1
 requires-python = ">=3.9"
 
@@ -214,7 +212,7 @@ wheels = [{{ url = "http://127.0.0.1:3141/main/files/tiny-2.0-py3-none-any.whl",
     assert remains(machine) == set()
 
 
-def test_hashes_are_honoured(machine, sums, installer):
+def test_wrong_or_missing_hash_fails_the_release(machine, sums, installer):
     code(machine)
     apply(machine, installer, requirements=["tiny==2.0"])
     right = f"other==1.0 --hash=sha256:{sums['other-1.0']}\ntiny==1.0 --hash=sha256:{sums['tiny-1.0']}\n"
@@ -230,7 +228,7 @@ def test_hashes_are_honoured(machine, sums, installer):
     assert remains(machine) == set()
 
 
-def test_the_best_of_all_indexes_is_taken(machine, sums, installer):
+def test_best_version_of_all_indexes_is_installed(machine, sums, installer):
     code(machine)
     more = INDEX.replace("/main/", "/more/")
     # Of the machine's configuration where pillar says nothing, which is pip's.
@@ -246,7 +244,7 @@ def test_the_best_of_all_indexes_is_taken(machine, sums, installer):
 
 
 @pytest.mark.parametrize("wheels", ["/srv/wheels", "wheels"])
-def test_a_folder_of_wheels_is_enough(machine, sums, installer, wheels):
+def test_folder_of_wheels_needs_no_index(machine, sums, installer, wheels):
     code(machine)
     machine.exec("cp -r /srv/wheels /srv/salt-top/shop/wheels")
     machine.exec("rm -f /srv/index/requests")
@@ -256,13 +254,13 @@ def test_a_folder_of_wheels_is_enough(machine, sums, installer, wheels):
     assert machine.exec("cat /srv/index/requests", check=False).stdout == ""
 
 
-def test_a_folder_of_wheels_that_is_not_there_is_named(machine, sums):
+def test_missing_folder_of_wheels_is_named(machine, sums):
     code(machine)
     run = apply(machine, "pip", ok=False, wheels="/srv/weels", requirements=["tiny==2.0"])
     assert "wsgi:apps:shop:wheels: '/srv/weels' is not a folder" in run.states["shop-release"]["comment"]
 
 
-def test_credentials_of_an_index_are_seen_by_nobody(machine, sums, installer):
+def test_credentials_of_an_index_are_never_shown(machine, sums, installer):
     """While the installer waits for a slow index, and afterwards."""
     code(machine)
     machine.put("/srv/index/credentials", f"builder:{PLAIN}", 0o600)
@@ -309,7 +307,7 @@ def test_credentials_of_an_index_are_seen_by_nobody(machine, sums, installer):
 
 
 @pytest.mark.parametrize("changed", ["code", "comments", "health"])
-def test_a_second_release_of_equal_requirements_starts_no_installer(machine, sums, installer, changed):
+def test_second_release_with_equal_requirements_starts_no_installer(machine, sums, installer, changed):
     code(machine, requirements_txt="-r base.txt\n", base_txt="tiny==1.0\n")
     apply(machine, installer, requirements="requirements.txt")
     before = machine.call("wsgi.status")["shop"]["release"]
@@ -325,7 +323,7 @@ def test_a_second_release_of_equal_requirements_starts_no_installer(machine, sum
     assert [each for each in started if re.search("venv|pip|uv", each)] == []
 
 
-def test_what_cannot_be_resolved_leaves_the_live_release_serving(machine, sums, installer):
+def test_unresolvable_requirement_leaves_the_live_release_serving(machine, sums, installer):
     code(machine)
     apply(machine, installer, requirements=["tiny==1.0"])
     run = apply(machine, installer, requirements=["tiny==7.0"], ok=False)
@@ -338,7 +336,7 @@ def test_what_cannot_be_resolved_leaves_the_live_release_serving(machine, sums, 
     assert packages(machine)["tiny"] == "2.0"
 
 
-def test_a_killed_build_is_made_anew_and_its_installer_ended(machine, sums, installer):
+def test_killed_build_is_redone_and_its_installer_is_killed(machine, sums, installer):
     code(machine)
     apply(machine, installer, requirements=["tiny==1.0"])
     machine.pillar({"apps": {"shop": shop(installer, requirements=["other==1.0"])}})
@@ -366,7 +364,7 @@ def test_a_killed_build_is_made_anew_and_its_installer_ended(machine, sums, inst
     assert remains(machine) == set()
 
 
-def test_a_full_disk_is_told_and_leaves_no_remains(machine, sums, installer):
+def test_full_disk_is_reported_and_leaves_no_partial_environment(machine, sums, installer):
     code(machine)
     apply(machine, installer, requirements=["tiny==1.0"])
     machine.exec(f"cp -a {ENVIRONMENTS} /root/environments")
@@ -391,7 +389,7 @@ def test_a_full_disk_is_told_and_leaves_no_remains(machine, sums, installer):
         machine.exec(f"umount {ENVIRONMENTS}; rm -rf /srv/wsgi/shop /root/environments")
 
 
-def test_the_finished_environment_is_root_s_and_no_link_leads_out_of_it(machine, sums, installer):
+def test_finished_environment_belongs_to_root_and_has_no_hard_links(machine, sums, installer):
     code(machine)
     apply(machine, installer, requirements=["tiny==1.0", "other"])
     linked = machine.exec(f"find {ENVIRONMENTS} -type f -links +1").stdout
@@ -400,7 +398,7 @@ def test_the_finished_environment_is_root_s_and_no_link_leads_out_of_it(machine,
     assert machine.exec(f"find {ENVIRONMENTS} -name '*.pyc' | head -1").stdout
 
 
-def test_interpreters_side_by_side(machine, sums, installer):
+def test_apps_under_pypy_and_cpython_run_side_by_side(machine, sums, installer):
     """PyPy beside CPython."""
     code(machine)
     apps = {

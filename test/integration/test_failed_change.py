@@ -43,7 +43,7 @@ def serving(machine, request):
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_broken_change_leaves_the_old_generation_serving(serving, broken):
+def test_failed_change_leaves_the_old_generation_serving(serving, broken):
     machine, good = serving
     settings, reason = BROKEN[broken]
     before = traces(machine)
@@ -59,14 +59,14 @@ def test_broken_change_leaves_the_old_generation_serving(serving, broken):
     assert traces(machine) == before
 
 
-def test_mending_the_pillar_mends_the_app(serving):
+def test_corrected_pillar_brings_up_the_new_generation(serving):
     machine, good = serving
     machine.pillar({"apps": {"hello": {**good, "env": {"GREETING": "mended"}}}})
     assert machine.apply().changed == {"hello-live"}
     assert machine.get("/").body.startswith("mended")
 
 
-def test_refused_nginx_tree_is_put_back(serving):
+def test_nginx_files_are_restored_when_nginx_refuses_the_new_ones(serving):
     machine, good = serving
     before = traces(machine)
     machine.put("/etc/nginx/conf.d/zz-somebody-elses.conf", "this is no nginx;\n")
@@ -81,7 +81,7 @@ def test_refused_nginx_tree_is_put_back(serving):
     assert machine.get("/").status == 200
 
 
-def test_port_of_another_program_is_refused(serving):
+def test_port_that_another_program_uses_is_refused(serving):
     machine, good = serving
     machine.pillar({"apps": {"hello": good}})
     machine.apply()
@@ -116,7 +116,7 @@ def test_failed_first_deploy_leaves_nothing_running(machine, server, manager, br
     assert not machine.exec("ls /etc/nginx/wsgi/live/*/hello.conf /var/lib/wsgi/live/hello", check=False).stdout
 
 
-def test_requirement_that_cannot_be_had_fails_the_release(machine):
+def test_requirement_that_does_not_exist_fails_the_release(machine):
     machine.pillar({"apps": {"hello": app(requirements=["no-such-package-anywhere==1.0"])}})
     run = machine.apply(ok=False)
     assert run.failed == {"hello-release", "hello-live", "hello-site"}
@@ -126,7 +126,7 @@ def test_requirement_that_cannot_be_had_fails_the_release(machine):
     assert machine.get("/").status == 200
 
 
-def test_server_with_a_known_hole_that_the_requirements_bring_fails_the_release(machine):
+def test_requirement_that_pins_a_vulnerable_server_fails_the_release(machine):
     machine.pillar({"apps": {"hello": app()}})
     machine.apply()
     before = traces(machine)
@@ -145,7 +145,7 @@ def test_server_with_a_known_hole_that_the_requirements_bring_fails_the_release(
     [{"version": "26.0.0"}, {"requirements": ["gunicorn==22.0.0"], "allow_vulnerable": True}],
     ids=str,
 )
-def test_another_version_of_a_server_is_the_one_that_runs(machine, settings):
+def test_pinned_version_of_the_server_is_the_one_that_runs(machine, settings):
     machine.pillar({"apps": {"hello": app(**settings)}})
     machine.apply()
     version = settings.get("version", "22.0.0")

@@ -116,7 +116,7 @@ def add_note(machine, note):
     return machine.exec(f"{curl} --data '{note}' 127.0.0.1").stdout
 
 
-def test_django_collects_its_static_files_at_build_and_migrates_before_it_is_live(machine, first):
+def test_django_collects_static_files_at_build_and_migrates_before_it_goes_live(machine, first):
     assert_no_secret(machine, first)
     collected = printed(first, "shop-release")
     assert "DJANGO_SECRET_KEY=***" in collected["env"]
@@ -125,7 +125,7 @@ def test_django_collects_its_static_files_at_build_and_migrates_before_it_is_liv
     assert index(machine) == {"items": 0, "fields": ["id", "name"], "style": index(machine)["style"]}
 
 
-def test_django_serves_the_hashed_file_of_its_release_and_keeps_its_data_in_its_home(machine, first):
+def test_django_serves_hashed_files_of_its_release_and_keeps_data_in_its_home(machine, first):
     style = index(machine)["style"]
     assert style.startswith("/static/goods/style.")
     assert style != "/static/goods/style.css"
@@ -136,7 +136,7 @@ def test_django_serves_the_hashed_file_of_its_release_and_keeps_its_data_in_its_
     assert [visit(machine), visit(machine)] == [1, 2]
 
 
-def test_flask_installs_what_its_hashes_allow_and_keeps_notes_over_a_change_of_server(machine, first):
+def test_flask_installs_hashed_requirements_and_keeps_data_when_the_server_changes(machine, first):
     assert add_note(machine, "<milk>") == "<milk>"
     assert machine.get("/", host="notes.example.com").body == "<p>&lt;milk&gt;</p>\n"
     machine.pillar({"apps": {"shop": shop(), "notes": notes("waitress"), "hello": pyramid("waitress")}})
@@ -145,14 +145,14 @@ def test_flask_installs_what_its_hashes_allow_and_keeps_notes_over_a_change_of_s
     assert machine.call("wsgi.status")["notes"]["server"] == "waitress"
 
 
-def test_pyramid_is_installed_as_the_package_that_its_folder_is(machine, first):
+def test_pyramid_project_is_installed_as_a_package(machine, first):
     """Under Waitress, by now; the run before had it under gunicorn, and its health check passed."""
     assert machine.call("wsgi.status")["hello"]["server"] == "waitress"
     answer = machine.get("/world", host="pyramid.example.com")
     assert json.loads(answer.body) == {"hello": "world", "version": "1.0"}
 
 
-def test_a_second_version_with_a_new_column_loses_no_request_of_the_first(machine, deploy):
+def test_migration_that_adds_a_column_under_load_loses_no_request(machine, deploy):
     deploy()
     before, style, visits = release(machine), index(machine)["style"], visit(machine)
     # GET and POST: items are written all the time.
@@ -170,7 +170,7 @@ def test_a_second_version_with_a_new_column_loses_no_request_of_the_first(machin
     assert visit(machine) == visits + 1
 
 
-def test_neither_a_setting_nor_a_restart_migrates_again(machine, deploy):
+def test_changed_setting_or_restart_does_not_migrate_again(machine, deploy):
     def times():
         return len(machine.exec("cat /var/lib/wsgi/home/shop/migrated").stdout.splitlines())
 
@@ -183,7 +183,7 @@ def test_neither_a_setting_nor_a_restart_migrates_again(machine, deploy):
     assert times() == 2
 
 
-def test_django_goes_on_under_another_server(machine, deploy):
+def test_django_keeps_data_and_sessions_under_another_server(machine, deploy):
     items, visits = index(machine)["items"], visit(machine)
     run = deploy("second", server="uwsgi", install="environment")
     assert migrated(run) == []  # the environment is another one, and with it the release
@@ -192,7 +192,7 @@ def test_django_goes_on_under_another_server(machine, deploy):
     assert machine.get(index(machine)["style"], host=SHOP).status == 200
 
 
-def test_a_migration_that_raises_stops_the_change_with_nothing_switched(machine, deploy):
+def test_failed_migration_stops_the_change_before_it_goes_live(machine, deploy):
     before, items = machine.call("wsgi.status")["shop"]["generation"], index(machine)["items"]
     settings = {"server": "uwsgi", "install": "environment"}
     with machine.load(clients=4, pause=0.1, host=SHOP, seconds=300) as load:

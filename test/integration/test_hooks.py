@@ -33,7 +33,7 @@ def printed(run, state="hello-live"):
     return run.states[state]["changes"].get("hooks", {})
 
 
-def test_build_runs_once_per_release_as_a_user_of_its_own_in_the_code_and_environment(machine, hello):
+def test_build_commands_run_once_per_release_as_the_build_user(machine, hello):
     hooks = {"build": ['echo "$(id -un) $GREETING $(command -v python) $SECRET" | tee built.txt', ["ls", "built.txt"]]}
     run = hello(hooks)
     status = machine.call("wsgi.status")["hello"]
@@ -50,13 +50,13 @@ def test_build_runs_once_per_release_as_a_user_of_its_own_in_the_code_and_enviro
     assert machine.apply().changed == set()
 
 
-def test_another_build_command_makes_another_release(machine, hello):
+def test_changed_build_command_makes_a_new_release(machine, hello):
     before = machine.call("wsgi.status")["hello"]["release"]
     assert printed(hello({"build": ["echo another"]}), "hello-release") == {"build: echo another": "another"}
     assert machine.call("wsgi.status")["hello"]["release"] != before
 
 
-def test_failed_build_stops_the_change_and_leaves_nothing(machine, hello):
+def test_failed_build_command_stops_the_change_and_leaves_no_files(machine, hello):
     before, releases = live(machine), machine.exec("ls /srv/wsgi/hello/releases").stdout
     run = hello({"build": ["echo $SECRET is not enough; exit 3"]}, ok=False)
     assert run.failed == {"hello-release", "hello-live", "hello-site"}
@@ -70,7 +70,7 @@ def test_failed_build_stops_the_change_and_leaves_nothing(machine, hello):
     assert "is not enough" in failure["error"]
 
 
-def test_before_live_runs_once_per_release_or_for_every_change(machine, hello):
+def test_before_live_commands_run_once_per_release_or_for_every_change(machine, hello):
     hooks = {"before_live": ["echo migrated", {"command": "echo warmed up", "every": "change"}]}
     both = {"before_live: echo migrated": "migrated", "before_live: echo warmed up": "warmed up"}
     assert printed(hello(hooks)) == both
@@ -79,12 +79,12 @@ def test_before_live_runs_once_per_release_or_for_every_change(machine, hello):
     assert printed(hello(hooks)) == {"before_live: echo warmed up": "warmed up"}  # this release was migrated
 
 
-def test_commands_alone_make_no_change(machine, hello):
+def test_changed_before_live_commands_alone_make_no_new_generation(machine, hello):
     hello({"before_live": ["echo one"]})
     assert hello({"before_live": ["echo two"]}).changed == set()
 
 
-def test_failed_before_live_stops_the_change_with_nothing_switched(machine, hello):
+def test_failed_before_live_command_stops_the_change_before_it_goes_live(machine, hello):
     hello({})
     before = live(machine)
     with machine.load(clients=4, pause=0.02) as load:
@@ -100,7 +100,7 @@ def test_failed_before_live_stops_the_change_with_nothing_switched(machine, hell
     assert live(machine) != before
 
 
-def test_a_command_that_takes_too_long_ends_with_all_that_it_started(machine, hello):
+def test_command_that_exceeds_its_timeout_is_killed_with_its_children(machine, hello):
     before = live(machine)
     endless = {"command": "sleep 4321 & echo started; sleep 4321", "timeout": 5}
     run = hello({"before_live": [endless]}, ok=False, workers=2)
@@ -109,12 +109,12 @@ def test_a_command_that_takes_too_long_ends_with_all_that_it_started(machine, he
     assert machine.exec("ps -eo args | grep '[s]leep 4321'", check=False).stdout == ""
 
 
-def test_what_a_command_leaves_running_does_not_stay(machine, hello):
+def test_background_process_that_a_command_leaves_is_killed(machine, hello):
     hello({"before_live": ["setsid sleep 4321 > /dev/null 2>&1 & echo left"]}, workers=2)
     assert machine.exec("ps -eo args | grep '[s]leep 4321'", check=False).stdout == ""
 
 
-def test_after_live_runs_with_the_traffic_on_the_new_generation_and_before_retire_in_the_old(machine, hello):
+def test_after_live_runs_in_the_new_generation_and_before_retire_in_the_old_one(machine, hello):
     note = "echo %s $GREETING $(readlink /var/lib/wsgi/live/hello | xargs basename)"
     hooks = {"after_live": [note % "after"], "before_retire": [note % "retire"]}
     hello(hooks, env={"GREETING": "old", "SECRET": SECRET})
@@ -123,7 +123,7 @@ def test_after_live_runs_with_the_traffic_on_the_new_generation_and_before_retir
     assert sorted(printed(run).values()) == [f"after new {now}", f"retire old {now}"]
 
 
-def test_failed_after_live_fails_the_state_and_is_tried_again(machine, hello):
+def test_failed_after_live_command_fails_the_state_and_is_retried(machine, hello):
     hello({})
     flag = "/var/lib/wsgi/home/hello/told"
     hooks = {"after_live": [f"test -e {flag} && echo told them"]}
@@ -143,7 +143,7 @@ def test_failed_after_live_fails_the_state_and_is_tried_again(machine, hello):
     assert machine.apply().changed == set()
 
 
-def test_failed_after_live_goes_back_where_pillar_says_so(machine, hello):
+def test_failed_after_live_command_rolls_back_with_rollback_on_failure(machine, hello):
     hello({})
     before = live(machine)
     with machine.load(clients=4, pause=0.02) as load:
@@ -157,7 +157,7 @@ def test_failed_after_live_goes_back_where_pillar_says_so(machine, hello):
     assert machine.call("wsgi.status")["hello"]["health"]["ok"]
 
 
-def test_failed_before_retire_is_told_and_holds_up_nothing(machine, hello):
+def test_failed_before_retire_command_is_reported_and_does_not_stop_the_change(machine, hello):
     before = live(machine)
     run = hello({"before_retire": ["echo still busy; false"]}, ok=False, max_requests=98)
     assert "before_retire: echo still busy; false failed:\n  still busy" in run.states["hello-live"]["comment"]

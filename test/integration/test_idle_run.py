@@ -63,14 +63,14 @@ def test_more_apps_start_no_more_processes(runs):
     assert many - few == Counter()
 
 
-def test_more_apps_have_no_file_read_more_often(runs):
+def test_more_apps_make_no_file_be_read_more_often(runs):
     """No look at an app is a look at all of them."""
     # Salt reads packages' metadata again when half a second has passed, which is the clock's affair.
     few, many = (Counter(path for path in runs[count]["opened"] if ".dist-info" not in path) for count in (FEW, MANY))
     assert {path: many[path] - times for path, times in few.items() if many[path] > times} == {}
 
 
-def test_an_app_is_three_states_at_most(runs):
+def test_each_app_adds_three_states_at_most(runs):
     few, many = (len(runs[count]["states"]) for count in (FEW, MANY))
     assert many - few <= STATES_PER_APP * (MANY - FEW)
     assert few <= CONSTANT_STATES + STATES_PER_APP * FEW
@@ -85,7 +85,7 @@ def test_more_apps_load_no_more_modules(runs):
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])
-def test_no_template_is_compiled_twice(runs, count):
+def test_no_template_is_compiled_more_than_once(runs, count):
     own = {path.read_text() for path in (ROOT / "wsgi").rglob("*") if path.suffix in (".jinja", ".sls")}
     times = Counter(text for text in runs[count]["compiled"] if text in own)
     assert times
@@ -95,19 +95,19 @@ def test_no_template_is_compiled_twice(runs, count):
 # The gates see what they are there for.
 
 
-def test_a_process_for_each_of_some_states_is_seen(machine):
+def test_observation_counts_a_process_per_state(machine):
     states = "".join(f"state-{number}:\n  cmd.run:\n    - name: 'true'\n    - onlyif: 'false'\n" for number in range(3))
     machine.put("/srv/salt-top/processes.sls", states)
     started = [command for command in observed(machine, "processes")["started"] if "false" in command]
     assert len(started) == 3
 
 
-def test_an_unless_is_seen_to_load_all_modules(machine):
+def test_observation_shows_that_unless_loads_all_modules(machine):
     machine.put("/srv/salt-top/unless.sls", "state:\n  test.nop:\n    - unless: 'false'\n")
     assert len(observed(machine, "unless")["modules"]) > 2 * FEW_MODULES
 
 
-def test_a_template_that_is_rendered_for_each_state_is_seen(machine):
+def test_observation_counts_each_compilation_of_a_template(machine):
     template = "{{ 'rendered' }}\n"
     machine.put("/srv/salt-top/rendered.jinja", template)
     states = "".join(

@@ -36,7 +36,7 @@ def assert_one_generation(machine):
 
 @pytest.mark.parametrize("process_manager", ["supervisor", "systemd"])
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_in_a_command(machine, moment, process_manager):
+def test_run_killed_during_a_hook_is_finished_by_the_next_run(machine, moment, process_manager):
     switched = MOMENTS[moment]
     # One of another text is another one, and runs.
     hooks = {moment: [STOP % process_manager]}
@@ -56,7 +56,7 @@ def test_killed_in_a_command(machine, moment, process_manager):
     assert machine.apply().changed == set()
 
 
-def test_killed_while_it_waits_for_the_health_check(machine):
+def test_run_killed_during_the_health_check_leaves_the_old_generation_live(machine):
     machine.pillar({"apps": {"shop": app(**OLD)}})
     machine.apply()
     never = {"health": {"path": "/healthz", "status": 418, "deadline": 300}}
@@ -73,7 +73,7 @@ def test_killed_while_it_waits_for_the_health_check(machine):
     assert_one_generation(machine)
 
 
-def test_killed_while_the_old_one_finishes_a_request(machine):
+def test_run_killed_while_the_old_generation_drains_is_finished_by_the_next_run(machine):
     machine.pillar({"apps": {"shop": inspected(env={"A": "old"})}})
     machine.apply()
     machine.exec("systemd-run --unit=slow --collect sh -c 'curl -s \"127.0.0.1/?sleep=15\" > /tmp/slow'")

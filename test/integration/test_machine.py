@@ -11,7 +11,7 @@ APPS = {
 
 
 @pytest.mark.parametrize("function", ["state.apply wsgi", "state.highstate"])
-def test_first_run_on_a_fresh_minion_is_enough(machine_factory, function):
+def test_first_run_on_a_fresh_minion_serves_all_apps(machine_factory, function):
     """No package of ours, no synced module."""
     machine = machine_factory(provisioned=False)
     machine.pillar({"apps": {"hello": app("uwsgi"), "api": app("gunicorn", domains=["api.example.com"])}})
@@ -31,7 +31,7 @@ def served(machine):
     return machine
 
 
-def test_first_run_can_be_tried_without_touching_anything(machine_factory):
+def test_dry_run_on_a_fresh_minion_touches_nothing(machine_factory):
     machine = machine_factory(provisioned=False)
     machine.pillar({"apps": {"hello": app("uwsgi")}})
     run = machine.apply(test=True)
@@ -56,7 +56,7 @@ def test_all_apps_serve_again_after_a_reboot(served):
 
 
 @pytest.mark.parametrize("name", APPS)
-def test_killed_master_and_killed_worker_come_back(served, name):
+def test_killed_worker_and_killed_master_are_restarted(served, name):
     pids = served.call("wsgi.status", name)[name]["pids"]
     for victim in (pids[-1], pids[0]):
         served.exec(f"kill -9 {victim}")
@@ -66,7 +66,7 @@ def test_killed_master_and_killed_worker_come_back(served, name):
     assert served.apply().changed == set()
 
 
-def test_status_tells_how_each_app_fares(served):
+def test_status_reports_each_app(served):
     status = served.call("wsgi.status")
     assert set(status) == set(APPS)
     for name, each in status.items():
@@ -81,7 +81,7 @@ def test_status_tells_how_each_app_fares(served):
         assert served.exec(f"ls -d /etc/wsgi/{name}/{each['generation']} /srv/wsgi/{name}/releases/{each['release']}")
 
 
-def test_settings_are_the_merged_ones_as_yaml(served):
+def test_settings_function_returns_the_merged_settings_as_yaml(served):
     settings = yaml.safe_load(served.call("wsgi.settings"))
     assert settings["apps"]["gunicorn-supervisor"]["max_requests"] == 1000
     assert settings["apps"]["gunicorn-supervisor"]["user"] == "wsgi-gunicorn-supervisor"
@@ -89,7 +89,7 @@ def test_settings_are_the_merged_ones_as_yaml(served):
 
 
 @pytest.mark.parametrize("name", APPS)
-def test_restart_is_a_new_generation_and_loses_no_request(served, name):
+def test_restart_makes_a_new_generation_and_loses_no_request(served, name):
     before = served.call("wsgi.status", name)[name]
     with served.load(clients=4, host=f"{name}.example.com", pause=0.02) as load:
         new = served.call("wsgi.restart", name)
@@ -101,12 +101,12 @@ def test_restart_is_a_new_generation_and_loses_no_request(served, name):
 
 
 @pytest.mark.parametrize("name", APPS)
-def test_logs_are_those_of_the_live_server(served, name):
+def test_logs_function_returns_the_log_of_the_live_generation(served, name):
     assert str(served.call("wsgi.status", name)[name]["pids"][0]) in served.call("wsgi.logs", name, "lines=1000")
 
 
 @pytest.mark.parametrize("name", APPS)
-def test_logs_rotate_and_go_on(served, name):
+def test_server_writes_to_its_log_after_rotation(served, name):
     served.exec("logrotate --force /etc/logrotate.d/wsgi")
     served.call("wsgi.restart", name)
     generation = served.call("wsgi.status", name)[name]["generation"]
@@ -115,13 +115,13 @@ def test_logs_rotate_and_go_on(served, name):
     served.exec(f"timeout 60 sh -c 'until [ -s /var/log/wsgi/{name}/{generation}.log ]; do sleep 0.1; done'")
 
 
-def test_unknown_app_is_named_with_those_there_are(served):
+def test_unknown_app_is_named_together_with_the_known_ones(served):
     done = served.exec("salt-call wsgi.logs nothing", check=False)
     assert done.rc
     assert "'nothing' is not an app here (gunicorn-supervisor, uwsgi-emperor, uwsgi-supervisor)" in done.stderr
 
 
-def test_bad_pillar_touches_nothing_and_tells_everything(served):
+def test_invalid_pillar_touches_nothing_and_reports_every_problem(served):
     before = served.exec("find /etc /srv/wsgi -newermt 1970-01-01 -printf '%p %T@ %C@\\n' | sort").stdout
     served.pillar({"apps": {**APPS, "uwsgi-emperor": app("unicorn")}, "ngnix": {}})
     run = served.apply(ok=False)
@@ -136,6 +136,6 @@ def test_bad_pillar_touches_nothing_and_tells_everything(served):
     assert served.call("wsgi.validate") is True
 
 
-def test_distributions_emperor_is_left_alone(served):
+def test_emperor_of_the_distribution_is_left_alone(served):
     assert "www-data" in served.exec("ps -eo user,args | grep '[u]wsgi-emperor'").stdout
     assert served.host.service("uwsgi-emperor").is_running

@@ -80,7 +80,7 @@ def workers(machine):
 
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
-def test_any_request_gets_503_with_the_page_on_a_connection_that_stays(maintained, request_):
+def test_any_request_gets_503_with_the_page_on_a_connection_that_stays_open(maintained, request_):
     for status, headers, body, stays in ask(maintained, request_, request_):
         assert status == 503
         assert headers["retry-after"] == "600"
@@ -91,7 +91,7 @@ def test_any_request_gets_503_with_the_page_on_a_connection_that_stays(maintaine
         assert body == ("" if request_[0] == "HEAD" else page)
 
 
-def test_off_gives_the_app_back_without_a_reload(served):
+def test_maintenance_starts_and_ends_without_a_reload(served):
     before = workers(served)
     for _ in range(2):
         assert served.call("wsgi.maintenance", "hello", "on").startswith("hello is in maintenance")
@@ -105,7 +105,7 @@ def test_off_gives_the_app_back_without_a_reload(served):
     assert json.loads(answers[0][2])["environ"]["PATH_INFO"].endswith("/maintenance")
 
 
-def test_it_is_told_whether_an_app_is_in_maintenance(served):
+def test_status_reports_whether_an_app_is_in_maintenance(served):
     assert "maintenance" not in served.call("wsgi.status")["hello"]
     for state, on in (("on", True), ("True", True), ("'on'", True), ("off", False), ("False", False), ("'OFF'", False)):
         said = served.call("wsgi.maintenance", "hello", state)
@@ -114,14 +114,14 @@ def test_it_is_told_whether_an_app_is_in_maintenance(served):
         assert [status["hello"].get("maintenance"), status["busy"].get("maintenance")] == [on or None, None]
 
 
-def test_what_cannot_be_is_refused(served):
+def test_invalid_state_and_unknown_app_are_refused(served):
     assert "'maybe' is not a state of maintenance (on, off)" in refused(served, ["hello", "maybe"])
     assert "1 is not a state of maintenance (on, off)" in refused(served, ["hello", "1"])
     assert "'hallo' is not an app here (busy, hello)" in refused(served, ["hallo", "on"])
     assert served.exec("ls /var/lib/wsgi/maintenance").stdout == ""
 
 
-def test_other_apps_and_their_own_503_are_left_alone(maintained):
+def test_maintenance_of_one_app_leaves_the_503_of_another_alone(maintained):
     answer = maintained.get("/", host="busy.example.com")
     assert (answer.status, answer.body, answer.headers["Retry-After"]) == (503, "", None)
 
@@ -134,7 +134,7 @@ def reload(machine):
     machine.exec(f"for i in $(seq 100); do {{ {gone}; }} 2>/dev/null && exit 0; sleep 0.1; done; exit 1")
 
 
-def test_an_apps_own_503_and_that_of_a_limit_on_requests_have_no_page(served):
+def test_503_of_a_request_limit_has_no_maintenance_page(served):
     limit = "limit_req_zone $server_name zone=limit:1m rate=1r/m; limit_req zone=limit;\n"
     served.put("/etc/nginx/conf.d/limit.conf", limit)
     reload(served)
@@ -145,7 +145,7 @@ def test_an_apps_own_503_and_that_of_a_limit_on_requests_have_no_page(served):
     reload(served)
 
 
-def test_no_request_is_lost_to_on_and_off_under_load(served):
+def test_switching_maintenance_under_load_loses_no_request(served):
     with served.load(clients=8, pause=0.05, host=HOST, statuses="200,503", seconds=300) as load:
         for state in ("on", "off") * 3:
             served.call("wsgi.maintenance", "hello", state)
@@ -154,7 +154,7 @@ def test_no_request_is_lost_to_on_and_off_under_load(served):
 
 
 @pytest.mark.parametrize("lost", ["short", "shortcuts/hello.uwsgi"])
-def test_an_app_is_found_without_its_shortcut_which_the_next_run_makes_again(served, lost):
+def test_app_is_served_without_its_fast_path_and_the_next_run_restores_it(served, lost):
     served.exec(f"rm /var/lib/wsgi/{lost}")
     assert served.get("/", host=HOST).status == 200
     for state, status in (("on", 503), ("off", 200)):
@@ -164,14 +164,14 @@ def test_an_app_is_found_without_its_shortcut_which_the_next_run_makes_again(ser
     assert "hello.uwsgi" in served.exec("ls /var/lib/wsgi/short/").stdout.split()
 
 
-def test_a_reload_that_was_killed_costs_no_connection_once_the_next_run_was_there(served):
+def test_next_run_after_a_killed_reload_keeps_connections_open_again(served):
     served.exec("touch /run/wsgi/nginx.closing && rm /var/lib/wsgi/short")
     assert [ask(served, REQUESTS["GET"])[0][i] for i in (0, 3)] == [200, False]
     served.apply()
     assert [ask(served, REQUESTS["GET"])[0][i] for i in (0, 3)] == [200, True]
 
 
-def test_a_slow_request_in_flight_is_answered_by_the_app(served):
+def test_request_in_flight_is_answered_by_the_app(served):
     served.exec(
         "systemd-run --unit=slow --collect sh -c"
         f" 'curl -s -o /dev/null -w %{{http_code}} -H Host:{HOST} 127.0.0.1/?sleep=12 > /tmp/slow'"
@@ -185,7 +185,7 @@ def test_a_slow_request_in_flight_is_answered_by_the_app(served):
     served.call("wsgi.maintenance", "hello", "off")
 
 
-def test_it_outlasts_highstates_changes_and_a_reboot(maintained):
+def test_maintenance_survives_highstates_changes_and_a_reboot(maintained):
     assert maintained.apply(sls=None).changed == set()
     before = maintained.call("wsgi.status")["hello"]["generation"]
     change(maintained, env={"A": "1"})  # its health check passes: it is not asked through nginx
@@ -199,7 +199,7 @@ def test_it_outlasts_highstates_changes_and_a_reboot(maintained):
     assert maintained.call("wsgi.status")["hello"]["maintenance"] is True
 
 
-def test_no_connection_is_cut_by_a_reload_during_maintenance(maintained):
+def test_reload_during_maintenance_loses_no_request(maintained):
     change(maintained)
     with maintained.load(clients=8, pause=0.05, host=HOST, statuses=503, seconds=300) as load:
         for seconds in (120, 600):
@@ -208,7 +208,7 @@ def test_no_connection_is_cut_by_a_reload_during_maintenance(maintained):
     assert load.report["lost"] == 0, load.report
 
 
-def test_an_apps_own_page_comes_changes_and_goes_without_a_reload(maintained):
+def test_own_page_is_added_changed_and_removed_without_a_reload(maintained):
     change(maintained)
     before = workers(maintained)
     own = {"maintenance": {"page": "salt://down.html"}}
@@ -229,7 +229,7 @@ def test_an_apps_own_page_comes_changes_and_goes_without_a_reload(maintained):
     assert workers(maintained) == before
 
 
-def test_a_page_that_salt_does_not_serve_fails_the_site_and_leaves_it_as_it_was(maintained):
+def test_page_that_salt_does_not_serve_fails_the_site_and_leaves_it_unchanged(maintained):
     maintained.put(PAGE, "<p>Back at five\n")
     change(maintained, maintenance={"page": "salt://down.html"})
     wrong = hello(maintenance={"page": "salt://dwon.html", "retry_after": 9})
@@ -243,7 +243,7 @@ def test_a_page_that_salt_does_not_serve_fails_the_site_and_leaves_it_as_it_was(
     assert maintained.apply(test=True, ok=False).failed == {"hello-site"}
 
 
-def test_an_app_that_never_went_live_has_no_maintenance(machine):
+def test_app_that_never_went_live_cannot_be_put_into_maintenance(machine):
     broken = app(
         "uwsgi", source="salt://apps/import_error", application="broken:application", domains=["new.example.com"]
     )
@@ -253,7 +253,7 @@ def test_an_app_that_never_went_live_has_no_maintenance(machine):
 
 
 @pytest.mark.parametrize("how", ["absent", "clean"])
-def test_it_goes_with_the_app(machine, how):
+def test_removing_the_app_removes_its_maintenance(machine, how):
     own = {"maintenance": {"page": "salt://down.html"}}
     machine.put(PAGE, "<p>Back at five\n")
     change(machine, **own)

@@ -85,14 +85,14 @@ def traces(machine, name):
     ).stdout
 
 
-def test_status_tells_how_it_fares(served, gaffer_app):
+def test_status_reports_the_server_and_its_processes(served, gaffer_app):
     status = served.call("wsgi.status", gaffer_app)[gaffer_app]
     assert (status["server"], status["process_manager"]) == tuple(gaffer_app.split("-"))
     assert status["health"]["ok"]
     assert len(status["pids"]) == 3  # a master and two workers, and nothing that writes logs
 
 
-def test_killed_master_comes_back_alone(served, gaffer_app):
+def test_killed_master_is_restarted_without_its_old_workers(served, gaffer_app):
     before = served.call("wsgi.status", gaffer_app)[gaffer_app]["pids"]
     served.exec(f"kill -9 {before[0]}")
     # Its workers may answer until they notice, so an answer alone does not tell.
@@ -106,7 +106,7 @@ def test_killed_master_comes_back_alone(served, gaffer_app):
     assert served.apply().changed == set()
 
 
-def test_logs_rotate_with_no_line_lost(served, gaffer_app):
+def test_log_rotation_loses_no_line(served, gaffer_app):
     served.exec(f"rm -f /var/log/wsgi/{gaffer_app}/*.log.*")
     asked = f"curl -sSf -H 'Host: {gaffer_app}.example.com' 127.0.0.1/?3000"
     rotate = "logrotate --force /etc/logrotate.d/wsgi; sleep 0.3;"
@@ -119,7 +119,7 @@ def test_logs_rotate_with_no_line_lost(served, gaffer_app):
     assert served.exec(f"stat -c %U /var/log/wsgi/{gaffer_app}/*.log").stdout.split() == [f"wsgi-{gaffer_app}"]
 
 
-def test_failed_start_tells_why_and_leaves_nothing(served, apps, name):
+def test_failed_start_reports_the_reason_and_leaves_nothing(served, apps, name):
     before = traces(served, name)
     assert len(before.splitlines()) > 5
     pids = running(served)
@@ -156,7 +156,7 @@ def test_nobody_but_root_can_speak_to_circus(served):
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_change_of_process_manager_loses_nothing_and_leaves_nothing(served, apps, request, server):
+def test_changing_the_process_manager_under_load_loses_no_request_and_leaves_nothing(served, apps, request, server):
     settings = apps[f"{server}-systemd"]
     usual = {"gunicorn": "supervisor", "uwsgi": "emperor"}[server]
     last = {"gunicorn": "Shutting down: Master", "uwsgi": "VACUUM: unix socket"}[server]
@@ -248,7 +248,7 @@ manager.stop("words.1", 5)
 }
 
 
-def test_words_of_a_command_arrive_as_they_are(served, manager):
+def test_arguments_of_a_command_arrive_unchanged(served, manager):
     program = f"""
 import os, subprocess, sys, types
 sys.path.insert(0, "/srv/formula/_utils")

@@ -51,7 +51,7 @@ def layout(machine):
     return machine.exec("ls /etc/nginx/wsgi; ls /etc/nginx/wsgi/trees | wc -l; ls /etc/nginx/conf.d").stdout.split()
 
 
-def test_a_change_that_is_killed_before_any_of_its_operations_leaves_what_nginx_starts_with(machine):
+def test_change_killed_at_any_file_operation_leaves_files_that_nginx_starts_with(machine):
     # The formula takes the distribution's site away, beside which ours is not accepted.
     machine.exec("rm /etc/nginx/sites-enabled/default")
     done = machine.exec("/opt/salt/bin/python /srv/formula/test/integration/killed_nginx_changes.py")
@@ -68,7 +68,7 @@ def serving(machine):
     return machine
 
 
-def test_a_run_that_is_killed_while_nginx_tests_leaves_every_site_serving_after_a_reboot(serving):
+def test_run_killed_during_nginx_t_leaves_every_site_serving_after_a_reboot(serving):
     serving.put("/root/killed.py", KILLED)
     serving.pillar({"apps": {**GOOD, **BAD}})
     done = serving.exec("/opt/salt/bin/python /root/killed.py state.apply wsgi", check=False)
@@ -86,7 +86,7 @@ def test_a_run_that_is_killed_while_nginx_tests_leaves_every_site_serving_after_
     assert layout(serving) == ["live", "trees", "1", "wsgi.conf"]
 
 
-def test_files_that_another_hand_broke_are_put_right_before_nginx_starts(serving):
+def test_files_broken_by_hand_are_restored_before_nginx_starts(serving):
     serving.pillar({"apps": GOOD})
     serving.apply()
     serving.exec("printf 'rubbish \\377 {' >> /etc/nginx/wsgi/live/locations/bravo.conf")
@@ -97,13 +97,13 @@ def test_files_that_another_hand_broke_are_put_right_before_nginx_starts(serving
     assert serving.apply().changed == set()
 
 
-def test_a_tree_that_is_gone_comes_back(serving):
+def test_missing_tree_is_restored(serving):
     serving.exec("systemctl stop nginx; rm -r /etc/nginx/wsgi/trees")
     serving.apply()
     assert statuses(serving, None, "bravo.test") == [200, 401]
 
 
-def test_files_as_a_run_without_a_tree_left_them_when_it_was_killed_are_put_right(serving):
+def test_invalid_files_in_the_old_layout_are_replaced_and_other_sites_come_back(serving):
     """nginx is down with them, and pillar asks for what it refuses once more: all other sites come back."""
     serving.pillar({"apps": {**GOOD, **ALPHA}})
     serving.apply()
@@ -121,7 +121,7 @@ def test_files_as_a_run_without_a_tree_left_them_when_it_was_killed_are_put_righ
     assert layout(serving) == ["live", "trees", "1", "wsgi.conf"]
 
 
-def test_a_machine_without_a_tree_converges_and_loses_no_request(serving):
+def test_update_from_the_old_layout_loses_no_request(serving):
     serving.pillar({"apps": GOOD})
     serving.apply()
     serving.exec(AS_BEFORE)
@@ -136,7 +136,7 @@ def test_a_machine_without_a_tree_converges_and_loses_no_request(serving):
     assert serving.apply().changed == set()
 
 
-def test_a_dry_run_tells_what_a_run_changes_and_by_the_paths_that_stay(serving):
+def test_dry_run_reports_the_same_changes_as_a_run_by_their_stable_paths(serving):
     other = {**GOOD, "hello": {**GOOD["hello"], "domains": ["hello.test"], "tls": "self_signed"}}
     serving.pillar({"apps": other})
     told, done = (run.states["hello-site"]["changes"] for run in (serving.apply(test=True), serving.apply()))
@@ -148,7 +148,7 @@ def test_a_dry_run_tells_what_a_run_changes_and_by_the_paths_that_stay(serving):
     assert "key" not in json.dumps(done).replace("ssl_certificate_key", "")
 
 
-def test_what_a_killed_reload_left_is_put_right(serving):
+def test_next_run_undoes_what_a_killed_reload_left(serving):
     serving.exec("touch /run/wsgi/nginx.closing && rm /var/lib/wsgi/short")
     assert serving.apply().changed == set()
     serving.exec("test ! -e /run/wsgi/nginx.closing && test -e /var/lib/wsgi/short")
@@ -162,7 +162,7 @@ def upstream(machine):
     return text.count("/http-")
 
 
-def test_a_change_of_workers_reloads_nginx_only_where_each_has_a_socket(serving):
+def test_changing_workers_reloads_nginx_only_where_each_worker_has_a_socket(serving):
     serving.pillar({"apps": {"hello": app("gunicorn", workers=2)}})
     serving.apply()
     serving.pillar({"apps": {"hello": app("gunicorn", workers=1)}})
@@ -172,7 +172,7 @@ def test_a_change_of_workers_reloads_nginx_only_where_each_has_a_socket(serving)
     assert upstream(serving) == 3
 
 
-def test_a_rollback_to_another_number_of_workers_has_nginx_know_them(serving):
+def test_rollback_to_another_number_of_workers_updates_the_upstream(serving):
     serving.pillar({"apps": {"hello": app("waitress", workers=1)}})
     serving.apply()
     assert upstream(serving) == 1

@@ -93,7 +93,7 @@ def test_app_cannot_write_its_code_nor_its_configuration(pair):
         "/var/lib/wsgi/home/one",
     ],
 )
-def test_another_app_cannot_read_it(pair, path):
+def test_app_cannot_read_the_files_of_another(pair, path):
     machine, _ = pair
     for found in machine.exec(f"ls -d {path}").stdout.split():
         assert ask(machine, "two", f"read={found}")["read"] == "Permission denied"
@@ -120,7 +120,7 @@ def test_only_nginx_and_the_app_reach_its_socket(pair):
         assert "PermissionError" in refused.stderr
 
 
-def test_secret_is_in_one_file_of_the_app_and_in_roots_history_and_never_shown(pair):
+def test_secret_is_stored_in_one_file_and_the_history_and_never_shown(pair):
     machine, run = pair
     assert SECRET not in json.dumps(run.raw)
     holders = machine.exec(
@@ -135,7 +135,7 @@ def test_secret_is_in_one_file_of_the_app_and_in_roots_history_and_never_shown(p
         assert SECRET not in json.dumps(machine.call(function))
 
 
-def test_changed_secret_is_named_in_the_changes_and_not_shown(pair):
+def test_changes_name_a_changed_secret_without_its_value(pair):
     machine, _ = pair
     pillar = yaml.safe_load(machine.exec("cat /srv/pillar/wsgi.sls").stdout)["wsgi"]
     pillar["apps"]["one"]["env"]["SECRET"] = "another-secret-of-theirs"
@@ -146,7 +146,7 @@ def test_changed_secret_is_named_in_the_changes_and_not_shown(pair):
     assert ask(machine, "one")["env"]["SECRET"] == "another-secret-of-theirs"
 
 
-def test_secret_that_the_app_logs_is_struck_from_what_the_formula_shows(pair):
+def test_secret_in_the_log_of_the_app_is_redacted_by_wsgi_logs(pair):
     machine, _ = pair
     secret = ask(machine, "one")["env"]["SECRET"]
     assert machine.get(f"/?raise={secret}", host="one.example.com").status == 500

@@ -133,7 +133,7 @@ def test_processes_run_as_the_app_with_its_environment(served, name):
     )
 
 
-def test_processes_count_in_the_apps_memory(served, name):
+def test_memory_of_an_app_includes_its_processes(served, name):
     found = status(served, name)
     assert not {*beside(found)} & {*found["pids"]}
     rollups = [f"/proc/{pid}/smaps_rollup" for pid in found["pids"]]
@@ -142,7 +142,7 @@ def test_processes_count_in_the_apps_memory(served, name):
     assert found["memory_mib"] > int(server) / 1024 + 6
 
 
-def test_what_they_print_is_in_a_log_of_their_own(served, name):
+def test_each_process_has_a_log_of_its_own(served, name):
     # Each of the two wrote it; what Python prints unbuffered reaches a log that they share in pieces.
     assert "".join(served.call("wsgi.logs", name, "process=worker").split()) == "startsstarts"
     assert served.call("wsgi.logs", name, "process=job") == ""
@@ -150,7 +150,7 @@ def test_what_they_print_is_in_a_log_of_their_own(served, name):
         served.call("wsgi.logs", name, "process=wroker")
 
 
-def test_killed_process_comes_back_and_writes_to_the_rotated_log(served, name):
+def test_killed_process_is_restarted_and_writes_to_the_rotated_log(served, name):
     before = status(served, name)["processes"]["worker"]
     served.exec("logrotate --force /etc/logrotate.d/wsgi")
     served.exec(f"kill -9 {before[0]}")
@@ -166,7 +166,7 @@ def test_killed_process_comes_back_and_writes_to_the_rotated_log(served, name):
     assert served.apply().changed == set()
 
 
-def test_they_change_with_the_generation_the_old_ones_once_the_new_ones_are_up(served, converge, name):
+def test_old_processes_stop_once_those_of_the_new_generation_are_up(served, converge, name):
     old = status(served, name)
     with served.load(clients=4, host=f"{name}.example.com", pause=0.02) as load:
         assert converge(name, env={"VERSION": "2"}).changed == {f"{name}-live"}
@@ -187,7 +187,7 @@ def test_they_change_with_the_generation_the_old_ones_once_the_new_ones_are_up(s
     assert served.apply().changed == set()
 
 
-def test_process_that_does_not_start_stops_the_change_and_says_why(served, converge, name):
+def test_process_that_does_not_start_fails_the_change_with_its_reason(served, converge, name):
     before, pids = traces(served, name), status(served, name)["processes"]
     with served.load(clients=2, host=f"{name}.example.com", pause=0.02) as load:
         run = converge(name, ok=False, env={"QUEUE": "none"})
@@ -203,7 +203,7 @@ def test_process_that_does_not_start_stops_the_change_and_says_why(served, conve
     assert status(served, name)["processes"] == pids
 
 
-def test_what_a_killed_run_left_of_them_is_taken_away_by_the_next(served, apps, name):
+def test_next_run_removes_processes_that_a_killed_run_started(served, apps, name):
     before = traces(served, name)
     never = {"health": {"status": 404, "deadline": 300}, "env": {**apps[name]["env"], "VERSION": "killed"}}
     served.pillar({"apps": {**apps, name: {**apps[name], **never}}})
@@ -216,7 +216,7 @@ def test_what_a_killed_run_left_of_them_is_taken_away_by_the_next(served, apps, 
     assert traces(served, name) == before
 
 
-def test_calendar_that_is_none_is_refused_before_anything_is_switched(served, converge, apps, name):
+def test_invalid_calendar_is_refused_before_anything_is_switched(served, converge, apps, name):
     before = traces(served, name)
     jobs = {"job": {**apps[name]["schedule"]["job"], "calendar": "dayly"}}
     run = converge(name, ok=False, schedule=jobs)
@@ -225,7 +225,7 @@ def test_calendar_that_is_none_is_refused_before_anything_is_switched(served, co
     assert "'dayly'" in served.apply(test=True, ok=False).states[f"{name}-live"]["comment"]
 
 
-def test_scheduled_command_runs_at_its_times_and_says_how_it_went(served, converge, apps, name):
+def test_scheduled_command_runs_at_its_times_and_its_result_is_reported(served, converge, apps, name):
     jobs = {"job": {**apps[name]["schedule"]["job"], "calendar": OFTEN}}
     converge(name, env={"VERSION": "3"}, schedule=jobs)
     assert wait_for(lambda: len(events(served, name, "job", "ends", version="3")) >= 2)
@@ -244,7 +244,7 @@ def test_scheduled_command_runs_at_its_times_and_says_how_it_went(served, conver
     )
 
 
-def test_scheduled_command_that_runs_survives_a_change_and_runs_for_the_new_generation_alone(served, converge, name):
+def test_running_scheduled_command_ends_in_its_generation_and_later_ones_run_in_the_new_one(served, converge, name):
     old, home = status(served, name)["generation"], f"/var/lib/wsgi/home/{name}"
     assert f"wsgi-{name}.{old}.job.timer" in traces(served, name)
     served.exec(f"touch {home}/hold")
@@ -268,7 +268,7 @@ def test_scheduled_command_that_runs_survives_a_change_and_runs_for_the_new_gene
     assert served.apply().changed == set()
 
 
-def test_process_that_would_not_come_back_is_a_reason_for_a_new_generation(served, name):
+def test_process_that_would_not_start_after_a_reboot_makes_a_new_generation(served, name):
     old = status(served, name)["generation"]
     served.exec(
         f"rm -f /etc/systemd/system/*.wants/wsgi-{name}.{old}.worker.2.* /etc/wsgi/circus/{name}.{old}.worker.2.ini"
@@ -281,7 +281,7 @@ def test_process_that_would_not_come_back_is_a_reason_for_a_new_generation(serve
     assert not re.search(rf"{old}(?!-2)", traces(served, name))
 
 
-def test_all_come_back_after_a_reboot(served, apps):
+def test_all_processes_and_schedules_run_after_a_reboot(served, apps):
     before = served.call("wsgi.status")
     served.restart()
     for name in apps:
@@ -294,7 +294,7 @@ def test_all_come_back_after_a_reboot(served, apps):
     assert served.exec("systemctl --failed --plain --no-legend").stdout == ""
 
 
-def test_app_that_goes_takes_them_along(served, apps, name):
+def test_removing_an_app_removes_its_processes_and_schedules(served, apps, name):
     served.pillar({"apps": {other: apps[other] for other in apps if other != name}})
     assert f"{name}-absent" in served.apply().changed
     left = [line for line in traces(served, name).splitlines() if line]

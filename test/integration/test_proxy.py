@@ -33,7 +33,7 @@ def raw(machine, request):
 
 
 @pytest.mark.parametrize("host", ["one.example.com", "ONE.example.com", "any.one.example.com"])
-def test_named_host_is_answered(proxied, host):
+def test_host_of_an_app_is_answered(proxied, host):
     assert proxied.get("/", host=host).status == 200
 
 
@@ -41,12 +41,12 @@ def test_named_host_is_answered(proxied, host):
     ("host", "port"),
     [("unknown.example.com", 80), ("127.0.0.1", 80), ("two.example.com", 80), ("one.example.com", 8080)],
 )
-def test_unknown_host_is_hung_up_on(proxied, host, port):
+def test_request_for_an_unknown_host_gets_no_response(proxied, host, port):
     with pytest.raises(ConnectionError, match="Empty reply"):
         proxied.get("/", host=host, port=port)
 
 
-def test_request_without_a_host_is_hung_up_on(proxied):
+def test_request_without_a_host_gets_no_response(proxied):
     assert raw(proxied, "GET / HTTP/1.0\n\n").strip() == ""
 
 
@@ -70,18 +70,18 @@ def test_forwarded_headers_cannot_be_forged(proxied):
     }
 
 
-def test_no_version_is_told(proxied):
+def test_version_of_nginx_is_not_shown(proxied):
     response = proxied.get("/nothing-here", host="one.example.com")
     assert response.headers["Server"] == "nginx"
 
 
-def test_requests_are_logged_per_app(proxied):
+def test_each_app_has_an_access_log_of_its_own(proxied):
     proxied.get("/this-request", host="one.example.com")
     logs = proxied.exec("grep -l this-request /var/log/nginx/*.log").stdout.split()
     assert logs == ["/var/log/nginx/wsgi-one.access.log"]
 
 
-def test_large_headers_and_bodies_pass(proxied):
+def test_large_headers_and_bodies_reach_the_app(proxied):
     cookie = "x" * 7000
     assert (
         proxied.exec(
@@ -95,7 +95,7 @@ def test_large_headers_and_bodies_pass(proxied):
     assert sent.rc == 0
 
 
-def test_nginx_is_reloaded_only_for_its_own_files(machine):
+def test_nginx_is_reloaded_only_when_its_own_files_change(machine):
     def workers():
         return machine.exec("pgrep -P $(cat /run/nginx.pid) | sort").stdout
 
@@ -121,7 +121,7 @@ def test_default_site_moves_from_one_app_to_another_in_one_run(machine):
         assert machine.get("/", host="other.example.com").body.startswith(other)
 
 
-def test_sites_of_others_stay(machine):
+def test_sites_of_other_programs_are_left_alone(machine):
     theirs = "server { listen 8099; return 204; }\n"
     machine.put("/etc/nginx/conf.d/theirs.conf", theirs)
     machine.pillar({"apps": {"one": app("gunicorn", domains=["new.example.com"])}})

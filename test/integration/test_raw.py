@@ -27,7 +27,7 @@ def sites(machine):
 # Another hand's
 
 
-def test_an_nginx_of_another_hand_has_our_sites_and_is_left_alone_otherwise(machine):
+def test_unmanaged_nginx_gets_our_sites_and_is_otherwise_left_alone(machine):
     machine.exec("systemctl start nginx")
     before = others(machine)
     machine.pillar({"nginx": {"manage": False}, "status_page": {}, "apps": ONE})
@@ -48,7 +48,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize(("edit", "why"), UNFIT.items())
-def test_it_must_read_what_is_written_for_it_as_a_user_who_may(machine, edit, why):
+def test_unmanaged_nginx_that_cannot_read_our_files_is_refused(machine, edit, why):
     before = sites(machine)
     machine.exec(["sed", "-i.before", edit, NGINX])
     try:
@@ -61,7 +61,7 @@ def test_it_must_read_what_is_written_for_it_as_a_user_who_may(machine, edit, wh
     assert machine.get("/", host="one.test").status == 200
 
 
-def test_clean_takes_ours_alone(machine):
+def test_clean_removes_only_our_files_from_an_unmanaged_nginx(machine):
     before = others(machine)
     machine.apply(sls="wsgi.clean")
     assert others(machine) == before
@@ -108,7 +108,7 @@ def with_words(host_words=None, **app_words):
     return {"nginx": {**WORDS["nginx"], **(host_words or {})}, "apps": apps}
 
 
-def test_words_stand_as_they_are_the_hosts_before_the_apps(machine):
+def test_raw_directives_are_verbatim_and_those_of_the_host_come_first(machine):
     machine.pillar(with_words())
     machine.apply()
     headers = machine.get("/", host="one.test").headers
@@ -129,7 +129,7 @@ REFUSED = {
 }
 
 
-def test_words_that_nginx_refuses_never_reach_it(machine):
+def test_raw_directives_that_nginx_refuses_are_not_installed(machine):
     before = sites(machine)
     machine.pillar(with_words(**{name: words for name, (words, _) in REFUSED.items()}))
     run = machine.apply(ok=False)
@@ -149,7 +149,7 @@ HOST_REFUSED = {
 
 
 @pytest.mark.parametrize("key", HOST_REFUSED)
-def test_the_hosts_words_that_nginx_refuses_take_no_app_down(machine, key):
+def test_invalid_raw_directives_of_the_host_take_no_app_down(machine, key):
     words, failed = HOST_REFUSED[key]
     before = sites(machine)
     machine.pillar(with_words(host_words={key: words}))
@@ -164,7 +164,7 @@ def test_the_hosts_words_that_nginx_refuses_take_no_app_down(machine, key):
     assert [machine.get("/", host=f"{name}.test").status for name in ("one", "two")] == [200, 200]
 
 
-def test_words_that_belong_together_change_together(machine):
+def test_raw_directives_that_depend_on_each_other_change_in_one_step(machine):
     """No app's site alone is sound with the host's new words, nor with the old ones."""
     renamed = json.loads(json.dumps(with_words()).replace("$of_the_host", "$renamed"))
     machine.pillar(renamed)

@@ -171,14 +171,14 @@ def wrong(machine, rendered, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["nginx", "supervisor", "circus", "uwsgi", "systemd", "environment"])
-def test_what_validation_lets_through_its_reader_takes_as_it_was_meant(rendered, wrong, kind):
+def test_every_valid_value_is_read_as_it_was_meant_by_the_program_that_reads_it(rendered, wrong, kind):
     paths = {os.path.dirname(case["path"]) for case in rendered[1] if case["kind"] == kind}
     paths |= {case["path"] for case in rendered[1] if case["kind"] == kind}
     assert len(paths) > 20
     assert [each for each in wrong if each[0] in paths] == []
 
 
-def test_a_long_host_name_is_served_beside_others(machine):
+def test_long_host_name_is_served_beside_others(machine):
     machine.exec("rm -rf /run/systemd/system/wsgi-*; systemctl daemon-reload")
     longest = values.domain_of(253)
     machine.pillar(

@@ -74,7 +74,7 @@ def went_live(each):
     return each.live != each.before
 
 
-def test_deploys_are_killed_before_and_after_the_link_is_renamed(rounds):
+def test_deploys_are_killed_before_and_after_the_live_link_is_renamed(rounds):
     moments = [*rounds]
     (link,) = [number for number, each in enumerate(moments) if each.endswith(": rename /var/lib/wsgi/live/ledger")]
     assert [went_live(each) for each in rounds.values()] == [number > link for number in range(len(moments))]
@@ -82,11 +82,11 @@ def test_deploys_are_killed_before_and_after_the_link_is_renamed(rounds):
     assert len(moments) - link >= 10
 
 
-def test_a_killed_run_leaves_what_is_live_serving(rounds):
+def test_killed_run_leaves_the_live_generation_serving(rounds):
     assert wrong(rounds, lambda it: it.served == (it.version if went_live(it) else it.served_before)) == {}
 
 
-def test_the_history_names_what_went_live_and_nothing_else_once(rounds):
+def test_history_has_each_generation_that_went_live_once(rounds):
     def right(it):
         newest = it.history_then[0] == it.live and it.history_then[1] != it.live
         return newest and it.history == it.history_then and it.live_then == it.live
@@ -94,7 +94,7 @@ def test_the_history_names_what_went_live_and_nothing_else_once(rounds):
     assert wrong(rounds, right) == {}
 
 
-def test_a_deploy_that_went_live_survives_the_next_run_and_no_other_does(rounds):
+def test_only_a_deploy_that_went_live_survives_the_next_run(rounds):
     def right(it):
         version = it.version if went_live(it) else it.served_before
         said = all(text.startswith(f"/srv/{version} was deployed") for text in (it.override, it.override_then))
@@ -103,15 +103,15 @@ def test_a_deploy_that_went_live_survives_the_next_run_and_no_other_does(rounds)
     assert wrong(rounds, right) == {}
 
 
-def test_before_retire_runs_for_what_had_traffic_alone(rounds):
+def test_before_retire_runs_only_for_a_generation_that_had_traffic(rounds):
     assert wrong(rounds, lambda it: {*it.retired} == ({it.served_before} if went_live(it) else set())) == {}
 
 
-def test_the_schedule_is_that_of_the_live_generation(rounds):
+def test_active_schedule_is_that_of_the_live_generation(rounds):
     assert wrong(rounds, lambda it: it.timers == [it.live_then]) == {}
 
 
-def test_the_next_run_leaves_nothing_of_a_killed_one_and_the_one_after_it_has_nothing_to_do(rounds):
+def test_run_after_a_killed_one_cleans_up_and_the_one_after_it_changes_nothing(rounds):
     def right(it):
         done = [run["result"] for run in it.runs] == [True, True] and it.runs[1]["changes"] == {}
         return done and it.left == [] and it.generations == [it.live_then]
@@ -119,7 +119,7 @@ def test_the_next_run_leaves_nothing_of_a_killed_one_and_the_one_after_it_has_no
     assert wrong(rounds, right) == {}
 
 
-def test_a_change_that_is_taken_back_tells_the_truth_too(serving):
+def test_records_are_true_when_rollback_on_failure_is_killed(serving):
     hooks = {**ledger()["hooks"], "after_live": ['test "$(cat version)" != v2']}
     serving.pillar({"apps": {"ledger": ledger(hooks=hooks, rollback_on_failure=True)}})
     rounds = killed_runs(serving, "--back")
@@ -191,7 +191,7 @@ def generations(machine):
     ],
     ids=["empty", "garbage", "cut off", "another type"],
 )
-def test_damaged_records_are_told_and_made_again(one, damage, records):
+def test_damaged_records_are_reported_and_rewritten(one, damage, records):
     for path in records:
         one.exec(f"for path in {path}; do {damage}; done")
     asked(one)
@@ -213,7 +213,7 @@ def test_damaged_records_are_told_and_made_again(one, damage, records):
         one.call("wsgi.deploy", "ledger", "source=/srv/v1")
 
 
-def test_what_an_older_formula_left_when_it_was_killed_in_a_link_is_no_app(one):
+def test_link_left_by_a_killed_run_of_an_older_formula_is_not_taken_for_an_app(one):
     one.exec(
         "cd /var/lib/wsgi; ln -s $(readlink live/ledger) live/ledger.new; touch shortcuts/ledger.new.workers; echo [] > /etc/wsgi/ledger/app.json"
     )
@@ -223,7 +223,7 @@ def test_what_an_older_formula_left_when_it_was_killed_in_a_link_is_no_app(one):
     assert one.apply().changed == set()
 
 
-def test_an_app_goes_though_nothing_of_it_can_be_read(one):
+def test_app_is_removed_though_all_of_its_records_are_damaged(one):
     for path in (*RECORDS, KEPT, OVERRIDE):
         one.exec(f"for path in {path}; do : > $path; done")
     one.pillar({"apps": {}})

@@ -36,7 +36,7 @@ def configured(machine):
     return salt_call
 
 
-def test_another_user_than_root_is_told_so_in_one_sentence(machine, configured):
+def test_other_users_than_root_are_refused_in_one_sentence(machine, configured):
     sentence = "wsgi must run as root, and this is the user with the UID 1000: use sudo"
     call = configured("alice", "/srv/salt-top", "/srv/formula")
     # Which syncs the modules, too.
@@ -51,7 +51,7 @@ def test_another_user_than_root_is_told_so_in_one_sentence(machine, configured):
         assert "Traceback" not in said
 
 
-def test_a_checkout_that_is_no_file_root_of_its_own_is_told_so_in_one_sentence(machine, configured):
+def test_checkout_that_is_not_its_own_file_root_is_refused_in_one_sentence(machine, configured):
     machine.exec("mkdir -p /srv/roots/formulas && cp -r /srv/formula /srv/roots/formulas/wsgi-formula")
     call = configured("root", "/srv/roots")
     sentence = "is not served: the formula's checkout has to be a file root of its own, in file_roots or gitfs_remotes"

@@ -32,7 +32,7 @@ def served(machine, request):
 
 
 @pytest.mark.parametrize("how", ["taken out", "absent"])
-def test_app_goes_whole_and_its_code_and_logs_stay(served, how):
+def test_removed_app_leaves_only_its_code_home_and_logs(served, how):
     gone = {} if how == "taken out" else {"one": {"state": "absent"}}
     served.pillar({"apps": {**gone, **OTHER}})
     with served.load(clients=4, host="two.example.com", pause=0.02) as load:
@@ -47,7 +47,7 @@ def test_app_goes_whole_and_its_code_and_logs_stay(served, how):
     assert served.apply().changed == set()
 
 
-def test_app_comes_back(served):
+def test_removed_app_can_come_back(served):
     served.pillar({"apps": OTHER})
     served.apply()
     served.exec(
@@ -68,7 +68,7 @@ def test_purged_app_leaves_nothing(machine):
     assert machine.apply().changed == set()
 
 
-def test_user_that_was_there_before_stays(machine):
+def test_existing_user_is_kept_when_its_app_is_removed(machine):
     machine.exec("useradd --system their-user")
     machine.pillar({"apps": {"one": app("gunicorn", user="their-user", domains=["one.example.com"]), **OTHER}})
     machine.apply()
@@ -77,7 +77,7 @@ def test_user_that_was_there_before_stays(machine):
     assert machine.exec("getent passwd their-user").rc == 0
 
 
-def test_clean_takes_away_everything(machine):
+def test_clean_removes_everything(machine):
     machine.pillar(
         {
             "apps": {

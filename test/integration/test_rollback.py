@@ -29,7 +29,7 @@ def greeting(machine):
     return machine.get("/").body.split()[0]
 
 
-def test_the_way_back_leads_to_the_generation_before_and_the_next_one_further(machine, three):
+def test_each_rollback_leads_one_generation_further_back(machine, three):
     with machine.load(clients=8, pause=0.02) as load:
         back = machine.call("wsgi.rollback", "hello")
         assert (back["generation"], live(machine)) == (three[1], three[1])
@@ -44,7 +44,7 @@ def test_the_way_back_leads_to_the_generation_before_and_the_next_one_further(ma
     assert live(machine) == three[0]
 
 
-def test_the_next_run_goes_forward_again(machine, three):
+def test_next_run_undoes_a_rollback(machine, three):
     machine.call("wsgi.rollback", "hello")
     with machine.load(clients=4, pause=0.02) as load:
         assert machine.apply().changed == {"hello-live"}
@@ -52,7 +52,7 @@ def test_the_next_run_goes_forward_again(machine, three):
     assert live(machine).partition("-")[0] == three[2].partition("-")[0]
 
 
-def test_a_generation_or_a_release_can_be_named(machine, three):
+def test_rollback_accepts_a_generation_or_a_release(machine, three):
     release = next(
         entry["release"] for entry in machine.call("wsgi.history", "hello") if entry.get("generation") == three[0]
     )
@@ -65,7 +65,7 @@ def test_a_generation_or_a_release_can_be_named(machine, three):
         machine.call("wsgi.rollback", "hello", "nonsense")
 
 
-def test_a_pin_holds_until_it_is_taken_away(machine, three):
+def test_pinned_generation_stays_live_until_it_is_unpinned(machine, three):
     pinned = machine.call("wsgi.rollback", "hello", "pin=True")
     assert f"pinned to generation {three[1]}" in pinned["note"]
     run = machine.apply()
@@ -87,7 +87,7 @@ def test_a_pin_holds_until_it_is_taken_away(machine, three):
     assert "override" not in machine.call("wsgi.status")["hello"]
 
 
-def test_a_way_back_that_does_not_serve_changes_nothing(machine, three):
+def test_failed_rollback_changes_nothing(machine, three):
     release = machine.call("wsgi.history", "hello")[1]["release"]
     code = f"/srv/wsgi/hello/releases/{release}/code/hello.py"
     machine.exec(f"sed -i.orig '1i raise RuntimeError(\"rotten\")' {code}")
@@ -98,7 +98,7 @@ def test_a_way_back_that_does_not_serve_changes_nothing(machine, three):
     machine.exec(f"mv {code}.orig {code}")
 
 
-def test_history_tells_what_went_live_from_what_by_which_run_and_what_failed(machine, three):
+def test_history_records_what_went_live_by_which_run_and_what_failed(machine, three):
     machine.pillar({"apps": {"hello": app(**{**THREE, "application": "hello:nothing"})}})
     for _ in range(2):
         machine.apply(ok=False)
@@ -118,13 +118,13 @@ def test_history_tells_what_went_live_from_what_by_which_run_and_what_failed(mac
     assert "hunter2" not in str(machine.call("wsgi.history", "hello", "limit=100"))
 
 
-def test_what_is_kept_is_roots_alone(machine, three):
+def test_history_is_readable_by_root_only(machine, three):
     assert machine.exec("stat -c %a /var/lib/wsgi/history /var/lib/wsgi/history/hello").stdout.split() == ["700", "700"]
     modes = machine.exec("stat -c '%a %U' /var/lib/wsgi/history/hello/*").stdout.splitlines()
     assert set(modes) == {"600 root"}
 
 
-def test_releases_that_were_live_last_stay_and_what_is_gone_is_no_way_back(machine, three):
+def test_removed_release_is_not_offered_for_a_rollback(machine, three):
     apply(machine, {**THREE, "keep_releases": 1, "workers": 2})
     status = machine.call("wsgi.status")["hello"]
     assert machine.exec("ls /srv/wsgi/hello/releases").stdout.split() == [status["release"]]
@@ -132,7 +132,7 @@ def test_releases_that_were_live_last_stay_and_what_is_gone_is_no_way_back(machi
     assert ways == {status["release"]}
 
 
-def test_nothing_of_it_stays_of_an_app_that_goes(machine, three):
+def test_removing_an_app_removes_its_history(machine, three):
     machine.pillar({"apps": {}})
     machine.apply()
     assert machine.exec("ls /var/lib/wsgi/history").stdout == ""

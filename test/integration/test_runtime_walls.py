@@ -112,7 +112,7 @@ supervisorctl update
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_link_in_the_place_of_a_socket_leads_nginx_to_no_other_app(served, name):
+def test_link_in_place_of_a_socket_does_not_lead_nginx_to_another_app(served, name):
     assert answer(served, "bravo").status == 401
     served.exec("systemctl reset-failed attack 2>/dev/null; true")
     served.put("/srv/attack", TAKES_THE_PLACE.replace("NAME", name), 0o755)
@@ -134,7 +134,7 @@ def test_a_link_in_the_place_of_a_socket_leads_nginx_to_no_other_app(served, nam
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_logs_are_rotated_without_a_look_at_what_an_app_put_there(served, name):
+def test_log_rotation_follows_no_link_of_an_app(served, name):
     served.exec("touch --date=2001-01-01 /root/victim")
     as_the_app(
         served,
@@ -146,7 +146,7 @@ def test_logs_are_rotated_without_a_look_at_what_an_app_put_there(served, name):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_an_app_can_change_nothing_that_nginx_looks_for(served, name):
+def test_app_cannot_change_the_files_that_nginx_looks_for(served, name):
     changed = as_the_app(
         served,
         name,
@@ -159,7 +159,7 @@ def test_an_app_can_change_nothing_that_nginx_looks_for(served, name):
     assert published == "750 root www-data\n"
 
 
-def test_what_is_gone_below_run_comes_back_with_the_next_run(served):
+def test_missing_runtime_files_are_restored_by_the_next_run(served):
     live = {name: f"/run/wsgi/{name}/{generation(served, name)}" for name in KINDS}
     served.exec(f"rm -r /run/wsgi/gunicorn-supervisor {live['uwsgi-emperor']}/uwsgi.sock")
     served.exec(f"rm {live['waitress-systemd']}/workers")
@@ -169,7 +169,7 @@ def test_what_is_gone_below_run_comes_back_with_the_next_run(served):
     assert served.apply().changed == set()
 
 
-def test_an_emptied_run_folder_is_filled_again(served):
+def test_emptied_runtime_folder_is_refilled(served):
     served.exec("rm -rf /run/wsgi/*")
     run = served.apply(ok=False)
     assert run.failed == {"gunicorn-circus-live", "gunicorn-circus-site"}
@@ -180,7 +180,7 @@ def test_an_emptied_run_folder_is_filled_again(served):
     assert served.apply().changed == set()
 
 
-def test_a_server_that_its_process_manager_lost_gives_way_to_the_next(served):
+def test_orphaned_server_is_replaced_when_its_process_manager_restarts(served):
     name = "gunicorn-supervisor"
     (before,) = served.exec(
         "supervisorctl pid $(supervisorctl status | grep -o '^gunicorn-supervisor[^ ]*')"
@@ -196,7 +196,7 @@ def test_a_server_that_its_process_manager_lost_gives_way_to_the_next(served):
     assert served.apply().changed == set()
 
 
-def test_a_generation_whose_folders_lie_as_before_gives_way_in_an_ordinary_change(served):
+def test_generation_in_the_old_layout_is_replaced_under_load_without_loss(served):
     name = "gunicorn-supervisor"
     before = generation(served, name)
     served.exec(AS_BEFORE.replace("NAME", name).replace("ID", before))
@@ -210,14 +210,14 @@ def test_a_generation_whose_folders_lie_as_before_gives_way_in_an_ordinary_chang
     assert len(left.splitlines()) == 5
 
 
-def test_a_supervisor_that_was_stopped_is_no_hindrance(served):
+def test_stopped_supervisor_is_started_again(served):
     served.exec("systemctl stop supervisor")
     served.apply()
     assert answer(served, "gunicorn-supervisor").status == 200
     assert served.apply().changed == set()
 
 
-def test_each_word_of_a_command_arrives_as_it_is(served):
+def test_arguments_of_a_process_arrive_unchanged(served):
     processes = {"words": {"command": ["/usr/bin/python3", "-c", WRITES_ITS_WORDS, *WORDS]}}
     apps = {
         f"words-{name}": app(process_manager=name, processes=processes, domains=[f"{name}.example.com"])
@@ -229,7 +229,7 @@ def test_each_word_of_a_command_arrives_as_it_is(served):
         assert json.loads(served.exec(f"cat /var/lib/wsgi/home/{name}/words").stdout) == WORDS, name
 
 
-def test_nothing_outlives_its_generation_nor_its_app(served):
+def test_no_process_outlives_its_generation_or_its_app(served):
     managers = {"supervisor": "gunicorn", "circus": "gunicorn", "emperor": "uwsgi", "systemd": "gunicorn"}
     apps = {
         f"left-{manager}": app(

@@ -47,7 +47,7 @@ def apply(machine, encrypted, ok=True, **settings):
     return run
 
 
-def test_the_app_gets_them_from_sdb_an_encrypted_pillar_and_files(secretive):
+def test_app_gets_secrets_from_sdb_an_encrypted_pillar_and_files(secretive):
     machine, encrypted = secretive
     apply(machine, encrypted)
     found = environ(machine)
@@ -59,7 +59,7 @@ def test_the_app_gets_them_from_sdb_an_encrypted_pillar_and_files(secretive):
     assert machine.apply().changed == set()
 
 
-def test_nobody_else_can_read_them(secretive):
+def test_nobody_else_can_read_the_secrets(secretive):
     machine, _ = secretive
     for secret in SECRETS.values():
         found = machine.exec(
@@ -76,7 +76,7 @@ def test_nobody_else_can_read_them(secretive):
 
 
 @pytest.mark.parametrize("where", ["sdb", "file"])
-def test_a_changed_one_makes_a_new_generation_and_no_restart_in_place(secretive, where):
+def test_changed_secret_makes_a_new_generation(secretive, where):
     machine, encrypted = secretive
     before = machine.call("wsgi.status")["shop"]
     path = {"sdb": "/srv/vault.yaml", "file": "/etc/shop.env"}[where]
@@ -108,7 +108,7 @@ def test_a_changed_one_makes_a_new_generation_and_no_restart_in_place(secretive,
         ({"env_files": ["/etc/bad.env"]}, "wsgi:apps:shop:env_files: line 2 of '/etc/bad.env' is not NAME=value"),
     ],
 )
-def test_one_that_cant_be_had_is_told_and_what_runs_serves_on(secretive, settings, problem):
+def test_missing_secret_is_reported_and_the_live_generation_keeps_serving(secretive, settings, problem):
     machine, encrypted = secretive
     machine.put("/etc/bad.env", "A=1\nhunter2-in-the-wrong-place\n", 0o600)
     before = machine.call("wsgi.status")["shop"]["pids"]

@@ -109,42 +109,42 @@ def refused(machine, source, **settings):
         ("/opt/open/shared.git", "can't be read by 'nobody', as whom it is read"),
     ],
 )
-def test_a_repository_leads_root_to_nothing_that_its_owner_may_not_read(site, repository, told):
+def test_repository_does_not_make_root_read_what_its_owner_may_not(site, repository, told):
     assert told in refused(site, f"git+file://{repository}@main")
 
 
-def test_a_commit_that_only_root_may_read_is_not_given_to_who_knows_its_hash(site):
+def test_knowing_a_hash_does_not_give_a_commit_that_only_root_may_read(site):
     commit = site.exec(["cat", "/tmp/commit"]).stdout.strip()
     assert "can't be read by 'eve'" in refused(site, f"git+file:///home/eve/alternates.git@{commit}")
 
 
 @pytest.mark.parametrize("repository", ["with-root", "nested"])
-def test_a_submodule_is_never_read_by_root(site, repository):
+def test_submodule_is_never_read_as_root(site, repository):
     comment = refused(site, f"git+file:///home/eve/{repository}@main")
     assert "wsgi:apps:shop:source: submodule " in comment
     assert "/root/secret.git can't be read by " in comment
 
 
 @pytest.mark.parametrize("path", ["/home/eve/way/up/work", "/home/eve/folder"])
-def test_a_folder_behind_a_user_s_link_is_not_read_by_root(site, path):
+def test_folder_behind_the_link_of_another_user_is_not_read(site, path):
     comment = refused(site, path)
     assert f"wsgi:apps:shop:source: {path} is not read: " in comment
     assert "is a link of another user (UID " in comment
 
 
-def test_a_link_to_devices_is_refused_before_anything_reads_it(site):
+def test_link_to_devices_is_refused_before_it_is_read(site):
     comment = refused(site, "git+file:///home/eve/links@main", wheels="wheels")
     assert (
         "wsgi:apps:shop:source: 'wheels' is a link that leads out of it: '/dev'; remove it from the source" in comment
     )
 
 
-def test_wheels_that_are_no_folder_are_refused_by_their_key(site):
+def test_wheels_key_that_is_not_a_folder_is_refused(site):
     comment = refused(site, "git+file:///home/eve/shop.git@main", wheels="shop.py")
     assert "wsgi:apps:shop:wheels: 'shop.py' is not a folder in git+file:///home/eve/shop.git@main" in comment
 
 
-def test_a_pipe_in_a_folder_makes_nobody_wait(site):
+def test_named_pipe_in_a_source_blocks_nothing(site):
     site.exec("mkdir /opt/pipe && cp /tmp/shop.py /opt/pipe && mkfifo /opt/pipe/requirements.txt")
     comment = refused(site, "/opt/pipe", requirements="requirements.txt")
     assert "wsgi:apps:shop:requirements: 'requirements.txt' is not in /opt/pipe" in comment
@@ -161,7 +161,7 @@ def test_a_pipe_in_a_folder_makes_nobody_wait(site):
         ("deep.tar.gz", {}, "depth: "),
     ],
 )
-def test_an_archive_beyond_a_limit_is_refused_by_the_limit_s_key(site, archive, limits, told):
+def test_archive_beyond_a_limit_is_refused_with_the_key_of_the_limit(site, archive, limits, told):
     comment = refused(site, f"{WEB}/{archive}#sha256={site.sums[archive]}", source_limits=limits)
     assert f"wsgi:apps:shop:source_limits:{told}" in comment
 
@@ -176,7 +176,7 @@ def test_an_archive_beyond_a_limit_is_refused_by_the_limit_s_key(site, archive, 
         ("/home/eve/shop", {"size": 10}, "size: the source holds more than 10; 'shop.py'"),
     ],
 )
-def test_other_sources_have_the_same_limits(site, source, limits, told):
+def test_source_limits_apply_to_repositories_and_folders_too(site, source, limits, told):
     if "shop.git" in source:
         # The live release would be taken as it is.
         site.exec(
@@ -198,7 +198,7 @@ def test_other_sources_have_the_same_limits(site, source, limits, told):
         ("/home/eve/shop", {}, "eve"),
     ],
 )
-def test_what_is_as_it_should_be_is_served(site, source, settings, body):
+def test_legitimate_sources_are_served(site, source, settings, body):
     site.pillar({"apps": {"shop": shop(source, **settings)}})
     site.apply()
     assert site.get("/").body == body

@@ -165,14 +165,14 @@ def site(machine):
         ("main", "main", "v2"),
     ],
 )
-def test_a_branch_and_a_tag_are_the_commit_that_they_stand_for(site, revision, named, body):
+def test_branches_and_tags_resolve_to_their_commits(site, revision, named, body):
     site.apply(f"{FILE}@{revision}")
     assert site.body() == body
     # Two names of one commit are one release, which says the first.
     assert site.record()["revision"]["commit"] == site.git(f"rev-parse '{named}'")
 
 
-def test_a_checkout_has_submodules_links_and_executable_bits_and_nothing_of_git(site):
+def test_release_has_submodules_links_and_executable_bits_and_no_git_folder(site):
     site.apply(f"{FILE}@light")
     code = f"{site.release()}/code"
     assert site.read(f"{code}/shared/shared.py") == 'SHARED = "shared"\n'
@@ -185,17 +185,17 @@ def test_a_checkout_has_submodules_links_and_executable_bits_and_nothing_of_git(
     assert site.machine.exec(f"find {site.release()} -maxdepth 1").stdout.count("\n") == 4
 
 
-def test_no_hook_of_anybody_ran(site):
+def test_no_git_hook_is_run(site):
     assert site.machine.exec("test -e /root/hook-ran", check=False).rc == 1
 
 
-def test_a_subfolder_is_all_that_is_there(site):
+def test_subdirectory_is_the_only_content_of_the_release(site):
     site.apply(f"{FILE}@light#subdirectory=web")
     assert site.body() == "web"
     assert site.machine.exec(f"ls {site.release()}/code").stdout.split() == ["__pycache__", "inner.py", "shop.py"]
 
 
-def test_a_branch_that_moves_is_followed(site):
+def test_next_run_follows_a_branch_that_moved(site):
     site.apply(f"{FILE}@main")
     moved = site.commit("moved")
     run = site.machine.apply()
@@ -205,7 +205,7 @@ def test_a_branch_that_moves_is_followed(site):
     assert site.machine.apply().changed == set()
 
 
-def test_a_commit_that_no_branch_leads_to_any_more_can_be_had(site):
+def test_commit_that_no_branch_contains_is_fetched(site):
     commit = site.commit("forced-away")
     site.machine.exec(
         "cd /root/work/shop && git -c core.hooksPath=/dev/null reset -q --hard HEAD~ && git push -qf origin main"
@@ -216,7 +216,7 @@ def test_a_commit_that_no_branch_leads_to_any_more_can_be_had(site):
 
 
 @pytest.mark.parametrize("damage", ["rm HEAD", "rm -r objects", "find objects -type f -exec truncate -s 9 {} +"])
-def test_a_damaged_mirror_is_made_anew(site, damage):
+def test_damaged_mirror_is_recreated(site, damage):
     site.apply(f"{FILE}@light")
     site.machine.exec(f"cd /var/lib/wsgi/git/*/ && chmod -R u+w . && {damage}")
     word = f"after-{len(damage)}"
@@ -224,7 +224,7 @@ def test_a_damaged_mirror_is_made_anew(site, damage):
     assert site.body() == word
 
 
-def test_the_mirror_is_roots_alone(site):
+def test_mirror_is_readable_by_root_only(site):
     assert site.machine.exec("stat -c '%a %U' /var/lib/wsgi/git").stdout.split() == ["700", "root"]
 
 
@@ -238,12 +238,12 @@ def observed(site):
     return [command for command in started if "'git'" in command and "'version'" not in command]
 
 
-def test_a_commit_that_is_named_is_not_looked_up_again(site):
+def test_full_commit_is_not_looked_up_again(site):
     site.apply(f"{FILE}@{site.git('rev-parse light')}")
     assert observed(site) == []
 
 
-def test_two_apps_of_one_repository_ask_it_once(site):
+def test_two_apps_of_one_repository_query_it_once(site):
     apps = {
         "shop": shop(f"{FILE}@light"),
         "wiki": shop(f"{FILE}@annotated#subdirectory=web", domains=["wiki.example.com"]),
@@ -359,12 +359,12 @@ def serving(site):
     return good
 
 
-def test_ssh_with_a_deploy_key_that_has_no_last_newline(site, serving):
+def test_deploy_key_without_a_trailing_newline_is_accepted(site, serving):
     assert site.body() == "v1"
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_leaves_the_app_serving_and_says_what_to_do(site, serving, fault):
+def test_fault_of_a_source_leaves_the_app_serving_and_names_the_remedy(site, serving, fault):
     changed, told = FAULTS[fault]
     before = site.machine.exec("readlink /var/lib/wsgi/live/shop; ls /srv/wsgi/shop/releases /run/wsgi").stdout
     settings = {**serving, "source": f"{SSH}@main", **changed(site)}
@@ -380,7 +380,7 @@ def test_a_fault_leaves_the_app_serving_and_says_what_to_do(site, serving, fault
     assert site.machine.exec("ls /tmp/escaped /tmp/tmp", check=False).stdout == ""
 
 
-def test_the_next_run_finishes_the_work(site, serving):
+def test_run_after_a_fault_finishes_the_change(site, serving):
     site.machine.exec("systemctl stop silent")
     word = "finished"
     site.commit(word)
@@ -401,7 +401,7 @@ def holders(site, secret, *more):
     return [path for path in found if not path.startswith(own)]
 
 
-def test_a_key_is_in_no_argument_and_no_file_but_for_the_time_of_a_command(site, serving):
+def test_deploy_key_is_in_no_argument_and_only_briefly_in_a_file(site, serving):
     line = site.deploy_key.splitlines()[2]
     run = site.apply(**{**serving, "source": f"{SSH}@annotated"})
     assert site.body() == "v2"
@@ -415,7 +415,7 @@ def test_a_key_is_in_no_argument_and_no_file_but_for_the_time_of_a_command(site,
     assert line not in json.dumps(site.machine.call("wsgi.settings"))
 
 
-def test_what_a_killed_run_left_goes_with_the_next(site, serving):
+def test_next_run_removes_keys_and_processes_of_a_killed_fetch(site, serving):
     site.commit("killed")
     site.machine.pillar({"apps": {"shop": shop(**{**serving, "source": f"{SSH}@main"})}})
     site.machine.exec(": > /srv/sshd/seen; touch /srv/sshd/hold")
@@ -434,7 +434,7 @@ def test_what_a_killed_run_left_goes_with_the_next(site, serving):
     assert site.machine.exec("pgrep -fc '^ssh -o BatchMode'", check=False).stdout.strip() == "0"
 
 
-def test_a_token_is_in_no_argument_no_file_and_no_message(site):
+def test_token_is_in_no_argument_no_file_and_no_message(site):
     run = site.apply(f"{HTTPS}@light")
     assert site.body() == "v1"
     seen = site.read("/srv/web.8443.seen")
@@ -450,7 +450,7 @@ def test_a_token_is_in_no_argument_no_file_and_no_message(site):
 # Archives, folders
 
 
-def test_a_tar_keeps_executable_bits_and_links_and_no_other_bits(site):
+def test_tar_archive_keeps_links_and_executable_bits_and_drops_setuid(site):
     site.apply(f"{WEB}/shop.tar.gz#sha256={site.sums['shop.tar.gz']}&subdirectory=shop-1.0")
     assert site.body() == "tar"
     code = f"{site.release()}/code"
@@ -466,7 +466,7 @@ def test_a_tar_keeps_executable_bits_and_links_and_no_other_bits(site):
 @pytest.mark.parametrize(
     "place", ["salt://shop.zip", f"{WEB}/shop.zip", f"{TLS}/shop.zip", f"{TLS}/moved/shop.zip"], ids=str
 )
-def test_a_zip_from_everywhere(site, place):
+def test_zip_archive_is_fetched_over_every_scheme(site, place):
     site.apply(f"{WEB}/shop.tar.gz#sha256={site.sums['shop.tar.gz']}&subdirectory=shop-1.0")
     # One release, wherever it comes from: it has to go, to be fetched again.
     site.machine.exec(
@@ -477,14 +477,14 @@ def test_a_zip_from_everywhere(site, place):
     assert TOKEN not in json.dumps(run.raw)
 
 
-def test_credentials_do_not_follow_to_another_host(site):
+def test_credentials_are_not_sent_to_another_host_after_a_redirect(site):
     """The last zip was on one, by a redirect: there the server saw no Authorization."""
     seen = site.read("/srv/web.8001.seen")
     assert "/shop.zip None\n" in seen
     assert "Basic" not in seen
 
 
-def test_a_folder_of_the_machine_is_copied_as_it_is(site):
+def test_local_folder_is_copied_without_git_and_pipes(site):
     site.machine.exec(
         "mkdir -p /opt/shop/.git /opt/shop/sub && cp /root/work/shop/web/shop.py /opt/shop && cd /opt/shop"
         " && printf '#!/bin/sh\n' > tool && chmod 755 tool && ln -sf shop.py out && mkfifo pipe && touch .git/HEAD"
@@ -503,7 +503,7 @@ def test_a_folder_of_the_machine_is_copied_as_it_is(site):
 # The first run
 
 
-def test_the_first_highstate_installs_git_and_serves_what_it_fetches(machine_factory, request, tmp_path):
+def test_first_highstate_installs_git_and_serves_a_repository(machine_factory, request, tmp_path):
     def git(*words):
         identity = ["-c", "user.name=T", "-c", "user.email=t@example.com"]
         subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True)

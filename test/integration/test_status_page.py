@@ -84,7 +84,7 @@ def page(told):
     return told.get("/", port=8079)
 
 
-def test_it_tells_how_each_app_fares(told, page):
+def test_page_shows_the_state_of_each_app(told, page):
     status = told.call("wsgi.status")
     assert page.status == 200
     assert "2 of 3 apps healthy" in page.body
@@ -98,7 +98,7 @@ def test_it_tells_how_each_app_fares(told, page):
     assert f"<small>certificate until {day}</small>" in page.body
 
 
-def test_it_tells_what_failed_and_why(page):
+def test_page_shows_what_failed_and_why(page):
     """It comes last, however the states before it went."""
     assert "&lt;b&gt;bold&lt;/b&gt;: not a key" in page.body
     assert "<b>" not in page.body
@@ -109,11 +109,11 @@ def test_it_tells_what_failed_and_why(page):
     assert "unbuilt-site" not in page.body
 
 
-def test_it_holds_no_secret(page):
+def test_page_has_no_secret(page):
     assert SECRET not in page.body
 
 
-def test_nobody_on_the_machine_reads_it_past_nginx(told):
+def test_page_on_disk_is_readable_by_nginx_only(told):
     assert (
         told.exec(["stat", "--format=%a %U %G", "/var/lib/wsgi/status/index.html"]).stdout.strip()
         == "640 root www-data"
@@ -121,7 +121,7 @@ def test_nobody_on_the_machine_reads_it_past_nginx(told):
     assert told.exec("runuser -u nobody -- cat /var/lib/wsgi/status/index.html", check=False).rc
 
 
-def test_it_is_for_this_machine_alone(told):
+def test_page_is_served_on_loopback_only(told):
     addresses = {line.split()[3] for line in told.exec("ss -Hltn 'sport = :8079'").stdout.splitlines()}
     assert addresses == {"127.0.0.1:8079"}
     assert told.get("/../../etc/passwd", port=8079).status in (400, 404)
@@ -130,7 +130,7 @@ def test_it_is_for_this_machine_alone(told):
     assert told.get("/", host="localhost:8079", port=8079).status == 200
 
 
-def test_a_browser_may_load_nothing_and_run_nothing(page):
+def test_page_may_load_and_run_nothing_in_a_browser(page):
     style = re.search(r"<style>(.*)</style>", page.body, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = page.headers["Content-Security-Policy"]
@@ -139,7 +139,7 @@ def test_a_browser_may_load_nothing_and_run_nothing(page):
 
 
 @pytest.mark.parametrize(("width", "dark"), [(320, True), (390, False), (1280, False), (1280, True)])
-def test_it_is_readable_in_a_browser(told, width, dark):
+def test_page_is_readable_in_a_browser(told, width, dark):
     seen = told.browse("http://127.0.0.1:8079/", SEEN, f"--width={width}", "--height=844", *["--dark"] * dark)
     assert seen["console"] == []
     assert (seen["language"], seen["heading"], seen["scripts"]) == ("en", 1, 0)
@@ -154,7 +154,7 @@ def test_it_is_readable_in_a_browser(told, width, dark):
     assert seen["ground"] == ("rgb(21, 23, 26)" if dark else "rgb(255, 255, 255)")
 
 
-def test_a_run_that_changes_nothing_writes_it_and_mentions_no_change(told):
+def test_idle_run_refreshes_the_page_and_reports_no_change(told):
     told.exec(["rmdir", IN_THE_WAY])
     before = told.get("/", port=8079).body
     told.pillar({"apps": {name: APPS[name] for name in ("hello", "closed")}, "status_page": {}})
@@ -169,7 +169,7 @@ def test_a_run_that_changes_nothing_writes_it_and_mentions_no_change(told):
     assert written.search(told.get("/", port=8079).body)[1] > written.search(first)[1] > written.search(before)[1]
 
 
-def test_such_a_run_starts_no_process_for_it(told):
+def test_idle_run_starts_no_process_for_the_page(told):
     script = "/srv/formula/test/integration/observed_salt_call.py"
     told.exec(["/opt/salt/bin/python", script, "/root/observed.json", "--out=json", "state.apply", "wsgi"])
     started = json.loads(told.exec(["cat", "/root/observed.json"]).stdout)["started"]
@@ -177,14 +177,14 @@ def test_such_a_run_starts_no_process_for_it(told):
     assert [command for command in started if "'show', '--property" in command or "openssl" in command] == []
 
 
-def test_what_is_done_by_hand_is_on_it_at_once(told):
+def test_functions_called_by_hand_update_the_page_at_once(told):
     told.call("wsgi.maintenance", "closed", "off")
     assert "in maintenance" not in told.get("/", port=8079).body
     generation = told.call("wsgi.restart", "hello")
     assert f"generation <code>{generation}</code>" in told.get("/", port=8079).body
 
 
-def test_others_need_a_password(told):
+def test_page_on_a_domain_needs_a_password(told):
     hash = hashed()
     page = {"domain": "status.example.com", "basic_auth": {"users": {"ann": hash}}}
     told.pillar({"apps": {"hello": APPS["hello"]}, "status_page": page})
@@ -204,7 +204,7 @@ def test_others_need_a_password(told):
     assert told.apply().changed == set()
 
 
-def test_over_tls_it_is_a_path_of_a_site(told):
+def test_page_can_be_a_path_of_a_site_over_tls(told):
     """As docs/edge.md has it."""
     words = "location = /status { proxy_pass http://127.0.0.1:8079/; }"
     hello = {**APPS["hello"], "tls": "self_signed", "nginx": {"server": words}}
@@ -218,7 +218,7 @@ def test_over_tls_it_is_a_path_of_a_site(told):
     assert page.endswith("200")
 
 
-def test_it_goes_as_it_came(told):
+def test_disabling_the_page_removes_everything_of_it(told):
     told.pillar({"apps": {"hello": APPS["hello"]}})
     assert "wsgi-status-page" in told.apply().changed
     with pytest.raises(ConnectionError, match="Empty reply"):

@@ -30,7 +30,7 @@ def test_hello_is_served(suite_machine, suite):
     assert machine.host.service("nginx").is_running
 
 
-def test_both_servers_are_behind_one_nginx(suite_machine):
+def test_two_servers_are_behind_one_nginx(suite_machine):
     machine = suite_machine("both")
     assert "uwsgi" in machine.get("/", host="hello.example.com").body.lower()
     assert "gunicorn" in machine.get("/", host="api.example.com").body
@@ -49,7 +49,7 @@ def test_every_server_serves_beside_the_others(suite_machine, name, request):
     assert status["health"]["ok"]
 
 
-def test_a_release_comes_with_what_belongs_to_it(suite_machine):
+def test_release_runs_hooks_processes_and_schedules(suite_machine):
     machine = suite_machine("release")
     status = machine.call("wsgi.status")["hello"]
     assert (
@@ -62,7 +62,7 @@ def test_a_release_comes_with_what_belongs_to_it(suite_machine):
     assert machine.call("wsgi.history", "hello")[-1]["event"] == "live"
 
 
-def test_apps_share_a_host_over_tls_and_nginx_serves_their_files(suite_machine):
+def test_apps_share_a_domain_over_tls_and_nginx_serves_their_files(suite_machine):
     machine = suite_machine("edge")
     curl = "curl --silent --show-error --insecure --resolve example.com:443:127.0.0.1 https://example.com"
     assert "gunicorn" in machine.exec(f"{curl}/").stdout
@@ -72,7 +72,7 @@ def test_apps_share_a_host_over_tls_and_nginx_serves_their_files(suite_machine):
     assert (redirected.status, redirected.headers["Location"]) == (308, "https://example.com/shop/?a=b")
 
 
-def test_one_word_switches_the_server_and_back(suite_machine):
+def test_changing_one_key_switches_the_server_and_back(suite_machine):
     machine = suite_machine("switch")
     apps = harness.suites()["switch"]["apps"]
     with machine.load(clients=4, pause=0.02) as load:
@@ -83,7 +83,7 @@ def test_one_word_switches_the_server_and_back(suite_machine):
     assert load.report["lost"] == 0, load.report
 
 
-def test_zeromq_app_works_with_many_workers_under_one_server_and_then_the_other(suite_machine):
+def test_zeromq_app_answers_with_many_workers_under_uwsgi_and_gunicorn(suite_machine):
     """The story that this project began with."""
     machine = suite_machine("zeromq")
     app = harness.suites()["zeromq"]["apps"]["zeromq"]

@@ -27,7 +27,7 @@ CHANGES = [
 ]
 
 
-def test_changes_under_load_lose_no_request(machine):
+def test_switching_under_load_loses_no_request(machine):
     machine.pillar({"apps": {"hello": app("uwsgi")}})
     machine.apply()
     generations = [live(machine)]
@@ -46,7 +46,7 @@ def test_changes_under_load_lose_no_request(machine):
     assert sum(old != new for old, new in zip(generations, generations[1:])) >= 12
 
 
-def test_slow_request_is_answered_by_the_generation_that_got_it(machine):
+def test_slow_request_is_answered_by_the_generation_that_received_it(machine):
     machine.pillar({"apps": {"hello": inspected("gunicorn")}})
     machine.apply()
     for server in ("uwsgi", "gunicorn"):
@@ -66,7 +66,7 @@ def test_slow_request_is_answered_by_the_generation_that_got_it(machine):
 
 
 @pytest.mark.parametrize("server", ["uwsgi", "gunicorn"])
-def test_upload_that_began_before_a_change_of_server_arrives_after_it(machine, server):
+def test_upload_that_began_before_a_switch_arrives_after_it(machine, server):
     """nginx has chosen how to speak to the server by then, and finds another one."""
     other = {"uwsgi": "gunicorn", "gunicorn": "uwsgi"}[server]
     machine.pillar({"apps": {"hello": app(other)}})

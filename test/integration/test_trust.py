@@ -120,7 +120,7 @@ FORWARDED = (
 EITHER_PORT = "X-Forwarded-Port: 8443\n"
 
 
-def test_a_trusted_proxy_says_who_asked_and_how(served, server):
+def test_address_scheme_and_port_come_from_a_trusted_proxy(served, server):
     environ = told(served, server, headers=FORWARDED + EITHER_PORT, source=BALANCER)
     # The last address before the balancers' own is the one that it saw itself.
     assert environ["REMOTE_ADDR"] == environ["HTTP_X_FORWARDED_FOR"] == environ["HTTP_X_REAL_IP"] == "198.51.100.7"
@@ -133,11 +133,11 @@ def test_a_trusted_proxy_says_who_asked_and_how(served, server):
     assert environ.get("SCRIPT_NAME", "") == ""
 
 
-def test_a_trusted_proxy_that_names_no_port_means_the_usual_one(served, server):
+def test_port_defaults_to_that_of_the_scheme_behind_a_trusted_proxy(served, server):
     assert told(served, server, headers=FORWARDED, source=BALANCER)["SERVER_PORT"] == "443"
 
 
-def test_a_client_says_nothing_of_itself(served, server):
+def test_forwarded_headers_of_a_client_are_ignored(served, server):
     environ = told(served, server, headers=FORWARDED + EITHER_PORT)
     assert environ["REMOTE_ADDR"] == environ["HTTP_X_FORWARDED_FOR"] == environ["HTTP_X_REAL_IP"] == "127.0.0.1"
     assert environ["wsgi.url_scheme"] == environ["HTTP_X_FORWARDED_PROTO"] == "http"
@@ -147,12 +147,12 @@ def test_a_client_says_nothing_of_itself(served, server):
     assert "evil" not in json.dumps(environ)
 
 
-def test_a_request_id_is_the_proxys_only_where_it_can_be_one(served):
+def test_invalid_request_id_of_a_trusted_proxy_is_replaced(served):
     environ = told(served, "uwsgi", headers="X-Request-ID: <script> of mine\n", source=BALANCER)
     assert len(environ["HTTP_X_REQUEST_ID"]) == 32
 
 
-def test_the_host_is_the_one_that_nginx_went_by(served, server):
+def test_app_gets_the_host_that_selected_the_site(served, server):
     """The request line's wins: https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2"""
     code = """
     line = f"GET http://{host}:{port}/a HTTP/1.1"
@@ -164,7 +164,7 @@ def test_the_host_is_the_one_that_nginx_went_by(served, server):
     assert "evil" not in answer
 
 
-def test_a_redirect_leads_to_where_the_client_came_from(served):
+def test_redirect_keeps_the_scheme_and_port_of_the_client(served):
     options = {"host": "www.gunicorn.example.com", "target": "/a?b=c%20d", "port": 8080}
     code = """
     print(json.dumps([re.search("Location: (.*)\\r", get(**{**options, **more}))[1] for more in (
@@ -181,7 +181,7 @@ def test_a_redirect_leads_to_where_the_client_came_from(served):
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
-def test_what_a_worker_died_of_is_asked_once(served, server, method):
+def test_request_that_kills_a_worker_is_not_retried(served, server, method):
     words = [f"{method}-{number}" for number in range(3)]
     code = """
     answers = []
@@ -206,7 +206,7 @@ def test_what_a_worker_died_of_is_asked_once(served, server, method):
 # Bodies and answers
 
 
-def test_an_event_is_sent_before_the_next_is_made(served, server):
+def test_events_are_sent_before_the_response_ends(served, server):
     """Pillar says so of uWSGI's app, and the others say it themselves."""
     code = """
     sock = connect(port=port)
@@ -220,7 +220,7 @@ def test_an_event_is_sent_before_the_next_is_made(served, server):
 
 
 @pytest.mark.parametrize("server", ["uwsgi", "gunicorn"])
-def test_a_body_of_a_known_length_goes_on_as_it_comes(served, server):
+def test_body_with_a_length_is_passed_on_without_buffering(served, server):
     code = """
     sock = connect(port=port)
     head = f"POST /?do=begin&word=begun- HTTP/1.1\\r\\nHost: {host}\\r\\nContent-Length: 4100\\r\\nConnection: close\\r\\n"
@@ -234,7 +234,7 @@ def test_a_body_of_a_known_length_goes_on_as_it_comes(served, server):
 
 
 @pytest.mark.parametrize("server", ["uwsgi", "gunicorn"])
-def test_a_chunked_body_gets_a_length_all_the_same(served, server):
+def test_chunked_body_is_passed_on_with_a_length(served, server):
     code = """
     head = f"POST / HTTP/1.1\\nHost: {host}\\nTransfer-Encoding: chunked\\nConnection: close\\n\\n"
     print(json.dumps(ask(head + "5\\r\\nfirst\\r\\n5\\r\\nother\\r\\n0\\r\\n\\r\\n", port=port)))
@@ -244,13 +244,13 @@ def test_a_chunked_body_gets_a_length_all_the_same(served, server):
     assert '"body": "firstother"' in answer
 
 
-def test_a_body_that_is_too_large_is_refused(served):
+def test_too_large_body_is_refused(served):
     assert get(served, "waitress", method="POST", body="x" * 1025).startswith("HTTP/1.1 413")
     assert get(served, "waitress", method="POST", body="x" * 1024).startswith("HTTP/1.1 200")
     assert get(served, "uwsgi", method="POST", body="x" * 1025).startswith("HTTP/1.1 200")
 
 
-def test_clients_that_dribble_have_no_worker_waiting(served):
+def test_slow_clients_block_no_worker(served):
     """Many more of them than workers: half are at their headers, half at their bodies."""
     code = """
     slow = [connect() for _ in range(60)]
@@ -271,7 +271,7 @@ def test_clients_that_dribble_have_no_worker_waiting(served):
 # The uwsgi socket, through which code could be loaded
 
 
-def test_nobody_but_nginx_reaches_the_uwsgi_socket(served):
+def test_only_nginx_can_connect_to_the_uwsgi_socket(served):
     connecting = (
         "import socket, sys; sock = socket.socket(socket.AF_UNIX); sock.connect('/var/lib/wsgi/live/uwsgi/uwsgi.sock')"
     )
@@ -285,7 +285,7 @@ def test_nobody_but_nginx_reaches_the_uwsgi_socket(served):
     assert not [line for line in listeners if "uwsgi" in line]
 
 
-def test_a_header_is_no_parameter_of_uwsgis(served):
+def test_headers_cannot_set_uwsgi_parameters(served):
     served.put("/tmp/evil.py", "def application(environ, start_response):\n    raise SystemExit\n", 0o644)
     names = ("FILE", "SCRIPT", "MODULE", "APPID", "PYHOME", "CHDIR", "CALLABLE")
     forged = "".join(f"UWSGI_{name}: /tmp/evil.py\nUwsgi-{name}: /tmp/evil.py\n" for name in names)
@@ -299,7 +299,7 @@ def test_a_header_is_no_parameter_of_uwsgis(served):
 # Last: the PROXY protocol, which from then on every client has to speak
 
 
-def test_the_proxy_protocol_says_who_asked(served, server):
+def test_address_comes_from_the_proxy_protocol(served, server):
     if server == SERVERS[0]:
         served.pillar(pillar(proxy_protocol=True))
         run_of_it = served.apply()

@@ -102,7 +102,7 @@ def header(text):
 
 
 @pytest.mark.parametrize("user", USERS)
-def test_who_has_the_password_comes_in(served, user):
+def test_password_in_every_hash_format_is_accepted(served, user):
     assert ask(served, "staff.test", "/staff/", "--user", f"{user}:{PASSWORD}").status == 200
     refused = ask(served, "staff.test", "/staff/", "--user", f"{user}:wrong")
     assert (refused.status, refused.headers["WWW-Authenticate"]) == (401, 'Basic realm="Staff only"')
@@ -125,11 +125,11 @@ def test_who_has_the_password_comes_in(served, user):
         ("/staff/files/open/text.txt", 200),
     ],
 )
-def test_a_path_is_open_only_where_it_is_so_to_all_who_read_it(served, path, status):
+def test_password_exception_covers_only_its_normalised_path(served, path, status):
     assert ask(served, "staff.test", path).status == status
 
 
-def test_the_hashes_are_nginxs_alone_and_in_no_diff(served):
+def test_password_hashes_are_readable_by_nginx_only_and_in_no_diff(served):
     shown = served.exec("stat -c '%a %U %G' /etc/nginx/wsgi/live/private/staff.htpasswd").stdout
     assert shown.strip() == "640 root www-data"
     assert [hash for hash in USERS.values() if hash in str(served.first_run.raw)] == []
@@ -137,22 +137,22 @@ def test_the_hashes_are_nginxs_alone_and_in_no_diff(served):
     assert re.fullmatch(r"/etc/nginx/wsgi/trees/\d+/private/staff.htpasswd\n", places.stdout)
 
 
-def test_who_is_refused_gets_the_apps_page(served):
+def test_refused_client_gets_the_error_page_of_the_app(served):
     assert ask(served, "staff.test", "/staff/").body == "A page of 401.\n"
 
 
-def test_files_are_behind_the_password_too(served):
+def test_static_files_need_the_password_too(served):
     assert ask(served, "staff.test", "/staff/files/text.txt").status == 401
     assert ask(served, "staff.test", "/staff/files/text.txt", "--user", f"ssha:{PASSWORD}").status == 200
 
 
 @pytest.mark.parametrize("path", ["/in/", "/in/files/text.txt"])
 @pytest.mark.parametrize(("address", "status"), [("127.0.0.2", 200), ("127.0.0.4", 403)])
-def test_only_those_addresses_come_in_that_are_allowed(served, path, address, status):
+def test_only_allowed_addresses_are_admitted(served, path, address, status):
     assert ask(served, "inside.test", path, "--interface", address).status == status
 
 
-def test_a_client_is_who_a_trusted_proxy_says_it_is(served):
+def test_allowed_address_is_the_one_that_a_trusted_proxy_names(served):
     client = header("X-Forwarded-For: 127.0.0.3")
     assert ask(served, "inside.test", "/in/", "--interface", PROXY, *client).status == 200
     assert ask(served, "inside.test", "/in/", "--interface", "127.0.0.4", *client).status == 403
@@ -161,7 +161,7 @@ def test_a_client_is_who_a_trusted_proxy_says_it_is(served):
 # How often
 
 
-def test_a_rate_is_each_clients_and_its_paths_alone(served):
+def test_rate_limit_counts_per_client_and_path(served):
     def statuses(path, address):
         return [ask(served, "inside.test", path, "--interface", address) for _ in range(3)]
 
@@ -174,11 +174,11 @@ def test_a_rate_is_each_clients_and_its_paths_alone(served):
     assert [answer.status for answer in statuses("/in/login-help", "127.0.0.1")] == [200, 200, 200]
 
 
-def test_an_apps_own_429_keeps_its_own_word_on_when_to_come_again(served):
+def test_429_of_the_app_keeps_its_own_retry_after(served):
     assert ask(served, "inside.test", "/in/?status=429&Retry-After=7").headers.get_all("Retry-After") == ["7"]
 
 
-def test_connections_are_counted_at_once(served):
+def test_simultaneous_connections_are_limited(served):
     one = "curl -so /dev/null -w '%{http_code} ' -H 'Host: inside.test' 'http://127.0.0.1/in/slow/?sleep=3'"
     got = served.exec(f"{one} & {one}; wait")
     assert sorted(got.stdout.split()) == ["200", "429"]
@@ -194,14 +194,14 @@ def status_and_body(answer):
 
 
 @pytest.mark.parametrize(("host", "path"), CACHES)
-def test_an_answer_is_kept(served, host, path):
+def test_response_is_cached(served, host, path):
     asked = [status_and_body(ask(served, host, f"{path}?first")) for _ in range(3)]
     assert [status for status, _ in asked] == ["MISS", "HIT", "HIT"]
     assert len({body for _, body in asked}) == 1
 
 
 @pytest.mark.parametrize(("host", "path"), CACHES)
-def test_what_a_head_is_answered_is_no_page(served, host, path):
+def test_response_to_head_is_not_served_to_get(served, host, path):
     """An app may say of a HEAD neither a body nor how long it would be."""
     headed = [ask(served, host, f"{path}?head", "--head") for _ in range(2)]
     assert [(answer.status, answer.headers["X-Cache-Status"]) for answer in headed] == [(200, "MISS"), (200, "HIT")]
@@ -218,7 +218,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
-def test_the_cache_is_not_asked_for(served, options):
+def test_private_requests_bypass_the_cache(served, options):
     kept = ask(served, "kept.test", "/pages?others").body
     asked = [ask(served, "kept.test", "/pages?others", *options) for _ in range(2)]
     assert len({kept, *(answer.body for answer in asked)}) == 3
@@ -227,7 +227,7 @@ def test_the_cache_is_not_asked_for(served, options):
     assert ask(served, "kept.test", "/pages?others").body == kept
 
 
-def test_cookies_are_known_by_their_names_as_they_are(served):
+def test_bypass_cookies_are_matched_by_their_exact_names(served):
     asked = [ask(served, "kept-uwsgi.test", "/c", *header("Cookie: __Host-sid=1")).body for _ in range(2)]
     assert len({*asked}) == 2
     asked = [ask(served, "kept-uwsgi.test", "/c", *header("Cookie: session=1; x__Host-sid=1")).body for _ in range(2)]
@@ -244,7 +244,7 @@ def test_cookies_are_known_by_their_names_as_they_are(served):
         "/pages?status=404",
     ],
 )
-def test_what_is_not_for_all_or_not_told_of_is_not_kept(served, path):
+def test_private_or_unlisted_responses_are_not_cached(served, path):
     assert len({ask(served, "kept.test", path).body for _ in range(2)}) == 2
 
 
@@ -256,7 +256,7 @@ AS = {
 
 
 @pytest.mark.parametrize("asked", AS.values(), ids=AS)
-def test_an_answer_is_given_to_none_who_calls_the_site_otherwise(served, asked):
+def test_cached_response_is_not_shared_between_hosts_schemes_and_ports(served, asked):
     """Links are made of it."""
     host, *options = asked
     first = ask(served, "kept.test", "/pages?as").body
@@ -267,13 +267,13 @@ def test_an_answer_is_given_to_none_who_calls_the_site_otherwise(served, asked):
     assert ask(served, "kept.test", "/pages?as", *header("X-Forwarded-Proto: https")).body == first
 
 
-def test_what_the_app_said_of_security_is_kept_with_it(served):
+def test_cached_response_keeps_security_headers_of_the_app(served):
     asked = [ask(served, "kept.test", "/pages?X-Frame-Options=DENY").headers for _ in range(2)]
     assert [headers["X-Cache-Status"] for headers in asked] == ["MISS", "HIT"]
     assert [headers.get_all("X-Frame-Options") for headers in asked] == [["DENY"], ["DENY"]]
 
 
-def test_an_old_answer_is_served_while_a_new_one_is_fetched(served):
+def test_stale_response_is_served_while_it_is_refreshed(served):
     path = "/pages?Cache-Control=max-age=1"
     first = ask(served, "kept.test", path).body
     for _ in range(100):
@@ -288,7 +288,7 @@ def test_an_old_answer_is_served_while_a_new_one_is_fetched(served):
         pytest.fail("the new answer never came")
 
 
-def test_an_old_answer_is_served_as_long_as_no_new_one_can_be_had(served):
+def test_stale_response_is_served_while_the_app_fails(served):
     path = "/pages?Cache-Control=max-age=1&broken=/srv/pages/broken"
     first = ask(served, "kept.test", path).body
     served.exec("touch /srv/pages/broken; sleep 2")
@@ -334,7 +334,7 @@ def assert_dressed(headers):
 
 
 @pytest.mark.parametrize(("path", "status", "caching"), ANSWERS.values(), ids=ANSWERS)
-def test_each_header_is_there_once_whoever_answers(served, path, status, caching):
+def test_each_header_is_sent_once_whoever_answers(served, path, status, caching):
     answer = ask(served, "dressed.test", path, *header("Origin: https://friend.test"))
     assert answer.status == status
     assert_dressed(answer.headers)
@@ -342,12 +342,12 @@ def test_each_header_is_there_once_whoever_answers(served, path, status, caching
 
 
 @pytest.mark.parametrize("path", ["/", "/?X-Accel-Redirect=/protected/text.txt"])
-def test_the_apps_own_word_on_security_goes_first(served, path):
+def test_security_header_of_the_app_wins_over_the_default(served, path):
     answer = ask(served, "dressed.test", f"{path}{'&' if '?' in path else '?'}X-Frame-Options=DENY")
     assert answer.headers.get_all("X-Frame-Options") == ["DENY"]
 
 
-def test_pillars_headers_stand_as_they_are_and_instead_of_the_apps(served):
+def test_response_headers_of_pillar_replace_those_of_the_app(served):
     headers = ask(served, "dressed.test", "/?permissions-policy=usb=()&x-odd=1&Vary=Cookie").headers
     assert headers.get_all("Permissions-Policy") == ['camera=(self "https://a.test")']
     assert headers.get_all("X-Odd") == ["back\\slash; {}"]
@@ -368,7 +368,7 @@ def test_pillars_headers_stand_as_they_are_and_instead_of_the_apps(served):
         ("inside.test", "/in/files/open/text.txt", "gzip"),
     ],
 )
-def test_texts_are_compressed_where_pillar_says_so(served, host, path, encoding):
+def test_texts_are_compressed_only_where_pillar_enables_it(served, host, path, encoding):
     answer = ask(served, host, path, *header("Accept-Encoding: gzip"), "--output", "/dev/null")
     assert answer.headers["Content-Encoding"] == encoding
     if encoding:
@@ -390,7 +390,7 @@ def test_texts_are_compressed_where_pillar_says_so(served, host, path, encoding)
         ("inside.test", "https://anybody.test", "*"),
     ],
 )
-def test_other_sites_are_answered_if_they_are_named(served, host, origin, allowed):
+def test_only_listed_origins_are_allowed(served, host, origin, allowed):
     before = header(f"Origin: {origin}")
     path = "/in/" if host == "inside.test" else "/"
     answer = ask(served, host, f"{path}?Access-Control-Allow-Origin=https://evil.test&status=404", *before)
@@ -401,7 +401,7 @@ def test_other_sites_are_answered_if_they_are_named(served, host, origin, allowe
     assert preflight.headers["Access-Control-Allow-Origin"] == allowed
 
 
-def test_what_another_site_may_do_is_told_before_the_app_is_asked(served):
+def test_preflight_is_answered_by_nginx(served):
     wanted = (*header("Origin: https://friend.test"), *header("Access-Control-Request-Method: PUT"))
     headers = ask(served, "dressed.test", "/", "--request", "OPTIONS", *wanted).headers
     assert {name: value for name, value in headers.items() if name.startswith(("Access", "Vary"))} == {
@@ -420,7 +420,7 @@ def test_what_another_site_may_do_is_told_before_the_app_is_asked(served):
 # In maintenance
 
 
-def test_in_maintenance_nobody_else_comes_in_and_answers_say_the_same(served):
+def test_access_rules_and_headers_hold_during_maintenance(served):
     for name in ("staff", "dressed"):
         served.call("wsgi.maintenance", name, "on")
     origin = header("Origin: https://friend.test")
@@ -445,7 +445,7 @@ def test_in_maintenance_nobody_else_comes_in_and_answers_say_the_same(served):
 # Changes. These come last.
 
 
-def test_a_change_of_app_and_server_is_seen_at_once(served):
+def test_change_of_app_and_server_empties_the_cache_at_once(served):
     hosts = ("kept.test", "/pages?change"), ("kept-uwsgi.test", "/change")
     before = [ask(served, *each).body for each in hosts]
     changed = {name: {**APPS[name], "server": "uwsgi", "env": {"GREETING": "new"}} for name in ("kept", "kept-uwsgi")}
@@ -457,7 +457,7 @@ def test_a_change_of_app_and_server_is_seen_at_once(served):
     assert all(body.startswith("answer") for body in before)
 
 
-def test_words_that_are_gone_leave_nothing(served):
+def test_removed_settings_leave_no_files(served):
     def traces():
         return served.exec(
             "ls -d /etc/nginx/wsgi/live/private/*.htpasswd /var/cache/wsgi-*", check=False

@@ -104,7 +104,7 @@ def worn(served):
 
 
 @pytest.mark.parametrize("name", APPS)
-def test_the_only_worker_serves_until_its_successor_has_loaded_the_app(worn, name):
+def test_only_worker_serves_until_its_successor_has_loaded_the_app(worn, name):
     found = worn[name]
     assert found["waited"], found
     assert found["meanwhile"] == found["before"], found
@@ -113,13 +113,13 @@ def test_the_only_worker_serves_until_its_successor_has_loaded_the_app(worn, nam
 
 
 @pytest.mark.parametrize("name", [name for name in APPS if name.startswith(("uwsgi", "gunicorn"))])
-def test_no_worker_too_many_stays(served, worn, name):
+def test_number_of_workers_is_as_before_after_a_replacement(served, worn, name):
     """gunicorn's and uWSGI's master and one worker each, as before."""
     count = f"pgrep -c -u wsgi-{name} || true"
     assert wait_for(lambda: int(served.exec(count).stdout) == 2, 60), served.exec(f"ps -fu wsgi-{name}").stdout
 
 
-def test_a_successor_that_cannot_load_the_app_ends_nobody(served, worn):
+def test_successor_that_cannot_load_the_app_stops_no_other_worker(served, worn):
     """gunicorn's master would end with all of its workers when one of them can't."""
     home = "/var/lib/wsgi/home/gunicorn"
     served.exec(f"rm {home}/loaded {home}/waits; mkdir {home}/loaded; chmod 000 {home}/loaded; ls -la {home}")
@@ -132,19 +132,19 @@ def test_a_successor_that_cannot_load_the_app_ends_nobody(served, worn):
 
 
 @pytest.mark.parametrize("name", REBORN)
-def test_a_child_that_multiprocessing_spawns_does_not_serve(served, worn, name):
+def test_child_that_multiprocessing_spawns_takes_no_requests(served, worn, name):
     answer = served.get("/spawn", host=f"{name}.example.com")
     assert (answer.status, answer.body.split()[1]) == (200, "9")
     assert pid_of(served, name)
 
 
 @pytest.mark.parametrize("name", SPAWNED)
-def test_a_worker_that_lost_its_socket_is_replaced(served, worn, name):
+def test_worker_that_lost_its_socket_is_replaced(served, worn, name):
     old = pid_of(served, name, "/steal")
     assert wait_for(lambda: pid_of(served, name) not in (None, old), 60)
 
 
-def test_a_hangup_of_spawn_loses_nothing(served, worn):
+def test_sighup_to_spawn_loses_no_request(served, worn):
     before = pid_of(served, "waitress")
     with served.load(clients=4, host="waitress.example.com", pause=0.02, mode="close-get") as load:
         for _ in range(3):

@@ -105,7 +105,7 @@ def answers(machine, name):
 
 
 @pytest.mark.parametrize("name", harness.suites()["servers"]["apps"])
-def test_a_first_run_brings_up_each_server_or_the_platform_refuses_it(machine, platform, apps, first_run, name):
+def test_first_run_brings_up_each_server_that_the_platform_has(machine, platform, apps, first_run, name):
     if apps[name].get("state") == "absent":
         suite = harness.suites(platform)["servers"]
         machine.pillar({**suite, "apps": {name: {**apps[name], "state": "present"}}})
@@ -118,14 +118,14 @@ def test_a_first_run_brings_up_each_server_or_the_platform_refuses_it(machine, p
 
 
 @pytest.mark.column("idle run")
-def test_a_run_with_nothing_to_do_changes_nothing(machine, first_run):
+def test_idle_run_changes_nothing(machine, first_run):
     assert first_run.ok, first_run
     assert machine.apply().changed == set()
     assert machine.apply(sls=None).changed == set()
 
 
 @pytest.mark.column("switch")
-def test_a_switch_under_load_loses_no_request(machine, gunicorn):
+def test_switching_under_load_loses_no_request(machine, gunicorn):
     ways = [("uwsgi", "systemd"), ("waitress", "circus"), ("uwsgi", "emperor"), ("gunicorn", "supervisor")]
     with machine.load(clients=8, host="gunicorn.example.com", pause=0.02) as load:
         for server, manager in ways:
@@ -136,7 +136,7 @@ def test_a_switch_under_load_loses_no_request(machine, gunicorn):
 
 
 @pytest.mark.column("failed change")
-def test_a_change_that_fails_leaves_the_old_generation_serving(machine, gunicorn):
+def test_failed_change_leaves_the_old_generation_serving(machine, gunicorn):
     before = machine.call("wsgi.status", "gunicorn")["gunicorn"]["generation"]
     gunicorn(application="hello:nothing", env={"SECRET": "hunter2-hunter2"})
     with machine.load(clients=4, host="gunicorn.example.com", pause=0.02) as load:
@@ -149,7 +149,7 @@ def test_a_change_that_fails_leaves_the_old_generation_serving(machine, gunicorn
 
 
 @pytest.mark.column("functions")
-def test_functions_do_what_they_do_on_debian_12(machine, gunicorn):
+def test_deploy_and_rollback_work(machine, gunicorn):
     assert machine.call("wsgi.validate") is True
     first = machine.call("wsgi.deploy", "gunicorn")["generation"]
     gunicorn(env={"GREETING": "second"})
@@ -169,12 +169,12 @@ def test_every_server_serves_after_a_reboot(machine, apps):
 
 
 @pytest.mark.column("edge")
-def test_what_nginx_does_in_front_of_the_apps(suite_machine):
-    test_suites.test_apps_share_a_host_over_tls_and_nginx_serves_their_files(suite_machine)
+def test_apps_share_a_domain_over_tls_and_nginx_serves_their_files(suite_machine):
+    test_suites.test_apps_share_a_domain_over_tls_and_nginx_serves_their_files(suite_machine)
 
 
 @pytest.mark.column("clean")
-def test_clean_takes_away_everything(machine):
+def test_clean_removes_everything(machine):
     machine.apply(sls="wsgi.clean")
     assert harness.find_leftovers(machine) == ""
     assert machine.exec("nginx -t").rc == 0
