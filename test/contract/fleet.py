@@ -12,7 +12,7 @@ import yaml
 from container import ROOT, CommandFailed
 
 ROWS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
-# Those that only other systems can have: test/integration/test_managers.py tests them there.
+# Those that only other systems can have: test/integration/test_process_managers.py tests them there.
 ELSEWHERE = yaml.safe_load((ROOT / "wsgi/os_family/Debian.yaml").read_text())["process_managers"]
 DEFAULTS = yaml.safe_load((ROOT / "wsgi/defaults.yaml").read_text())["app"]
 WAITRESS = [

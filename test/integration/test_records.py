@@ -54,8 +54,8 @@ def serving(machine):
 
 
 def killed_runs(machine, *options):
-    """What test/integration/killed_runs.py found, as an object per killed run, in their order, by the operation."""
-    program = ["/opt/salt/bin/python", "/srv/formula/test/integration/killed_runs.py"]
+    """What test/integration/killed_deploys.py found, as an object per killed run, in their order, by the operation."""
+    program = ["/opt/salt/bin/python", "/srv/formula/test/integration/killed_deploys.py"]
     found = [SimpleNamespace(**each) for each in json.loads(machine.exec([*program, *options]).stdout)]
     assert [each for each in found if not hasattr(each, "killed") or not hasattr(each, "history_then")] == []
     return {f"{number}: {each.killed}": each for number, each in enumerate(found)}

@@ -1,7 +1,7 @@
 """
 Kills deploys of the app `ledger` on the machine, each at another operation on a file, and asks after each what is true.
 
-killed_runs.py [--back]    v1 and v2 in turn; with --back v2 over v1 each time, which rollback_on_failure takes back
+killed_deploys.py [--back]    v1 and v2 in turn; with --back v2 over v1 each time, which rollback_on_failure takes back
 
 Salt is loaded once, and each run is a fork of it. Prints a JSON list: per killed run a dict of what was found.
 """

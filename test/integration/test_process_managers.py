@@ -1,6 +1,6 @@
 """systemd, circus and gaffer hold servers as emperor and supervisor do: through failed starts and changes. gaffer is
 on Debian 11 alone, where the contract is not asked of it: through crashes, reboots and rotated logs, too. For that,
-test/run test/integration/test_managers.py --platform debian-11."""
+test/run test/integration/test_process_managers.py --platform debian-11."""
 
 import json
 import time
