@@ -104,6 +104,7 @@ class Run:
              has several states, the worst result, all changes and all comments
     changed: ids of the states that changed something (with test=True: would change it)
     failed:  ids of the states that failed
+    warnings: the warnings of all states
     raw:     what Salt returned: a dict of states, or a list of errors when rendering failed
     seconds: how long `salt-call` took, its start included
     """
@@ -112,11 +113,15 @@ class Run:
         self.raw = raw
         self.seconds = seconds
         self.states = {}
-        if isinstance(raw, dict):
-            for state in sorted(raw.values(), key=lambda state: state["__run_num__"]):
-                self._add(state)
+        for state in self._returns():
+            self._add(state)
+        self.warnings = [each for state in self._returns() for each in state.get("warnings", [])]
         self.changed = {id for id, state in self.states.items() if state["changes"]}
         self.failed = {id for id, state in self.states.items() if state["result"] is False}
+
+    def _returns(self):
+        """Return what each state returned, in their order."""
+        return sorted(self.raw.values(), key=lambda state: state["__run_num__"]) if isinstance(self.raw, dict) else []
 
     def _add(self, state):
         known = self.states.setdefault(state["__id__"], {"result": True, "changes": {}, "comment": ""})
@@ -128,6 +133,10 @@ class Run:
     @property
     def ok(self):
         return isinstance(self.raw, dict) and not self.failed
+
+    def hook_output(self, state):
+        """Return what the hooks that a state ran have printed, by their labels such as "build: make assets"."""
+        return self.states[state]["changes"].get("hooks", {})
 
     def __str__(self):
         if not isinstance(self.raw, dict):
@@ -143,15 +152,14 @@ class Run:
         )
 
 
-def wait_for(condition, seconds=30):
-    """The first true value of a condition, which is asked again and again; None where there is none in time."""
+def wait_for(condition, seconds=30, pause=0.2):
+    """Call a function until it returns something true, and return that; return None when it does not in time."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.2)
-    return None
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(pause)
+    return found
 
 
 class Load:
@@ -250,24 +258,62 @@ class Machine(Container):
         """Runs an execution module's function and returns what it returned: call("wsgi.status")."""
         return self._salt_call(function, *args)
 
+    def status(self, name):
+        """Return what `wsgi.status` reports of one app."""
+        return self.call("wsgi.status", name)[name]
+
+    def live_generation(self, name):
+        """Return the id of an app's live generation; "" when none is live."""
+        return self.exec(f"readlink /var/lib/wsgi/live/{name}", check=False).stdout.strip().rpartition("/")[2]
+
+    def observe(self, *args):
+        """Run `salt-call ARGS` and return what observed_salt_call.py reports of it, and what it `returned`."""
+        report = "/root/observed.json"
+        script = ["/opt/salt/bin/python", "/srv/formula/test/integration/observed_salt_call.py", report, "--out=json"]
+        returned = json.loads(self.exec([*script, *args]).stdout)["local"]
+        return {**json.loads(self.exec(["cat", report]).stdout), "returned": returned}
+
+    def observe_idle_run(self, sls="wsgi"):
+        """Observe a `state.apply` of `sls`; fails the test when that changes anything."""
+        observed = self.observe("state.apply", sls)
+        run = Run(observed["returned"], 0)
+        if not run.ok or run.changed:
+            raise CommandFailed(f"the run was not idle\n{run}")
+        return observed
+
+    def wait_until(self, command, seconds=30, otherwise="true"):
+        """Repeat a shell command until it succeeds; when it does not in time, CommandFailed with its output
+        and with that of the command `otherwise`."""
+        waiting = shlex.join(["timeout", str(seconds), "sh", "-c", f"until {command}; do sleep 0.1; done"])
+        self.exec(f"{waiting} || {{ {otherwise}; false; }}")
+
     def _salt_call(self, *args):
         done = self.exec(["salt-call", f"--config-dir={self.config_dir}", "--out=json", *args], check=False)
         with contextlib.suppress(ValueError, KeyError):
             return json.loads(done.stdout)["local"]
         raise CommandFailed(f"salt-call {shlex.join(args)}: code {done.rc}\n{done.stdout}{done.stderr}")
 
-    def get(self, path="/", host=None, port=80, timeout=30):
-        """Requests http://127.0.0.1:PORT/PATH from within the machine, once; the status may be any.
-
-        ConnectionError when no answer comes."""
+    def get(self, path="/", host=None, port=80, timeout=30, options=()):
+        """Request http://127.0.0.1:PORT/PATH from within the machine, once and with the path as it is; `options`
+        are further ones of curl's, and the status may be any. ConnectionError when no response comes."""
         # Headers on stderr, so that the body stays alone on stdout.
-        curl = ["curl", "--silent", "--show-error", "--dump-header", "/dev/stderr", "--max-time", timeout]
+        curl = ["curl", "--silent", "--show-error", "--path-as-is", "--dump-header", "/dev/stderr"]
         header = ["--header", f"Host: {host}"] if host else []
-        done = self.exec([*curl, *header, f"http://127.0.0.1:{port}{path}"], check=False)
+        url = f"http://127.0.0.1:{port}{path}"
+        done = self.exec([*curl, "--max-time", timeout, *options, *header, url], check=False)
         if done.rc:
             raise ConnectionError(f"{self.name}: {path}: {done.stderr.strip()}")
         status_line, _, headers = done.stderr.partition("\n")
         return Response(int(status_line.split()[1]), done.stdout, email.message_from_string(headers))
+
+    def send(self, request, port=80):
+        """Send bytes as they are to a port of the machine, and return what comes back until the connection is closed."""
+        program = (
+            f"import socket, sys; sock = socket.create_connection(('127.0.0.1', {port}), 10);"
+            " sock.sendall(bytes.fromhex(sys.stdin.read()));"
+            " sys.stdout.buffer.write(b''.join(iter(lambda: sock.recv(65536), b'')))"
+        )
+        return self.exec(["python3", "-c", program], stdin=request.hex()).stdout
 
     def browse(self, url, expressions, *options):
         """What JavaScript's expressions, by name, come to on a page, in a browser that has the machine's network;
@@ -341,6 +387,27 @@ class Machine(Container):
     def host(self):
         """The machine as testinfra sees it: machine.host.service("nginx").is_running"""
         return testinfra.get_host(f"docker://root@{self.name}")
+
+
+def find_traces(machine, name):
+    """Return all that a machine has of an app except its code, logs and home, as a text to compare: its users,
+    files, units, what the process managers know, and its processes with their PIDs; "" for nothing."""
+    return machine.exec(
+        f"getent passwd wsgi-{name} wsgibuild-{name};"
+        " find /etc /etc/nginx/wsgi/live/ /run/wsgi /var/lib/wsgi/live /var/lib/wsgi/build -regextype posix-extended"
+        r" \( -path '/etc/salt*' -o -path /etc/nginx/wsgi/trees \) -prune -o"
+        f" -regex '.*/(wsgi-|wsgibuild-)?{name}([.].*)?' -not -name '*.lock' -print | sort;"
+        f" ls -d /etc/wsgi/{name}/*/ /etc/wsgi/{name}/*/* /run/wsgi/{name}/*;"
+        f" systemctl list-units --all --plain --no-legend 'wsgi-{name}.*' | awk '{{print $1, $3}}' | sort;"
+        f" supervisorctl status | grep -o '^{name}[.][^ ]*';"
+        " /usr/local/lib/wsgi/circus/bin/circusctl --endpoint=ipc:///run/wsgi/circus/endpoint list"
+        f" | tr , '\\n' | grep -o '{name}[.].*';"
+        f" curl -s --unix-socket /run/wsgi/gaffer/api http://gaffer/jobs | tr , '\\n' | grep '\"{name}[.]';"
+        # What has ended stays defunct until circus looks at it.
+        f" ps -eo pid=,user:40=,args= | grep -E ' wsgi(build)?-({name}) |[/]({name})/|[ \"]({name})[.]'"
+        " | grep -v -E 'ps -eo|<defunct>$'",
+        check=False,
+    ).stdout
 
 
 def find_leftovers(machine):

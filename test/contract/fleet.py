@@ -6,10 +6,10 @@ import itertools
 import json
 import re
 import threading
-import time
 
 import yaml
 from container import ROOT, CommandFailed
+from harness import wait_for
 
 ROWS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
 # Those that only other systems can have: test/integration/test_process_managers.py tests them there.
@@ -317,16 +317,6 @@ class Outcomes:
 
     def of(self, site):
         return self.futures[site.name].result()
-
-
-def wait_for(condition, seconds, pause=0.1):
-    """Whether something becomes true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(pause)
-    return True
 
 
 def at_once(answers):

@@ -7,8 +7,9 @@ import json
 import time
 
 import pytest
-from fleet import at_once, honoured, wait_for
+from fleet import at_once, honoured
 from fleet import refused as unhonoured
+from harness import wait_for
 from process_checks import LIMITS
 
 column = pytest.mark.column

@@ -8,7 +8,8 @@ import threading
 import time
 
 import pytest
-from fleet import at_once, wait_for
+from fleet import at_once
+from harness import wait_for
 
 column = pytest.mark.column
 

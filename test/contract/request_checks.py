@@ -6,7 +6,7 @@ Tests run in their order. All apps have two processes of one thread, and no limi
 import hashlib
 
 import pytest
-from fleet import wait_for
+from harness import wait_for
 from smuggling import attempts
 
 column = pytest.mark.column

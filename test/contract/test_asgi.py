@@ -6,7 +6,8 @@ import threading
 import time
 
 import pytest
-from fleet import VARIANTS, Fleet, at_once, chosen_servers, once, row, wait_for
+from fleet import VARIANTS, Fleet, at_once, chosen_servers, once, row
+from harness import wait_for
 
 # What listens on its socket is for VARIANTS to say, and it says WSGI.
 ASGI = {

@@ -1,8 +1,8 @@
 """The formula comes from wherever a master can serve it, and a new version of it reaches the minions."""
 
 import pytest
-from integration.pillars import app
 from master import FORMULA
+from pillars import app
 from readme import blocks, commands
 
 BARE = "/srv/git/wsgi-formula.git"
@@ -94,7 +94,7 @@ def test_another_saltenv_serves_fresh_minions(master):
     master.exec(apply)
     for minion in master.minions.values():
         assert minion.get("/").status == 200
-        assert minion.call("wsgi.status", "hello")["hello"]["workers"] == 4
+        assert minion.status("hello")["workers"] == 4
     assert master.salt("*", "wsgi.validate") == dict.fromkeys(master.minions, True)
     assert all("generation" in done for done in master.salt("*", "wsgi.deploy", "hello").values())
     master.put("/srv/salt/top.sls", "dev: {'*': [wsgi]}\n")

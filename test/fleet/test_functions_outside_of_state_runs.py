@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from integration.pillars import app
+from pillars import app
 
 DEPLOYING = """
 deploying:

@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 from harness import wait_for
-from integration.pillars import app
+from pillars import app
 
 TOKEN = f"token-{uuid.uuid4().hex}"
 PASSWORD = f"hunter2-{uuid.uuid4().hex}"

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from container import CommandFailed
-from integration.pillars import app
+from pillars import app
 from readme import blocks, commands
 
 REPOSITORY = """
@@ -101,7 +101,7 @@ def test_lists_in_pillar_reach_the_configuration_of_the_server(served):
     master.pillar({"apps": {"hello": app("gunicorn", server_options=options)}})
     master.salt("*", "state.apply", "wsgi")
     for minion in master.minions.values():
-        generation = minion.call("wsgi.status", "hello")["hello"]["generation"]
+        generation = minion.status("hello")["generation"]
         written = minion.exec(f"cat /etc/wsgi/hello/{generation}/gunicorn.conf.py").stdout
         assert f"'reload_extra_files': {files}" in written
 

@@ -4,8 +4,8 @@ import json
 from collections import Counter
 
 import pytest
-from integration.pillars import app
 from master import FORMULA
+from pillars import app
 
 RUN, HIGHSTATE = 12, 20
 EDITED = "wsgi/nginx/proxy.conf.jinja"

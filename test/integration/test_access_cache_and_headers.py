@@ -1,10 +1,8 @@
 """The words of the edge: who may come in, how often, what is kept, and what answers say."""
 
-import email.message
 import re
 
 import pytest
-from harness import Response
 from pillars import app
 
 # Each of the same password, in another of the ways that nginx can check.
@@ -87,11 +85,8 @@ def served(machine):
 
 
 def ask(machine, host, path="/", *options):
-    """What curl gets for a path of a host, as it is written, with further options of curl's."""
-    command = ["curl", "--silent", "--show-error", "--path-as-is", "--dump-header", "/dev/stderr", "--max-time", "30"]
-    done = machine.exec([*command, *options, "--header", f"Host: {host}", f"http://127.0.0.1{path}"])
-    status_line, _, headers = done.stderr.partition("\n")
-    return Response(int(status_line.split()[1]), done.stdout, email.message_from_string(headers))
+    """Return the response to a request for a path of a host, with further options of curl's."""
+    return machine.get(path, host, options=options)
 
 
 def header(text):

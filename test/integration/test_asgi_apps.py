@@ -5,6 +5,7 @@ import time
 
 import pytest
 from container import ROOT
+from harness import wait_for
 from pillars import asgi, inspected
 
 SERVERS = ["uvicorn", "hypercorn", "gunicorn"]
@@ -44,14 +45,6 @@ def in_background(machine, command):
     return output
 
 
-def eventually(what, seconds=60, otherwise=lambda: None):
-    """Waits until `what` is true; fails with what `otherwise` says."""
-    deadline = time.monotonic() + seconds
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert what(), otherwise()
-
-
 def logged(machine, words):
     return words in machine.call("wsgi.logs", "echo")
 
@@ -82,28 +75,28 @@ def test_large_and_chunked_bodies_are_echoed_whole(served):
 
 
 def test_exception_is_answered_with_500_and_logged_with_its_traceback(served):
-    before = served.call("wsgi.status")["echo"]["pids"]
+    before = served.status("echo")["pids"]
     assert served.get("/?raise=marked-so").status == 500
-    eventually(lambda: logged(served, "RuntimeError: marked-so"))
-    assert served.call("wsgi.status")["echo"]["pids"] == before
+    assert wait_for(lambda: logged(served, "RuntimeError: marked-so"), 60)
+    assert served.status("echo")["pids"] == before
 
 
 def test_hung_request_is_cancelled_and_its_worker_keeps_serving(served):
-    before = served.call("wsgi.status")["echo"]["pids"]
+    before = served.status("echo")["pids"]
     assert served.get("/hung?sleep=60").status == 504
     assert logged(served, "GET /hung took more than 4 s; it is cancelled")
-    assert served.call("wsgi.status")["echo"]["pids"] == before
+    assert served.status("echo")["pids"] == before
 
 
 @pytest.mark.parametrize("hang", ["block", "stubborn"])
 def test_worker_with_a_blocked_event_loop_or_an_uncancellable_request_is_replaced(served, hang):
     """One whose event loop stands still, or that has a request which won't be cancelled."""
-    before = set(served.call("wsgi.status")["echo"]["pids"])
+    before = set(served.status("echo")["pids"])
     in_background(served, f"curl -s '127.0.0.1/?{hang}=60'")
     for _ in range(10):
         assert served.get("/", timeout=20).status == 200
-    eventually(lambda: len(before - set(served.call("wsgi.status")["echo"]["pids"])) == 1)
-    eventually(lambda: len(served.call("wsgi.status")["echo"]["pids"]) == len(before))
+    assert wait_for(lambda: len(before - set(served.status("echo")["pids"])) == 1, 60)
+    assert wait_for(lambda: len(served.status("echo")["pids"]) == len(before), 60)
 
 
 def test_websocket_echoes_messages_and_its_scope_names_the_client(served):
@@ -121,16 +114,16 @@ def test_idle_websocket_stays_open(served):
 
 def test_recycling_workers_under_load_loses_no_request(served):
     converge(served, served.server, max_requests=50)
-    before = set(served.call("wsgi.status")["echo"]["pids"])
+    before = set(served.status("echo")["pids"])
     with served.load(clients=8) as load:
-        eventually(lambda: len(before & set(served.call("wsgi.status")["echo"]["pids"])) == 1)  # the master
+        assert wait_for(lambda: len(before & set(served.status("echo")["pids"])) == 1, 60)  # the master
     assert load.report["lost"] == 0, json.dumps(load.report, indent=1)
     converge(served, served.server)
 
 
 def test_websocket_stays_open_during_a_change_and_is_closed_with_1012(served):
     output = in_background(served, f"python3 {CLIENT} --text pid --stay 60 http://127.0.0.1/talk")
-    eventually(lambda: "text" in served.exec(["cat", output]).stdout)
+    assert wait_for(lambda: "text" in served.exec(["cat", output]).stdout, 60)
     converge(served, served.server, env={"CHANGED": str(time.time())})
     told = [json.loads(line) for line in served.exec(["cat", output]).stdout.splitlines()]
     assert told[-1]["close"] == 1012, told
@@ -138,7 +131,7 @@ def test_websocket_stays_open_during_a_change_and_is_closed_with_1012(served):
 
 
 def test_lifespan_shutdown_runs_in_each_worker(served):
-    status = served.call("wsgi.status")["echo"]
+    status = served.status("echo")
 
     def log():
         return served.exec(["cat", f"/var/log/wsgi/echo/{status['generation']}.log"]).stdout
@@ -148,7 +141,7 @@ def test_lifespan_shutdown_runs_in_each_worker(served):
     converge(served, served.server, env={"CHANGED": str(time.time())})
     ends = {f"lifespan.shutdown of {pid}" for pid in workers}
     # supervisord may not have read what they said last.
-    eventually(lambda: ends <= set(log().splitlines()), otherwise=lambda: (workers, log()))
+    assert wait_for(lambda: ends <= set(log().splitlines()), 60), (workers, log())
 
 
 def test_switching_between_asgi_and_wsgi_under_load_loses_no_request(machine):

@@ -118,9 +118,7 @@ def as_app(machine, program):
         "systemd-run --unit=attack --uid=wsgi-shop --gid=wsgi-shop -p StandardOutput=truncate:/tmp/attack.out"
         " -p StandardError=inherit python3 /tmp/attack.py"
     )
-    machine.exec(
-        "for i in $(seq 100); do grep -q ready /tmp/attack.out && exit; sleep 0.1; done; cat /tmp/attack.out; false"
-    )
+    machine.wait_until("grep -q ready /tmp/attack.out", otherwise="cat /tmp/attack.out")
 
     def stop():
         machine.exec(f"touch {HOME}/stop; while systemctl is-active -q attack; do sleep 0.1; done")
@@ -168,7 +166,7 @@ def test_modes_and_acls_that_a_build_sets_are_removed_and_its_processes_are_kill
     assert printed == "done as wsgibuild-shop"
     assert breaches(shop) == ""
     assert shop.exec("ps -u wsgibuild-shop -o args=", check=False).stdout == ""
-    code = f"{SHOP}/releases/{shop.call('wsgi.status')['shop']['release']}/code"
+    code = f"{SHOP}/releases/{shop.status('shop')['release']}/code"
     assert shop.exec(f"readlink {code}/made/link; stat -c %U:%G /etc/shadow").stdout.split() == [
         "/etc/shadow",
         "root:shadow",
@@ -211,14 +209,14 @@ def test_build_command_can_use_the_environment_and_has_a_home_of_its_own(shop):
 )
 def test_damaged_release_is_rebuilt_beside_the_live_one_and_loses_no_request(shop, damage):
     converge(shop)
-    before = shop.call("wsgi.status")["shop"]
+    before = shop.status("shop")
     assert shop.apply().changed == set()
     shop.exec(damage)
     with shop.load(clients=4, pause=0.02) as load:
         run = shop.apply()
     assert load.report["lost"] == 0, load.report
     assert {"shop-release", "shop-live"} <= run.changed
-    after = shop.call("wsgi.status")["shop"]
+    after = shop.status("shop")
     assert after["release"].partition("-")[0] == before["release"].partition("-")[0]
     assert after["release"] != before["release"]
     code = f"{SHOP}/releases/{after['release']}/code"

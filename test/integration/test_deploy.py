@@ -63,11 +63,11 @@ def version(machine):
 
 
 def override(machine):
-    return machine.call("wsgi.status", "shop")["shop"].get("override")
+    return machine.status("shop").get("override")
 
 
 def test_deployed_revision_stays_live_until_pillar_names_it(shop):
-    other = shop.call("wsgi.status", "other")["other"]["pids"]
+    other = shop.status("other")["pids"]
     with shop.load(clients=8, pause=0.02, host="shop.example.com") as load:
         done = shop.call("wsgi.deploy", "shop", "rev=v2")
     assert load.report["lost"] == 0, load.report
@@ -75,7 +75,7 @@ def test_deployed_revision_stays_live_until_pillar_names_it(shop):
     assert done["revision"]["ref"] == "v2"
     assert "v2 was deployed" in done["note"]
     assert "v2 was deployed" in override(shop)
-    assert shop.call("wsgi.status", "other")["other"]["pids"] == other
+    assert shop.status("other")["pids"] == other
     run = shop.apply()
     assert run.changed == set()
     assert "v2 was deployed" in run.states["shop-live"]["comment"]
@@ -91,14 +91,14 @@ def test_switching_the_server_keeps_the_branch_or_tag_of_a_deployed_revision(sho
     found = shop.call("wsgi.deploy", "shop", asked)
     pillar(shop, server="waitress")
     shop.apply()
-    switched = shop.call("wsgi.status", "shop")["shop"]
+    switched = shop.status("shop")
     assert switched["release"] != found["release"]
     assert switched["revision"] == found["revision"]
     assert found["revision"]["ref"] == asked.rpartition("=")[2].rpartition("@")[2]
     # A damaged release is built anew, beside it.
     shop.exec(f"rm -r /srv/wsgi/shop/releases/{switched['release']}/code")
     shop.apply()
-    again = shop.call("wsgi.status", "shop")["shop"]
+    again = shop.status("shop")
     assert again["release"] != switched["release"]
     assert again["revision"] == found["revision"]
     back = shop.call("wsgi.rollback", "shop", f"to={found['generation']}", "pin=True")
@@ -106,7 +106,7 @@ def test_switching_the_server_keeps_the_branch_or_tag_of_a_deployed_revision(sho
     # As a power cut may leave it.
     shop.exec(f"truncate --size=0 /srv/wsgi/shop/releases/{back['release']}/release.json")
     shop.apply()
-    assert shop.call("wsgi.status", "shop")["shop"]["revision"] == found["revision"]
+    assert shop.status("shop")["revision"] == found["revision"]
     shop.call("wsgi.unpin", "shop")
 
 
@@ -122,7 +122,7 @@ def test_other_settings_of_pillar_apply_to_the_deployed_revision(shop):
     pillar(shop, workers=3)
     shop.apply()
     assert version(shop) == "v2"
-    assert len(shop.call("wsgi.status", "shop")["shop"]["pids"]) == 4
+    assert len(shop.status("shop")["pids"]) == 4
 
 
 def test_deployed_branch_stays_at_its_commit_until_the_next_deploy(shop):
@@ -201,7 +201,7 @@ def begin(machine, *command):
     """A run of Salt that goes on by itself, as soon as it is in the midst of a build."""
     machine.exec(f"rm -f {FLAG}; systemctl reset-failed run 2>/dev/null; true")
     machine.exec(["systemd-run", "--unit=run", "--property=KillMode=process", "salt-call", *command])
-    machine.exec(f"for i in $(seq 300); do [ -e {FLAG} ] && exit; sleep 0.1; done; journalctl -u run; false")
+    machine.wait_until(f"[ -e {FLAG} ]", otherwise="journalctl -u run")
 
 
 def test_second_deploy_waits_or_is_refused_with_the_name_of_the_first(shop):
@@ -216,7 +216,7 @@ def test_second_deploy_waits_or_is_refused_with_the_name_of_the_first(shop):
     shop.exec("systemd-run --unit=second salt-call wsgi.deploy shop rev=v3 wait=60; sleep 4")
     assert version(shop) == "v1"
     shop.exec("pkill -x sleep")  # and with it the first one's build
-    shop.exec("for i in $(seq 300); do systemctl is-active -q run second || exit 0; sleep 0.1; done")
+    shop.wait_until("! systemctl is-active -q run second")
     assert version(shop) == "v3"
     last = shop.call("wsgi.history", "shop", "limit=1")[0]
     assert (last["event"], last["revision"]["ref"]) == ("live", "v3")

@@ -4,9 +4,9 @@ wheels; shared by releases, never half made, and no secret of theirs shown."""
 import json
 import re
 import threading
-import time
 
 import pytest
+from harness import wait_for
 from pillars import app
 
 # What it takes of PyPI, so that all else comes from the tests' own index.
@@ -81,7 +81,7 @@ def packages(machine):
 
 def made_by_uv(machine):
     """Whether the live environment is of uv's making."""
-    release = machine.call("wsgi.status")["shop"]["release"]
+    release = machine.status("shop")["release"]
     live = machine.exec(f"readlink -f /srv/wsgi/shop/releases/{release}/environment").stdout.strip()
     return "\nuv = " in machine.exec(f"cat {live}/pyvenv.cfg").stdout
 
@@ -97,7 +97,7 @@ def test_environment_is_built_by_uv_where_it_is_installed_and_else_by_pip(machin
     code(machine)
     apply(machine, None, requirements=["tiny==1.0"])
     assert not made_by_uv(machine)
-    one = machine.call("wsgi.status")["shop"]["release"]
+    one = machine.status("shop")["release"]
     apply(machine, "uv", requirements=["tiny==2.0"])
     assert made_by_uv(machine)
     assert packages(machine)["tiny"] == "2.0"
@@ -105,7 +105,7 @@ def test_environment_is_built_by_uv_where_it_is_installed_and_else_by_pip(machin
     assert made_by_uv(machine)
     # The id tells nothing of the installer: machines with and without uv agree.
     apply(machine, "pip", requirements=["tiny==1.0"])
-    assert machine.call("wsgi.status")["shop"]["release"] == one
+    assert machine.status("shop")["release"] == one
 
 
 FORMS = {
@@ -145,7 +145,7 @@ def test_installing_the_project_itself_leaves_no_build_files_in_the_release(mach
     apply(machine, installer, requirements=requirements)
     assert packages(machine)["shop"] == "1.4"
     assert packages(machine)["tiny"] == "1.0"
-    release = machine.call("wsgi.status")["shop"]["release"]
+    release = machine.status("shop")["release"]
     shown = machine.exec(f"ls -A /srv/wsgi/shop/releases/{release}/code").stdout.split()
     assert sorted({*shown} - {"__pycache__"}) == [
         "backend.py",
@@ -310,15 +310,13 @@ def test_credentials_of_an_index_are_never_shown(machine, sums, installer):
 def test_second_release_with_equal_requirements_starts_no_installer(machine, sums, installer, changed):
     code(machine, requirements_txt="-r base.txt\n", base_txt="tiny==1.0\n")
     apply(machine, installer, requirements="requirements.txt")
-    before = machine.call("wsgi.status")["shop"]["release"]
+    before = machine.status("shop")["release"]
     if changed == "code":
         machine.put("/srv/salt-top/shop/more.py", f"# by {installer}\n")
     else:
         machine.put("/srv/salt-top/shop/base.txt", f"# by {installer}\n\ntiny==1.0  # {changed}\n")
-    script, report = "/srv/formula/test/integration/observed_salt_call.py", "/root/observed.json"
-    machine.exec(["/opt/salt/bin/python", script, report, "--out=json", "state.apply", "wsgi"])
-    started = json.loads(machine.exec(["cat", report]).stdout)["started"]
-    assert machine.call("wsgi.status")["shop"]["release"] != before
+    started = machine.observe("state.apply", "wsgi")["started"]
+    assert machine.status("shop")["release"] != before
     assert [each for each in started if "compileall" in each]  # the release was built, and seen to be
     assert [each for each in started if re.search("venv|pip|uv", each)] == []
 
@@ -347,10 +345,7 @@ def test_killed_build_is_redone_and_its_installer_is_killed(machine, sums, insta
         machine.exec("rm -rf /var/lib/wsgi/build/shop/.cache")
         # Else systemd itself would end what the killed run left.
         machine.exec("systemd-run --unit=killed --collect -p KillMode=process salt-call state.apply wsgi")
-        deadline = time.monotonic() + 60
-        while not machine.exec(running, check=False).stdout:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        assert wait_for(lambda: machine.exec(running, check=False).stdout, 60)
         machine.exec("kill -9 $(systemctl show -P MainPID killed)")
     finally:
         machine.exec("rm /srv/index/delay")

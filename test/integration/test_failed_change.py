@@ -3,11 +3,12 @@
 import re
 
 import pytest
-from pillars import SERVERS, app
+from harness import find_traces
+from pillars import BROKEN_AT_IMPORT, SERVERS, app
 
 BROKEN = {
     "syntax error": ({"source": "salt://apps/syntax_error", "application": "broken:application"}, "SyntaxError"),
-    "import error": ({"source": "salt://apps/import_error", "application": "broken:application"}, "RuntimeError"),
+    "import error": (BROKEN_AT_IMPORT, "RuntimeError"),
     "missing dependency": (
         {"source": "salt://apps/missing_dependency", "application": "broken:application"},
         "a_library_that_nobody_installed",
@@ -23,13 +24,9 @@ SECRET = "postgres://shop:hunter2-hunter2@db"
 
 
 def traces(machine):
-    """What a generation consists of: processes, sockets, configuration."""
-    return machine.exec(
-        "ps -eo pid=,user=,args= | grep -E 'wsgi-hello|hello\\.' | grep -v grep | sort;"
-        "ls -d /etc/wsgi/hello/*/ /run/wsgi/hello/* /etc/supervisor/conf.d/* /etc/wsgi/vassals/*"
-        " /etc/tmpfiles.d/wsgi-*; readlink /var/lib/wsgi/live/hello; cat /etc/nginx/conf.d/* /etc/nginx/wsgi/live/*/*",
-        check=False,
-    ).stdout
+    """Return all that there is of the app, its live generation, and the text of nginx's files."""
+    nginx = machine.exec("cat /etc/nginx/conf.d/* /etc/nginx/wsgi/live/*/*").stdout
+    return find_traces(machine, "hello"), machine.live_generation("hello"), nginx
 
 
 @pytest.fixture(scope="module", params=[("uwsgi", "emperor"), ("gunicorn", "supervisor")], ids="-".join)
@@ -88,7 +85,7 @@ def test_port_that_another_program_uses_is_refused(serving):
     before = traces(machine)
     machine.exec("systemd-run --unit=squatter --collect python3 -m http.server 8123")
     try:
-        machine.exec("for i in $(seq 50); do curl -so /dev/null 127.0.0.1:8123 && break; sleep 0.1; done")
+        machine.wait_until("curl -so /dev/null 127.0.0.1:8123")
         machine.pillar({"apps": {"hello": {**good, "listen": 8123}}})
         run = machine.apply(ok=False)
     finally:
@@ -149,5 +146,5 @@ def test_pinned_version_of_the_server_is_the_one_that_runs(machine, settings):
     machine.pillar({"apps": {"hello": app(**settings)}})
     machine.apply()
     version = settings.get("version", "22.0.0")
-    assert machine.call("wsgi.status")["hello"]["version"] == version
+    assert machine.status("hello")["version"] == version
     assert machine.get("/").body.startswith("hello from gunicorn")

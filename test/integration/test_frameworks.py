@@ -87,8 +87,8 @@ def assert_no_secret(machine, run):
 
 
 def printed(run, state):
-    """What the commands of a state printed, by what they are called."""
-    return {label.partition(": ")[2]: text for label, text in run.states[state]["changes"].get("hooks", {}).items()}
+    """Return what the hooks of a state printed, by their commands."""
+    return {label.partition(": ")[2]: text for label, text in run.hook_output(state).items()}
 
 
 def migrated(run):
@@ -102,7 +102,7 @@ def index(machine):
 
 
 def release(machine):
-    return machine.call("wsgi.status")["shop"]["release"]
+    return machine.status("shop")["release"]
 
 
 def visit(machine):
@@ -142,12 +142,12 @@ def test_flask_installs_hashed_requirements_and_keeps_data_when_the_server_chang
     machine.pillar({"apps": {"shop": shop(), "notes": notes("waitress"), "hello": pyramid("waitress")}})
     machine.apply()
     assert machine.get("/", host="notes.example.com").body == "<p>&lt;milk&gt;</p>\n"
-    assert machine.call("wsgi.status")["notes"]["server"] == "waitress"
+    assert machine.status("notes")["server"] == "waitress"
 
 
 def test_pyramid_project_is_installed_as_a_package(machine, first):
     """Under Waitress, by now; the run before had it under gunicorn, and its health check passed."""
-    assert machine.call("wsgi.status")["hello"]["server"] == "waitress"
+    assert machine.status("hello")["server"] == "waitress"
     answer = machine.get("/world", host="pyramid.example.com")
     assert json.loads(answer.body) == {"hello": "world", "version": "1.0"}
 
@@ -187,13 +187,13 @@ def test_django_keeps_data_and_sessions_under_another_server(machine, deploy):
     items, visits = index(machine)["items"], visit(machine)
     run = deploy("second", server="uwsgi", install="environment")
     assert migrated(run) == []  # the environment is another one, and with it the release
-    assert machine.call("wsgi.status")["shop"]["server"] == "uwsgi"
+    assert machine.status("shop")["server"] == "uwsgi"
     assert (index(machine)["items"], visit(machine)) == (items, visits + 1)
     assert machine.get(index(machine)["style"], host=SHOP).status == 200
 
 
 def test_failed_migration_stops_the_change_before_it_goes_live(machine, deploy):
-    before, items = machine.call("wsgi.status")["shop"]["generation"], index(machine)["items"]
+    before, items = machine.status("shop")["generation"], index(machine)["items"]
     settings = {"server": "uwsgi", "install": "environment"}
     with machine.load(clients=4, pause=0.1, host=SHOP, seconds=300) as load:
         run = deploy("broken", ok=False, **settings)
@@ -203,7 +203,7 @@ def test_failed_migration_stops_the_change_before_it_goes_live(machine, deploy):
     assert "0003_prices.py" in comment  # the traceback
     assert "RuntimeError: the prices don't add up" in comment
     assert "serves on" in comment
-    assert machine.call("wsgi.status")["shop"]["generation"] == before
+    assert machine.status("shop")["generation"] == before
     assert index(machine)["items"] > items
     assert prices(machine) == "0"  # the migration was a transaction
     run = deploy("mended", **settings)

@@ -203,6 +203,6 @@ def test_legitimate_sources_are_served(site, source, settings, body):
     site.apply()
     assert site.get("/").body == body
     if "with-own" in source:
-        release = site.call("wsgi.status")["shop"]["release"]
+        release = site.status("shop")["release"]
         assert "eve" in site.exec(f"cat /srv/wsgi/shop/releases/{release}/code/lib/shop.py").stdout
     assert site.apply().changed == set()

@@ -102,7 +102,8 @@ def test_next_run_retires_the_generation_that_a_killed_run_started(machine):
         }
     )
     machine.exec("systemd-run --unit=killed --collect --property=KillMode=mixed salt-call state.apply wsgi")
-    machine.exec("for i in $(seq 200); do [ $(ls -d /etc/wsgi/two/*/ | wc -l) = 2 ] && break; sleep 0.1; done; sleep 1")
+    machine.wait_until("[ $(ls -d /etc/wsgi/two/*/ | wc -l) = 2 ]")
+    machine.exec("sleep 1")
     machine.exec(
         "systemctl kill --signal=KILL --kill-whom=all killed; while systemctl is-active -q killed; do sleep 0.1; done"
     )

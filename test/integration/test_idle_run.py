@@ -3,7 +3,6 @@
 What the clock would say depends on the machine (test/bench/idle.py asks it); these count.
 """
 
-import json
 from collections import Counter
 
 import pytest
@@ -34,15 +33,6 @@ def apps(count):
     }
 
 
-def observed(machine, sls):
-    """What a run of an sls did that changed nothing: started, opened, modules, compiled, and its states."""
-    script, report = "/srv/formula/test/integration/observed_salt_call.py", "/root/observed.json"
-    run = machine.exec(["/opt/salt/bin/python", script, report, "--out=json", "state.apply", sls])
-    states = json.loads(run.stdout)["local"]
-    assert all(state["result"] is True and not state["changes"] for state in states.values()), run.stdout
-    return {**json.loads(machine.exec(["cat", report]).stdout), "states": list(states)}
-
-
 @pytest.fixture(scope="module")
 def runs(machine):
     """An idle run with few apps, and one with many: the number of apps -> what it did."""
@@ -51,9 +41,9 @@ def runs(machine):
         machine.pillar(apps(count))
         machine.apply()
         machine.apply(sls="wsgi")  # Salt's first run after a change of pillar fills its caches.
-        found[count] = observed(machine, "wsgi")
+        found[count] = machine.observe_idle_run()
         # What a run reads once more because it is slow, another one does not; what it reads for an app, each does.
-        read = Counter(found[count]["opened"]) & Counter(observed(machine, "wsgi")["opened"])
+        read = Counter(found[count]["opened"]) & Counter(machine.observe_idle_run()["opened"])
         found[count]["opened"] = list(read.elements())
     return found
 
@@ -71,7 +61,7 @@ def test_more_apps_make_no_file_be_read_more_often(runs):
 
 
 def test_each_app_adds_three_states_at_most(runs):
-    few, many = (len(runs[count]["states"]) for count in (FEW, MANY))
+    few, many = (len(runs[count]["returned"]) for count in (FEW, MANY))
     assert many - few <= STATES_PER_APP * (MANY - FEW)
     assert few <= CONSTANT_STATES + STATES_PER_APP * FEW
 
@@ -98,13 +88,13 @@ def test_no_template_is_compiled_more_than_once(runs, count):
 def test_observation_counts_a_process_per_state(machine):
     states = "".join(f"state-{number}:\n  cmd.run:\n    - name: 'true'\n    - onlyif: 'false'\n" for number in range(3))
     machine.put("/srv/salt-top/processes.sls", states)
-    started = [command for command in observed(machine, "processes")["started"] if "false" in command]
+    started = [command for command in machine.observe_idle_run("processes")["started"] if "false" in command]
     assert len(started) == 3
 
 
 def test_observation_shows_that_unless_loads_all_modules(machine):
     machine.put("/srv/salt-top/unless.sls", "state:\n  test.nop:\n    - unless: 'false'\n")
-    assert len(observed(machine, "unless")["modules"]) > 2 * FEW_MODULES
+    assert len(machine.observe_idle_run("unless")["modules"]) > 2 * FEW_MODULES
 
 
 def test_observation_counts_each_compilation_of_a_template(machine):
@@ -116,4 +106,4 @@ def test_observation_counts_each_compilation_of_a_template(machine):
     )
     machine.put("/srv/salt-top/rendered.sls", states)
     machine.apply(sls="rendered")
-    assert observed(machine, "rendered")["compiled"].count(template) == 3
+    assert machine.observe_idle_run("rendered")["compiled"].count(template) == 3

@@ -23,12 +23,12 @@ def kill(machine):
 
 
 def wait(machine, condition):
-    machine.exec(f"for i in $(seq 300); do {condition} && exit; sleep 0.1; done; journalctl -u run; false")
+    machine.wait_until(condition, otherwise="journalctl -u run")
 
 
 def assert_one_generation(machine):
-    live = machine.exec("readlink /var/lib/wsgi/live/shop").stdout.strip().rpartition("/")[2]
-    assert machine.exec("ls -d /etc/wsgi/shop/*/ | xargs -n 1 basename").stdout.split() == [live]
+    generations = machine.exec("ls -d /etc/wsgi/shop/*/ | xargs -n 1 basename").stdout.split()
+    assert generations == [machine.live_generation("shop")]
     assert machine.exec("ps -eo args | grep '[s]leep 4321'", check=False).stdout == ""
     releases = machine.exec("ls -d /srv/wsgi/shop/releases/*").stdout.split()
     assert [path for path in releases if machine.exec(["test", "-e", f"{path}/release.json"], check=False).rc] == []
@@ -84,7 +84,7 @@ def test_run_killed_while_the_old_generation_drains_is_finished_by_the_next_run(
     wait(machine, f'[ "$(readlink /var/lib/wsgi/live/shop)" != {before.strip()} ]')
     kill(machine)
     machine.apply()
-    machine.exec("for i in $(seq 200); do [ -s /tmp/slow ] && break; sleep 0.1; done")
+    machine.wait_until("[ -s /tmp/slow ]")
     assert '"A": "old"' in machine.exec("cat /tmp/slow").stdout
     assert_one_generation(machine)
     assert machine.apply().changed == set()

@@ -46,9 +46,7 @@ def test_all_apps_serve_again_after_a_reboot(served):
     before = {name: status["generation"] for name, status in served.call("wsgi.status").items()}
     served.restart()
     for name in APPS:
-        served.exec(
-            f"for i in $(seq 100); do curl -fso /dev/null -H 'Host: {name}.example.com' 127.0.0.1/ && exit; sleep 0.1; done; exit 1"
-        )
+        served.wait_until(f"curl -fso /dev/null -H 'Host: {name}.example.com' 127.0.0.1/")
     status = served.call("wsgi.status")
     assert {name: each["generation"] for name, each in status.items()} == before
     assert all(each["health"]["ok"] for each in status.values())
@@ -57,12 +55,10 @@ def test_all_apps_serve_again_after_a_reboot(served):
 
 @pytest.mark.parametrize("name", APPS)
 def test_killed_worker_and_killed_master_are_restarted(served, name):
-    pids = served.call("wsgi.status", name)[name]["pids"]
+    pids = served.status(name)["pids"]
     for victim in (pids[-1], pids[0]):
         served.exec(f"kill -9 {victim}")
-        served.exec(
-            f"for i in $(seq 100); do curl -fso /dev/null -H 'Host: {name}.example.com' 127.0.0.1/ && exit; sleep 0.1; done; exit 1"
-        )
+        served.wait_until(f"curl -fso /dev/null -H 'Host: {name}.example.com' 127.0.0.1/")
     assert served.apply().changed == set()
 
 
@@ -90,11 +86,11 @@ def test_settings_function_returns_the_merged_settings_as_yaml(served):
 
 @pytest.mark.parametrize("name", APPS)
 def test_restart_makes_a_new_generation_and_loses_no_request(served, name):
-    before = served.call("wsgi.status", name)[name]
+    before = served.status(name)
     with served.load(clients=4, host=f"{name}.example.com", pause=0.02) as load:
         new = served.call("wsgi.restart", name)
     assert load.report["lost"] == 0, load.report
-    after = served.call("wsgi.status", name)[name]
+    after = served.status(name)
     assert after["generation"] == new != before["generation"]
     assert not set(after["pids"]) & set(before["pids"])
     assert served.apply().changed == set()
@@ -102,17 +98,17 @@ def test_restart_makes_a_new_generation_and_loses_no_request(served, name):
 
 @pytest.mark.parametrize("name", APPS)
 def test_logs_function_returns_the_log_of_the_live_generation(served, name):
-    assert str(served.call("wsgi.status", name)[name]["pids"][0]) in served.call("wsgi.logs", name, "lines=1000")
+    assert str(served.status(name)["pids"][0]) in served.call("wsgi.logs", name, "lines=1000")
 
 
 @pytest.mark.parametrize("name", APPS)
 def test_server_writes_to_its_log_after_rotation(served, name):
     served.exec("logrotate --force /etc/logrotate.d/wsgi")
     served.call("wsgi.restart", name)
-    generation = served.call("wsgi.status", name)[name]["generation"]
+    generation = served.status(name)["generation"]
     served.exec("logrotate --force /etc/logrotate.d/wsgi")
-    served.exec(f"kill -9 {served.call('wsgi.status', name)[name]['pids'][-1]}")
-    served.exec(f"timeout 60 sh -c 'until [ -s /var/log/wsgi/{name}/{generation}.log ]; do sleep 0.1; done'")
+    served.exec(f"kill -9 {served.status(name)['pids'][-1]}")
+    served.wait_until(f"[ -s /var/log/wsgi/{name}/{generation}.log ]")
 
 
 def test_unknown_app_is_named_together_with_the_known_ones(served):
@@ -130,7 +126,7 @@ def test_invalid_pillar_touches_nothing_and_reports_every_problem(served):
     assert "wsgi:apps:uwsgi-emperor:server: 'unicorn' is not a server; did you mean 'gunicorn'?" in comment
     assert "wsgi:ngnix" in comment and "did you mean 'nginx'?" in comment
     assert served.call("wsgi.validate") == comment.splitlines()[:-1]
-    assert served.call("wsgi.status", "uwsgi-emperor")["uwsgi-emperor"]["health"]["ok"]
+    assert served.status("uwsgi-emperor")["health"]["ok"]
     assert served.exec("find /etc /srv/wsgi -newermt 1970-01-01 -printf '%p %T@ %C@\\n' | sort").stdout == before
     served.pillar({"apps": APPS})
     assert served.call("wsgi.validate") is True

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from harness import CommandFailed
-from pillars import app, inspected, wait_until_asleep
+from pillars import BROKEN_AT_IMPORT, app, inspected, wait_until_asleep
 
 HOST = "hello.example.com"
 PAGE = "/srv/salt-top/down.html"
@@ -106,7 +106,7 @@ def test_maintenance_starts_and_ends_without_a_reload(served):
 
 
 def test_status_reports_whether_an_app_is_in_maintenance(served):
-    assert "maintenance" not in served.call("wsgi.status")["hello"]
+    assert "maintenance" not in served.status("hello")
     for state, on in (("on", True), ("True", True), ("'on'", True), ("off", False), ("False", False), ("'OFF'", False)):
         said = served.call("wsgi.maintenance", "hello", state)
         assert served.call("wsgi.maintenance", "hello") == said
@@ -131,7 +131,7 @@ def reload(machine):
     before = workers(machine)
     machine.exec("nginx -s reload")
     gone = " && ".join(f"! kill -0 {pid}" for pid in before.split())
-    machine.exec(f"for i in $(seq 100); do {{ {gone}; }} 2>/dev/null && exit 0; sleep 0.1; done; exit 1")
+    machine.wait_until(f"{{ {gone}; }} 2>/dev/null")
 
 
 def test_503_of_a_request_limit_has_no_maintenance_page(served):
@@ -180,23 +180,23 @@ def test_request_in_flight_is_answered_by_the_app(served):
     served.call("wsgi.maintenance", "hello", "on")
     assert served.get("/", host=HOST).status == 503
     assert served.exec("cat /tmp/slow").stdout == ""  # still in flight
-    served.exec("for i in $(seq 100); do systemctl is-active -q slow || break; sleep 0.2; done")
+    served.wait_until("! systemctl is-active -q slow")
     assert served.exec("cat /tmp/slow").stdout == "200"
     served.call("wsgi.maintenance", "hello", "off")
 
 
 def test_maintenance_survives_highstates_changes_and_a_reboot(maintained):
     assert maintained.apply(sls=None).changed == set()
-    before = maintained.call("wsgi.status")["hello"]["generation"]
+    before = maintained.status("hello")["generation"]
     change(maintained, env={"A": "1"})  # its health check passes: it is not asked through nginx
-    assert maintained.call("wsgi.status")["hello"]["generation"] != before
+    assert maintained.status("hello")["generation"] != before
     assert maintained.get("/", host=HOST).status == 503
     change(maintained, server="waitress", domains=[HOST, "two.example.com"])
     assert maintained.get("/", host=HOST).status == 503
     maintained.restart()
-    maintained.exec("for i in $(seq 100); do systemctl is-active -q nginx && break; sleep 0.1; done")
+    maintained.wait_until("systemctl is-active -q nginx")
     assert maintained.get("/", host=HOST).status == 503
-    assert maintained.call("wsgi.status")["hello"]["maintenance"] is True
+    assert maintained.status("hello")["maintenance"] is True
 
 
 def test_reload_during_maintenance_loses_no_request(maintained):
@@ -244,9 +244,7 @@ def test_page_that_salt_does_not_serve_fails_the_site_and_leaves_it_unchanged(ma
 
 
 def test_app_that_never_went_live_cannot_be_put_into_maintenance(machine):
-    broken = app(
-        "uwsgi", source="salt://apps/import_error", application="broken:application", domains=["new.example.com"]
-    )
+    broken = app("uwsgi", **BROKEN_AT_IMPORT, domains=["new.example.com"])
     machine.pillar({"apps": {"hello": hello(), "new": broken}})
     machine.apply(ok=False)
     assert "new is not live" in refused(machine, ["new", "on"])

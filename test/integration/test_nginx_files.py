@@ -75,10 +75,7 @@ def test_run_killed_during_nginx_t_leaves_every_site_serving_after_a_reboot(serv
     assert done.rc == 137
     assert serving.exec("nginx -t", check=False).rc == 0
     serving.restart()
-    serving.exec("for i in $(seq 100); do curl -so /dev/null 127.0.0.1/healthz && exit; sleep 0.1; done")
-    serving.exec(
-        "for i in $(seq 100); do [ $(curl -so /dev/null -w %{http_code} 127.0.0.1) = 200 ] && exit; sleep 0.1; done"
-    )
+    serving.wait_until("[ $(curl -so /dev/null -w %{http_code} 127.0.0.1) = 200 ]")
     assert statuses(serving, None, "bravo.test") == [200, 401]
     run = serving.apply(ok=False)
     assert run.failed & {"hello-site", "bravo-site", "wsgi-nginx", "nginx-files"} == set()

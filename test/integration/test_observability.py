@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import time
 
 import pytest
@@ -24,13 +25,6 @@ TEXTS = {
     *("time", "request_id", "app", "generation", "remote_addr", "remote_user", "scheme", "host", "method"),
     *("uri", "protocol", "cache", "referer", "user_agent"),
 }
-# Sends bytes to port 80 as they are, and prints the answer.
-RAW = (
-    "import socket, sys; s = socket.create_connection(('127.0.0.1', 80), 10); s.sendall(sys.stdin.buffer.read());"
-    " s.settimeout(10); print(s.recv(65536).decode('ascii', 'ignore'))"
-)
-
-
 APPS = {
     "shop": inspected("uwsgi", domains=["shop.example.com"], metrics=True),
     "blog": app("gunicorn", domains=["blog.example.com"], metrics=True),
@@ -68,21 +62,13 @@ def observed(machine):
 def log(machine, name, text=""):
     """The lines of a site's access log, once one holds a text: nginx writes it just after it has answered."""
     file = f"/var/log/nginx/wsgi-{name}.access.log"
-    machine.exec(["timeout", "60", "sh", "-c", 'until grep -qFe "$1" "$0"; do sleep 0.1; done', file, text])
+    machine.wait_until(shlex.join(["grep", "-qFe", text, file]))
     return machine.exec(["cat", file]).stdout.splitlines()
 
 
 def last(machine, name, uri):
     """The line of the last request for a path."""
     return [line for line in map(json.loads, log(machine, name, f'"uri":"{uri}"')) if line["uri"] == uri][-1]
-
-
-def send(machine, request):
-    """What comes back for some bytes, as text."""
-    machine.put("/tmp/request", request.decode("latin-1").encode("unicode_escape").decode())
-    decode = "open('/tmp/request.raw', 'wb').write(open('/tmp/request').read().encode().decode('unicode_escape').encode('latin-1'))"
-    machine.exec(["python3", "-c", decode])
-    return machine.exec(f'python3 -c "{RAW}" < /tmp/request.raw').stdout
 
 
 def metrics(machine, **awaited):
@@ -109,7 +95,7 @@ def test_request_is_logged_as_a_line_of_json(observed):
     assert {name: type(line[name]) for name in NUMBERS} == NUMBERS
     assert {name: type(line[name]) for name in UPSTREAM} == UPSTREAM
     assert {*line} == TEXTS | {*NUMBERS} | {*UPSTREAM}
-    assert line["generation"] == observed.call("wsgi.status", "shop")["shop"]["generation"]
+    assert line["generation"] == observed.status("shop")["generation"]
     assert line["request_id"] == seen["HTTP_X_REQUEST_ID"]
     assert (line["app"], line["host"], line["status"]) == ("shop", "shop.example.com", 200)
 
@@ -148,7 +134,7 @@ def test_every_request_is_logged_once_whoever_answers_it(observed, generations, 
     assert observed.exec([*curl, *resolve, *options, url]).stdout == str(status)
     query = url.partition("?")[2]
     grep = f"grep '?{query}\"' /var/log/nginx/*access.log"
-    observed.exec(["timeout", "60", "sh", "-c", f"until {grep}; do sleep 0.1; done"])
+    observed.wait_until(grep)
     found = observed.exec(grep).stdout.splitlines()
     assert [each.partition(":")[0] for each in found] == ["/var/log/nginx/wsgi-edge.access.log"], found
     line = json.loads(found[0].partition(":")[2])
@@ -161,7 +147,7 @@ def test_every_request_is_logged_once_whoever_answers_it(observed, generations, 
 
 def test_logged_host_is_the_one_that_selected_the_site(observed):
     request = b"GET http://shop.example.com/whole HTTP/1.1\r\nHost: forged.example.com\r\nConnection: close\r\n\r\n"
-    assert " 200 " in send(observed, request)
+    assert " 200 " in observed.send(request)
     assert last(observed, "shop", "/whole")["host"] == "shop.example.com"
 
 
@@ -175,11 +161,11 @@ def test_only_administrators_read_the_logs(observed):
 def test_hostile_requests_are_logged_as_valid_json(observed):
     for text in HOSTILE:
         head = b"GET /hostile HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n"
-        answer = send(observed, head + b"User-Agent: " + text + b"\r\nReferer: " + text[:3000] + b"\r\n\r\n")
+        answer = observed.send(head + b"User-Agent: " + text + b"\r\nReferer: " + text[:3000] + b"\r\n\r\n")
         assert answer, text
-    send(observed, b"GET /\xff\xfe?\xe9 HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n")
+    observed.send(b"GET /\xff\xfe?\xe9 HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n")
     password = b"Authorization: Basic /zr/\r\n"
-    send(observed, b"GET /login HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n" + password + b"\r\n")
+    observed.send(b"GET /login HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n" + password + b"\r\n")
     lines = [json.loads(line) for line in log(observed, "shop", '"uri":"/login"')]
     agents = [line["user_agent"] for line in lines]
     assert "café € 🐍" in agents
@@ -190,9 +176,9 @@ def test_hostile_requests_are_logged_as_valid_json(observed):
 
 
 def test_request_that_nginx_refuses_is_logged(observed):
-    assert " 400 " in send(observed, b"GET /bad HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: x\r\n\r\n")
+    assert " 400 " in observed.send(b"GET /bad HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: x\r\n\r\n")
     too_large = b"POST /large HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: 99999999\r\n\r\n"
-    assert " 413 " in send(observed, too_large)
+    assert " 413 " in observed.send(too_large)
     bad, large = last(observed, "shop", "/bad"), last(observed, "shop", "/large")
     assert (bad["status"], bad["upstream_status"], bad["upstream_time"]) == (400, None, None)
     assert (large["status"], large["app"], large["generation"]) == (413, "shop", "")
@@ -244,7 +230,7 @@ def test_requests_are_counted_under_every_server(observed, name):
     wanted = {sample: before.get(sample, 0) + 5 for sample in samples}
     found = metrics(observed, **wanted)
     assert {sample: found[sample] for sample in samples} == wanted
-    generation = observed.call("wsgi.status", name)[name]["generation"]
+    generation = observed.status(name)["generation"]
     assert found[f'wsgi_live{{app="{name}",generation="{generation}"}}'] == 1
 
 
@@ -298,11 +284,7 @@ def test_killed_metrics_service_fails_no_request(observed):
 
 
 def test_idle_run_starts_no_process_for_metrics(observed):
-    script = "/srv/formula/test/integration/observed_salt_call.py"
-    argv = ["/opt/salt/bin/python", script, "/root/observed.json", "--out=json", "state.apply", "wsgi"]
-    states = json.loads(observed.exec(argv).stdout)["local"]
-    assert {state["__id__"] for state in states.values() if state["changes"]} == set()
-    started = json.loads(observed.exec(["cat", "/root/observed.json"]).stdout)["started"]
+    started = observed.observe_idle_run()["started"]
     assert started
     assert [command for command in started if "'show', '--property" in command] == []
 

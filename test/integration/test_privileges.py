@@ -50,7 +50,7 @@ def test_app_runs_as_a_user_of_its_own(pair):
     seen = ask(machine, "one")
     assert seen["uid"] == uid != 0
     assert set(seen["groups"]) <= {seen["gid"]} == {int(machine.exec("id -g wsgi-one").stdout)}
-    pids = machine.call("wsgi.status", "one")["one"]["pids"]
+    pids = machine.status("one")["pids"]
     # One of them may have ended meanwhile: Passenger's agent starts helpers.
     owners = machine.exec(["stat", "-c", "%u", *(f"/proc/{pid}" for pid in pids)], check=False).stdout.split()
     assert len(owners) >= 2

@@ -6,10 +6,10 @@ import json
 import time
 
 import pytest
-from pillars import app
+from harness import find_traces
+from pillars import BROKEN_AT_IMPORT, app
 
 SERVERS = ("gunicorn", "uwsgi")
-BROKEN = {"source": "salt://apps/import_error", "application": "broken:application"}
 
 
 def managers(config):
@@ -72,33 +72,20 @@ def running(machine):
     return {name: status["pids"] for name, status in machine.call("wsgi.status").items()}
 
 
-def traces(machine, name):
-    """All that there is of an app's generations but their code and logs: files, units, watchers, processes."""
-    return machine.exec(
-        f"find /etc /run/wsgi /var/lib/wsgi/live -not -path '/etc/salt*' -name '*{name}*' -not -name '*.lock' | sort;"
-        f" ls /etc/wsgi/{name}/*/ /run/wsgi/{name}/;"
-        f" systemctl list-units --all --plain --no-legend 'wsgi-{name}.*' | sort;"
-        f" /usr/local/lib/wsgi/circus/bin/circusctl --endpoint=ipc:///run/wsgi/circus/endpoint list | tr , '\\n' | grep '^{name}';"
-        f" curl -s --unix-socket /run/wsgi/gaffer/api http://gaffer/jobs | tr , '\\n' | grep '\"{name}[.]';"
-        f" ps -eo pid=,args= | grep -E '[/]({name})/|[ \"]{name}[.]' | grep -v 'ps -eo'",
-        check=False,
-    ).stdout
-
-
 def test_status_reports_the_server_and_its_processes(served, gaffer_app):
-    status = served.call("wsgi.status", gaffer_app)[gaffer_app]
+    status = served.status(gaffer_app)
     assert (status["server"], status["process_manager"]) == tuple(gaffer_app.split("-"))
     assert status["health"]["ok"]
     assert len(status["pids"]) == 3  # a master and two workers, and nothing that writes logs
 
 
 def test_killed_master_is_restarted_without_its_old_workers(served, gaffer_app):
-    before = served.call("wsgi.status", gaffer_app)[gaffer_app]["pids"]
+    before = served.status(gaffer_app)["pids"]
     served.exec(f"kill -9 {before[0]}")
     # Its workers may answer until they notice, so an answer alone does not tell.
     deadline = time.monotonic() + 20
     while True:
-        after = served.call("wsgi.status", gaffer_app)[gaffer_app]["pids"]
+        after = served.status(gaffer_app)["pids"]
         if len(after) == 3 and after[0] != before[0]:
             break
         assert time.monotonic() < deadline, after
@@ -120,10 +107,10 @@ def test_log_rotation_loses_no_line(served, gaffer_app):
 
 
 def test_failed_start_reports_the_reason_and_leaves_nothing(served, apps, name):
-    before = traces(served, name)
+    before = find_traces(served, name)
     assert len(before.splitlines()) > 5
     pids = running(served)
-    served.pillar({"apps": {**apps, name: {**apps[name], **BROKEN}}})
+    served.pillar({"apps": {**apps, name: {**apps[name], **BROKEN_AT_IMPORT}}})
     with served.load(clients=2, host=f"{name}.example.com", pause=0.02) as load:
         run = served.apply(ok=False)
     assert load.report["lost"] == 0, load.report
@@ -131,7 +118,7 @@ def test_failed_start_reports_the_reason_and_leaves_nothing(served, apps, name):
     comment = run.states[f"{name}-live"]["comment"]
     assert "RuntimeError: no database" in comment
     assert "did not start" in comment  # and not: was not healthy in time
-    assert traces(served, name) == before
+    assert find_traces(served, name) == before
     assert running(served) == pids
     served.pillar({"apps": apps})
 
@@ -166,7 +153,7 @@ def test_changing_the_process_manager_under_load_loses_no_request_and_leaves_not
     served.apply()
     with served.load(clients=4, host="moving.example.com", pause=0.02, seconds=300) as load:
         for manager in (*managers(request.config), usual):
-            old = served.exec("readlink /var/lib/wsgi/live/moving").stdout.strip().rpartition("/")[2]
+            old = served.live_generation("moving")
             served.pillar(
                 {
                     "apps": {
@@ -176,13 +163,13 @@ def test_changing_the_process_manager_under_load_loses_no_request_and_leaves_not
                 }
             )
             assert served.apply().changed == {"moving-live"}
-            assert served.call("wsgi.status", "moving")["moving"]["process_manager"] == manager
-            assert old not in traces(served, "moving")
+            assert served.status("moving")["process_manager"] == manager
+            assert old not in find_traces(served, "moving")
             assert last in served.exec(f"tail -n 1 /var/log/wsgi/moving/{old}.log").stdout
     assert load.report["lost"] == 0, json.dumps(load.report, indent=1)
     served.pillar({"apps": apps})
     served.apply()
-    assert traces(served, "moving") == ""
+    assert find_traces(served, "moving") == ""
 
 
 # Words that something between pillar and the program could make something else of.
@@ -258,6 +245,7 @@ line = wsgi_managers.MANAGERS[{manager!r}].line(["/usr/bin/python3", "-c", {ARRI
 """
     served.put("/root/words.py", program)
     served.exec("rm -f /root/words; supervisorctl status; /opt/salt/bin/python /root/words.py", check=False)
-    arrived = served.exec("for i in $(seq 50); do [ -s /root/words ] && break; sleep 0.1; done; cat /root/words").stdout
+    served.wait_until("[ -s /root/words ]")
+    arrived = served.exec("cat /root/words").stdout
     served.exec("rm -f /etc/*/*/words.*; supervisorctl update words", check=False)
     assert json.loads(arrived) == WORDS

@@ -168,10 +168,6 @@ def asked(machine):
     machine.apply(test=True)
 
 
-def warnings(run):
-    return [each for state in run.raw.values() for each in state.get("warnings", [])]
-
-
 def timers(machine):
     listed = machine.exec("systemctl list-units --type=timer --state=active --plain --no-legend 'wsgi-ledger.*'")
     return [line.split()[0] for line in listed.stdout.splitlines()]
@@ -198,18 +194,18 @@ def test_damaged_records_are_reported_and_rewritten(one, damage, records):
     with one.load(clients=2, pause=0.05, mode="close-get") as load:
         run = one.apply()
     assert load.report["lost"] == 0, load.report
-    told = warnings(run)
+    told = run.warnings
     assert {path: said for path, said in records.items() if said and said not in "\n".join(told)} == {}
     assert len(told) == len({*told})
     again = one.apply()
-    assert (again.changed, warnings(again)) == (set(), [])
+    assert (again.changed, again.warnings) == (set(), [])
     (id,) = generations(one)
     for program in ("[s]erver.py /run", "[s]leep 4321"):
         assert one.exec(f"ps -eo comm,args | grep '^python3\\|^sleep' | grep -c '{program}'").stdout == "1\n"
     assert timers(one) == [f"wsgi-ledger.{id}.often.timer"]
     assert one.get("/").body == ("v0" if OVERRIDE in records else "v1")
     if OVERRIDE in records:
-        assert "override" not in one.call("wsgi.status")["ledger"]
+        assert "override" not in one.status("ledger")
         one.call("wsgi.deploy", "ledger", "source=/srv/v1")
 
 
@@ -228,7 +224,7 @@ def test_app_is_removed_though_all_of_its_records_are_damaged(one):
         one.exec(f"for path in {path}; do : > $path; done")
     one.pillar({"apps": {}})
     run = one.apply()
-    assert [each for each in warnings(run) if "none of them is deleted with it" in each]
+    assert [each for each in run.warnings if "none of them is deleted with it" in each]
     assert one.exec("ps -eo user,args | grep '^wsgi-ledger'", check=False).stdout == ""
     assert one.exec("ls -d /etc/wsgi/ledger /run/wsgi/ledger /var/lib/wsgi/live/ledger", check=False).stdout == ""
     assert one.apply().changed == set()

@@ -1,20 +1,11 @@
 """An app that is taken away is gone; what it left is kept, unless it is purged."""
 
-import harness
 import pytest
+from harness import find_leftovers, find_traces
 from pillars import SERVERS, app
 
 KEPT = ("/srv/wsgi/one", "/var/log/wsgi/one", "/var/lib/wsgi/home/one")
 OTHER = {"two": app("uwsgi", domains=["two.example.com"])}
-
-
-def traces(machine):
-    return machine.exec(
-        "getent passwd wsgi-one wsgibuild-one; ps -eo args | grep -E 'wsgi.one|one\\.[0-9a-f]{10}' | grep -v grep;"
-        " ls -d /etc/wsgi/one /run/wsgi/one /var/lib/wsgi/live/one /var/lib/wsgi/build/one /etc/nginx/wsgi/live/*/*one* /etc/tmpfiles.d/*one*"
-        " /etc/wsgi/vassals/*one* /etc/supervisor/conf.d/*one* 2>/dev/null",
-        check=False,
-    ).stdout
 
 
 def exists(machine, path):
@@ -27,7 +18,7 @@ def served(machine, request):
     machine.pillar({"apps": {"one": app(server, process_manager=manager, domains=["one.example.com"]), **OTHER}})
     machine.apply()
     assert machine.get("/", host="one.example.com").status == 200
-    assert len(traces(machine).splitlines()) > 5
+    assert len(find_traces(machine, "one").splitlines()) > 5
     return machine
 
 
@@ -38,7 +29,7 @@ def test_removed_app_leaves_only_its_code_home_and_logs(served, how):
     with served.load(clients=4, host="two.example.com", pause=0.02) as load:
         assert served.apply().changed == {"one-absent"}
     assert load.report["lost"] == 0, load.report
-    assert traces(served) == ""
+    assert find_traces(served, "one") == ""
     for path in KEPT:
         assert served.exec(f"stat -c '%a %U' {path}").stdout.strip() == "700 root"
     assert served.exec("ls /var/log/nginx/wsgi-one.access.log").stdout
@@ -91,7 +82,7 @@ def test_clean_removes_everything(machine):
     for name in ("one", "two"):
         with pytest.raises(ConnectionError):
             machine.get("/", host=f"{name}.example.com")
-    assert harness.find_leftovers(machine) == ""
+    assert find_leftovers(machine) == ""
     assert machine.exec("nginx -t").rc == 0
     assert machine.apply(sls="wsgi.clean").changed == set()
     machine.apply()

@@ -9,14 +9,10 @@ TWO = {"server": "waitress", "env": {"GREETING": "two", "SECRET": "hunter2-two"}
 THREE = {"server": "uwsgi", "env": {"GREETING": "three"}, "workers": 3}
 
 
-def live(machine):
-    return machine.exec("readlink /var/lib/wsgi/live/hello").stdout.strip().rpartition("/")[2]
-
-
 def apply(machine, settings):
     machine.pillar({"apps": {"hello": app(**settings)}})
     machine.apply()
-    return live(machine)
+    return machine.live_generation("hello")
 
 
 @pytest.fixture
@@ -32,16 +28,16 @@ def greeting(machine):
 def test_each_rollback_leads_one_generation_further_back(machine, three):
     with machine.load(clients=8, pause=0.02) as load:
         back = machine.call("wsgi.rollback", "hello")
-        assert (back["generation"], live(machine)) == (three[1], three[1])
+        assert (back["generation"], machine.live_generation("hello")) == (three[1], three[1])
         assert greeting(machine) == "two"
-        assert machine.call("wsgi.status")["hello"]["server"] == "waitress"
+        assert machine.status("hello")["server"] == "waitress"
         assert "next highstate goes forward again" in back["note"]
         again = machine.call("wsgi.rollback", "hello")
         assert (again["generation"], greeting(machine)) == (three[0], "one")
     assert load.report["lost"] == 0, load.report
     with pytest.raises(CommandFailed, match=f"no generation of hello from before {three[0]} is kept"):
         machine.call("wsgi.rollback", "hello")
-    assert live(machine) == three[0]
+    assert machine.live_generation("hello") == three[0]
 
 
 def test_next_run_undoes_a_rollback(machine, three):
@@ -49,7 +45,7 @@ def test_next_run_undoes_a_rollback(machine, three):
     with machine.load(clients=4, pause=0.02) as load:
         assert machine.apply().changed == {"hello-live"}
     assert load.report["lost"] == 0, load.report
-    assert live(machine).partition("-")[0] == three[2].partition("-")[0]
+    assert machine.live_generation("hello").partition("-")[0] == three[2].partition("-")[0]
 
 
 def test_rollback_accepts_a_generation_or_a_release(machine, three):
@@ -70,21 +66,21 @@ def test_pinned_generation_stays_live_until_it_is_unpinned(machine, three):
     assert f"pinned to generation {three[1]}" in pinned["note"]
     run = machine.apply()
     assert run.changed <= {"hello-site", "wsgi-nginx"}  # the site is of so many workers
-    assert live(machine) == three[1]
+    assert machine.live_generation("hello") == three[1]
     assert "wsgi.unpin hello" in run.states["hello-live"]["comment"]
     assert machine.apply().changed == set()
     assert apply(machine, {**THREE, "workers": 2}) == three[1]
-    assert "pinned" in machine.call("wsgi.status")["hello"]["override"]
+    assert "pinned" in machine.status("hello")["override"]
     with pytest.raises(CommandFailed, match="It is pinned to generation"):
         machine.call("wsgi.deploy", "hello")
     machine.restart()
-    machine.exec("for i in $(seq 100); do curl -sf 127.0.0.1 && break; sleep 0.2; done")
+    machine.wait_until("curl -sf 127.0.0.1")
     assert machine.apply().changed == set()
     assert "not pinned any more" in machine.call("wsgi.unpin", "hello")
     assert "was not pinned" in machine.call("wsgi.unpin", "hello")
     machine.apply()
     assert greeting(machine) == "three"
-    assert "override" not in machine.call("wsgi.status")["hello"]
+    assert "override" not in machine.status("hello")
 
 
 def test_failed_rollback_changes_nothing(machine, three):
@@ -94,7 +90,7 @@ def test_failed_rollback_changes_nothing(machine, three):
     with machine.load(clients=4, pause=0.02) as load, pytest.raises(CommandFailed, match="rotten"):
         machine.call("wsgi.rollback", "hello")
     assert load.report["lost"] == 0, load.report
-    assert live(machine) == three[2]
+    assert machine.live_generation("hello") == three[2]
     machine.exec(f"mv {code}.orig {code}")
 
 
@@ -126,7 +122,7 @@ def test_history_is_readable_by_root_only(machine, three):
 
 def test_removed_release_is_not_offered_for_a_rollback(machine, three):
     apply(machine, {**THREE, "keep_releases": 1, "workers": 2})
-    status = machine.call("wsgi.status")["hello"]
+    status = machine.status("hello")
     assert machine.exec("ls /srv/wsgi/hello/releases").stdout.split() == [status["release"]]
     ways = {entry["release"] for entry in machine.call("wsgi.history", "hello", "limit=100") if entry["way_back"]}
     assert ways == {status["release"]}

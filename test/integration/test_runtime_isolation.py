@@ -82,10 +82,6 @@ def answer(machine, name):
     return machine.get("/", host=f"{name}.example.com")
 
 
-def generation(machine, name):
-    return machine.exec(f"basename $(readlink /var/lib/wsgi/live/{name})").stdout.strip()
-
-
 def serves(machine, name):
     return wait_for(lambda: answer(machine, name).status == 200, 60)
 
@@ -126,7 +122,7 @@ def test_link_in_place_of_a_socket_does_not_lead_nginx_to_another_app(served, na
     finally:
         served.exec("systemctl stop attack")
     assert [each.body for each in asked if SECRET in each.body or each.status == 401] == []
-    own = f"/run/wsgi/{name}/{generation(served, name)}.own"
+    own = f"/run/wsgi/{name}/{served.live_generation(name)}.own"
     assert served.exec(f"find {own} -user root").stdout == ""
     served.exec(f"find {own} -type l -delete")
     served.exec(f"pkill -KILL -U wsgi-{name}", check=False)
@@ -160,7 +156,7 @@ def test_app_cannot_change_the_files_that_nginx_looks_for(served, name):
 
 
 def test_missing_runtime_files_are_restored_by_the_next_run(served):
-    live = {name: f"/run/wsgi/{name}/{generation(served, name)}" for name in KINDS}
+    live = {name: f"/run/wsgi/{name}/{served.live_generation(name)}" for name in KINDS}
     served.exec(f"rm -r /run/wsgi/gunicorn-supervisor {live['uwsgi-emperor']}/uwsgi.sock")
     served.exec(f"rm {live['waitress-systemd']}/workers")
     served.exec(f"cd {live['gunicorn-circus']} && rm http.sock && touch http.sock")
@@ -198,7 +194,7 @@ def test_orphaned_server_is_replaced_when_its_process_manager_restarts(served):
 
 def test_generation_in_the_old_layout_is_replaced_under_load_without_loss(served):
     name = "gunicorn-supervisor"
-    before = generation(served, name)
+    before = served.live_generation(name)
     served.exec(AS_BEFORE.replace("NAME", name).replace("ID", before))
     assert serves(served, name)
     assert served.exec(f"ls /run/wsgi/{name}").stdout == f"{before}\n"

@@ -78,7 +78,7 @@ def test_nobody_else_can_read_the_secrets(secretive):
 @pytest.mark.parametrize("where", ["sdb", "file"])
 def test_changed_secret_makes_a_new_generation(secretive, where):
     machine, encrypted = secretive
-    before = machine.call("wsgi.status")["shop"]
+    before = machine.status("shop")
     path = {"sdb": "/srv/vault.yaml", "file": "/etc/shop.env"}[where]
     machine.exec(f"sed -i s/hunter2-{where}-/hunter3-{where}-/ {path}")
     with machine.load(clients=4, pause=0.02) as load:
@@ -88,7 +88,7 @@ def test_changed_secret_makes_a_new_generation(secretive, where):
     variable = {"sdb": "FROM_SDB", "file": "FROM_FILE"}[where]
     assert run.states["shop-live"]["changes"]["env"] == f"changed: {variable}"
     assert environ(machine)[variable].startswith(f"hunter3-{where}-")
-    after = machine.call("wsgi.status")["shop"]
+    after = machine.status("shop")
     assert after["generation"] != before["generation"]
     assert not set(before["pids"]) & set(after["pids"])
 
@@ -111,11 +111,11 @@ def test_changed_secret_makes_a_new_generation(secretive, where):
 def test_missing_secret_is_reported_and_the_live_generation_keeps_serving(secretive, settings, problem):
     machine, encrypted = secretive
     machine.put("/etc/bad.env", "A=1\nhunter2-in-the-wrong-place\n", 0o600)
-    before = machine.call("wsgi.status")["shop"]["pids"]
+    before = machine.status("shop")["pids"]
     run = apply(machine, encrypted, ok=False, **settings)
     assert run.failed == {"shop-release", "shop-live", "shop-site"}
     assert problem in run.states["shop-release"]["comment"]
     assert "wrong-place" not in str(run.raw)
-    assert machine.call("wsgi.status")["shop"]["pids"] == before
+    assert machine.status("shop")["pids"] == before
     apply(machine, encrypted)
-    assert machine.call("wsgi.status")["shop"]["health"]["ok"]
+    assert machine.status("shop")["health"]["ok"]

@@ -111,9 +111,8 @@ class Site:
         machine.exec("cp /srv/web/shop.zip /srv/salt-top/")
         server = "systemd-run --quiet python3 /srv/formula/test/integration/source_server.py"
         machine.exec(f"{server} 8001 /srv/web; {server} 8443 /srv/web {TOKEN}: /root/tls/both")
-        machine.exec(
-            "for port in 8001 8443; do for i in $(seq 100); do curl -sko /dev/null https://127.0.0.1:$port; test $? != 7 && break; sleep 0.1; done; done"
-        )
+        for port in (8001, 8443):
+            machine.wait_until(f"{{ curl -sko /dev/null https://127.0.0.1:{port}; test $? != 7; }}")
         self.deploy_key = self.read("/srv/sshd/deploy")
         self.other_key = self.read("/srv/sshd/other")
         self.known_hosts = self.read("/srv/sshd/known")
@@ -141,7 +140,7 @@ class Site:
 
     def release(self):
         """The live release's folder."""
-        return f"/srv/wsgi/shop/releases/{self.machine.call('wsgi.status', 'shop')['shop']['release']}"
+        return f"/srv/wsgi/shop/releases/{self.machine.status('shop')['release']}"
 
     def record(self):
         return json.loads(self.read(f"{self.release()}/release.json"))
@@ -228,19 +227,15 @@ def test_mirror_is_readable_by_root_only(site):
     assert site.machine.exec("stat -c '%a %U' /var/lib/wsgi/git").stdout.split() == ["700", "root"]
 
 
-def observed(site):
-    """Which commands of git an idle run started, but for a look of Salt's own at git's version."""
-    script, report = "/srv/formula/test/integration/observed_salt_call.py", "/root/observed.json"
-    run = site.machine.exec(["/opt/salt/bin/python", script, report, "--out=json", "state.apply", "wsgi"])
-    states = json.loads(run.stdout)["local"]
-    assert all(state["result"] is True and not state["changes"] for state in states.values()), run.stdout
-    started = json.loads(site.read(report))["started"]
+def started_git_commands(site):
+    """Return the git commands that an idle run starts, except that by which Salt asks for git's version."""
+    started = site.machine.observe_idle_run()["started"]
     return [command for command in started if "'git'" in command and "'version'" not in command]
 
 
 def test_full_commit_is_not_looked_up_again(site):
     site.apply(f"{FILE}@{site.git('rev-parse light')}")
-    assert observed(site) == []
+    assert started_git_commands(site) == []
 
 
 def test_two_apps_of_one_repository_query_it_once(site):
@@ -251,7 +246,7 @@ def test_two_apps_of_one_repository_query_it_once(site):
     site.machine.pillar({"apps": apps})
     site.machine.apply()
     assert (site.body(), site.body("wiki")) == ("v1", "web")
-    started = observed(site)
+    started = started_git_commands(site)
     assert len(started) == 1
     assert "ls-remote" in started[0]
 
@@ -421,9 +416,7 @@ def test_next_run_removes_keys_and_processes_of_a_killed_fetch(site, serving):
     site.machine.exec(": > /srv/sshd/seen; touch /srv/sshd/hold")
     run = "systemd-run --quiet --collect --unit=killed --property=KillMode=process"
     site.machine.exec(f"{run} salt-call state.apply wsgi")
-    site.machine.exec(
-        "for try in $(seq 600); do test -s /srv/sshd/seen && ! test -e /srv/sshd/hold && break; sleep 0.1; done"
-    )
+    site.machine.wait_until("test -s /srv/sshd/seen && ! test -e /srv/sshd/hold", 60)
     private = site.machine.exec("stat -c '%a %U' /run/wsgi/git.*/ /run/wsgi/git.*/key").stdout
     assert private == "700 root\n600 root\n"
     site.machine.exec("systemctl kill --kill-who=main --signal=KILL killed")

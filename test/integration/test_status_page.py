@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import re
 import time
 from subprocess import run
@@ -170,9 +169,7 @@ def test_idle_run_refreshes_the_page_and_reports_no_change(told):
 
 
 def test_idle_run_starts_no_process_for_the_page(told):
-    script = "/srv/formula/test/integration/observed_salt_call.py"
-    told.exec(["/opt/salt/bin/python", script, "/root/observed.json", "--out=json", "state.apply", "wsgi"])
-    started = json.loads(told.exec(["cat", "/root/observed.json"]).stdout)["started"]
+    started = told.observe_idle_run()["started"]
     assert started
     assert [command for command in started if "'show', '--property" in command or "openssl" in command] == []
 

@@ -1,19 +1,8 @@
 """What every suite of kitchen.yml serves; also run by kitchen's verifier on the machine it converged."""
 
-import pathlib
-
 import harness
 import pytest
-
-KEPT_APPS = pathlib.Path(__file__).parent.parent / "apps"
-QUESTIONS = """
-import concurrent.futures, urllib.request
-def ask(number):
-    with urllib.request.urlopen(f"http://127.0.0.1/?question-{number}", timeout=30) as answer:
-        return answer.read().decode() == f"question-{number}"[::-1]
-with concurrent.futures.ThreadPoolExecutor(8) as clients:
-    print(sum(clients.map(ask, range(400))))
-"""
+from zeromq import count_answers, start_responder
 
 
 @pytest.mark.parametrize("suite", ["uwsgi", "gunicorn", "switch"])
@@ -22,7 +11,7 @@ def test_hello_is_served(suite_machine, suite):
     server = harness.suites()[suite]["apps"]["hello"]["server"]
     assert server in machine.get("/").body.lower()
     assert machine.get("/healthz").status == 200
-    status = machine.call("wsgi.status")["hello"]
+    status = machine.status("hello")
     assert status["server"] == server
     assert status["health"]["ok"]
     assert len(status["pids"]) == 3  # a master and two workers
@@ -44,14 +33,14 @@ def test_every_server_serves_beside_the_others(suite_machine, name, request):
     if asked.get("state") == "absent":
         pytest.skip(f"{asked['server']} is not available on this platform")
     assert machine.get("/", host=asked["domains"][0]).body.startswith("hello from")
-    status = machine.call("wsgi.status", name)[name]
+    status = machine.status(name)
     assert status["server"] == asked["server"]
     assert status["health"]["ok"]
 
 
 def test_release_runs_hooks_processes_and_schedules(suite_machine):
     machine = suite_machine("release")
-    status = machine.call("wsgi.status")["hello"]
+    status = machine.status("hello")
     assert (
         machine.host.file(f"/srv/wsgi/hello/releases/{status['release']}/code/assets.txt").content_string == "assets\n"
     )
@@ -91,22 +80,7 @@ def test_zeromq_app_answers_with_many_workers_under_uwsgi_and_gunicorn(suite_mac
     for server in ("uwsgi", "gunicorn"):
         machine.pillar({"apps": {"zeromq": {**app, "server": server}}})
         machine.apply()
-        assert len(machine.call("wsgi.status")["zeromq"]["pids"]) == 5  # a master and four workers
-        assert answered(machine) == 400
+        assert len(machine.status("zeromq")["pids"]) == 5  # a master and four workers
+        assert count_answers(machine) == 400
     machine.pillar({"apps": {"zeromq": app}})
     machine.apply()
-
-
-def start_responder(machine):
-    """What the app talks to, run by the Python of the app's own environment."""
-    machine.put("/tmp/responder.py", (KEPT_APPS / "zeromq/responder.py").read_text())
-    machine.exec(
-        "systemctl is-active -q responder || systemd-run --unit=responder --collect"
-        " $(ls -d /srv/wsgi/zeromq/environments/*/bin/python | head -1) /tmp/responder.py"
-    )
-
-
-def answered(machine):
-    """How many of 400 questions, eight at a time, get their own answer."""
-    machine.put("/tmp/questions.py", QUESTIONS)
-    return int(machine.exec("timeout 120 python3 /tmp/questions.py").stdout)

@@ -5,7 +5,6 @@ import re
 
 import pytest
 from pillars import app, inspected
-from test_idle_run import observed
 
 OWN, SELF, AUTHORITY = "own.example.com", "self.example.com", "acme.example.com"
 ALIAS = f"www.{AUTHORITY}"
@@ -196,7 +195,7 @@ def certified(tls, first_run):
     tls.pillar(pillar(tls, {"key": "sdb://vault/own:key"}, server="gunicorn"))
     environment = "-E PEBBLE_VA_NOSLEEP=1 -E PEBBLE_WFE_NONCEREJECT=0"
     tls.exec(f"systemd-run --unit=pebble {environment} pebble -config /root/tls/pebble.json")
-    tls.exec("timeout 20 sh -c 'until curl -sk https://localhost:14000/dir; do sleep 0.2; done'")
+    tls.wait_until("curl -sk https://localhost:14000/dir")
     return tls.apply()
 
 
@@ -208,7 +207,7 @@ def test_certificate_of_the_authority_is_used_as_soon_as_it_exists(tls, certifie
 
 
 def test_idle_run_starts_neither_openssl_nor_certbot_nor_nginx(tls, certified):
-    started = re.findall(r"Popen \['(?:/\S*/)?([^/']+)'", "\n".join(observed(tls, "wsgi")["started"]))
+    started = re.findall(r"Popen \['(?:/\S*/)?([^/']+)'", "\n".join(tls.observe_idle_run()["started"]))
     assert "systemctl" in started
     assert {*started} & {"openssl", "certbot", "nginx"} == set()
 
@@ -248,8 +247,7 @@ def test_switching_certificates_and_the_server_under_load_loses_no_request(tls, 
     assert "wsgi-certificates" not in run.changed  # its hosts are the old ones again
     assert f"DNS:{OWN}" in shown(tls, OWN, "-ext", "subjectAltName")
     assert "other.example.com" in shown(tls, SELF, "-subject")
-    warnings = [state.get("warnings") for state in run.raw.values() if state["__id__"] == "self-site"]
-    assert warnings == [[f"wsgi:apps:self:tls:certificate: it is not for {SELF}"]]
+    assert run.warnings == [f"wsgi:apps:self:tls:certificate: it is not for {SELF}"]
     left = tls.exec("cd /etc/nginx/wsgi/live/private && ls *_80.*").stdout.split()
     assert left == [f"{OWN}_80.self-signed.crt", f"{OWN}_80.self-signed.key"]
 

@@ -94,7 +94,7 @@ def gunicorn(machine, platform):
 
 
 def serves(machine, name, server):
-    status = machine.call("wsgi.status", name)[name]
+    status = machine.status(name)
     assert (status["server"], status["health"]["ok"]) == (server, True)
     return answers(machine, name)
 
@@ -137,7 +137,7 @@ def test_switching_under_load_loses_no_request(machine, gunicorn):
 
 @pytest.mark.column("failed change")
 def test_failed_change_leaves_the_old_generation_serving(machine, gunicorn):
-    before = machine.call("wsgi.status", "gunicorn")["gunicorn"]["generation"]
+    before = machine.status("gunicorn")["generation"]
     gunicorn(application="hello:nothing", env={"SECRET": "hunter2-hunter2"})
     with machine.load(clients=4, host="gunicorn.example.com", pause=0.02) as load:
         run = machine.apply(ok=False)
@@ -145,7 +145,7 @@ def test_failed_change_leaves_the_old_generation_serving(machine, gunicorn):
     assert run.failed == {"gunicorn-live", "gunicorn-site"}, run
     assert "nothing" in run.states["gunicorn-live"]["comment"]
     assert "hunter2" not in str(run.raw)
-    assert machine.call("wsgi.status", "gunicorn")["gunicorn"]["generation"] == before
+    assert machine.status("gunicorn")["generation"] == before
 
 
 @pytest.mark.column("functions")

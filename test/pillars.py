@@ -3,6 +3,10 @@
 SERVERS = [("uwsgi", "emperor"), ("uwsgi", "supervisor"), ("gunicorn", "supervisor")]
 
 
+# An app that cannot start, since its module raises an exception.
+BROKEN_AT_IMPORT = {"source": "salt://apps/import_error", "application": "broken:application"}
+
+
 def app(server="gunicorn", **settings):
     """An app's pillar: the shipped example, but for what is said otherwise."""
     return {
@@ -25,9 +29,7 @@ def inspected(server="gunicorn", **settings):
 
 def wait_until_asleep(machine, name, query):
     """Wait until an app that `inspected` made is in the midst of a request with `query`, such as sleep=12."""
-    machine.exec(
-        f"timeout 60 sh -c 'until grep -qF \"asleep: {query}\" /var/log/wsgi/{name}/*.log; do sleep 0.1; done'"
-    )
+    machine.wait_until(f"grep -qF 'asleep: {query}' /var/log/wsgi/{name}/*.log", 60)
 
 
 def asgi(server="uvicorn", **settings):
