@@ -1,4 +1,4 @@
-"""The machine under test, and what kitchen.yml says of suites.
+"""The machine under test, and the suites of kitchen.yml.
 
 machine = Machine.boot("debian-12")
 machine.pillar({"apps": {"hello": {...}}})           # everything below `wsgi:`
@@ -32,7 +32,7 @@ from docker.errors import APIError, BuildError, ContainerError
 
 @cache
 def kitchen():
-    """kitchen.yml as a dict: the home of platforms, suites and each suite's pillar."""
+    """Return kitchen.yml, the home of platforms, suites and their pillars, as a dict."""
     return yaml.safe_load((ROOT / "kitchen.yml").read_text())
 
 
@@ -41,19 +41,19 @@ def platforms():
 
 
 def osfinger(platform):
-    """The Debian of a platform, as Salt's grain osfinger names it."""
+    """Return the grain `osfinger` of a platform."""
     return "-".join(platform.split("-")[:2]).capitalize()
 
 
 def suites(platform="debian-12"):
-    """Suite name -> its pillar on a platform, the dict below `wsgi:`."""
+    """Return the pillars below `wsgi:` of all suites on a platform, by their names."""
     (row,) = (row for row in kitchen()["platforms"] if row["name"] == platform)
     merged = {suite["name"]: _merged(row, suite) for suite in kitchen()["suites"]}
     return {name: suite["provisioner"]["pillars"]["wsgi.sls"]["wsgi"] for name, suite in merged.items()}
 
 
 def _merged(platform, suite):
-    """Merge what a platform and a suite say, as Kitchen does: the suite wins."""
+    """Merge the settings of a platform and a suite as Kitchen does: the suite wins."""
     if not (isinstance(platform, dict) and isinstance(suite, dict)):
         return suite
     return {**platform, **{key: _merged(platform.get(key), value) for key, value in suite.items()}}
@@ -61,7 +61,7 @@ def _merged(platform, suite):
 
 @cache
 def image(platform, provisioned=False):
-    """The platform's image; `provisioned` has the packages installed that the first one only holds
+    """Return the name of the platform's image; `provisioned`: with the packages installed that the plain image only has
     downloaded, which saves each machine some seconds of its first highstate."""
     name = build_image(platform)
     if provisioned:
@@ -81,7 +81,7 @@ def build(name, dockerfile):
 
 @cache
 def browser_image():
-    """An image with a browser, which no machine of the formula has."""
+    """Return the name of an image with a browser."""
     name = build_image("debian-12")
     install = "apt-get update && apt-get install -y --no-install-recommends chromium fonts-dejavu-core"
     build(f"{name}-browser", f"FROM {name}\nRUN {install}\n")
@@ -90,7 +90,7 @@ def browser_image():
 
 @dataclass
 class Response:
-    """What a request was answered with; header names are case-insensitive."""
+    """A response; header names are case-insensitive."""
 
     status: int
     body: str
@@ -163,7 +163,7 @@ def wait_for(condition, seconds=30, pause=0.2):
 
 
 class Load:
-    """A load on the machine; `report` (see test/load.py) is there once it has ended."""
+    """A load on the machine; `report` (see test/load.py) is set when it has ended."""
 
     report = None
 
@@ -172,7 +172,7 @@ class Machine(Container):
     """A Debian machine under systemd with Salt and the formula, in a container of its own.
 
     The checkout, or the tests' copy of it, is read-only at /srv/formula; its test/ is served too, so that
-    salt://apps/x is test/apps/x. Every method raises CommandFailed, an AssertionError, when what it asks for can't be had.
+    salt://apps/x is test/apps/x. Methods raise CommandFailed, an AssertionError, when they fail.
     """
 
     # Where Salt's configuration and the pillar are; kitchen-salt keeps both below /tmp/kitchen.
@@ -183,10 +183,10 @@ class Machine(Container):
 
     @classmethod
     def boot(cls, platform="debian-12", provisioned=True, labels=(), volumes=(), **options):
-        """A new machine with an empty pillar.
+        """Boot a new machine with an empty pillar.
 
-        `provisioned`: the usual packages are installed already; `volumes`: folders that lie on the host's disk;
-        `options` are further ones of the SDK's, such as network="some-network".
+        `provisioned`: with the usual packages installed; `volumes`: folders on the host's disk;
+        `options` are further ones of the SDK, such as network="some-network".
         """
         options = {"labels": list(labels), "volumes": list(volumes), **options}
         machine = cls.start(image(platform, provisioned), file_roots=["/srv/formula/test"], **options)
@@ -195,7 +195,7 @@ class Machine(Container):
 
     @classmethod
     def start(cls, image, *, file_roots=(), volumes=(), network=None, aliases=(), **options):
-        """Boots `image` with further options of the SDK's and configures Salt in it; see Container.start.
+        """Boot `image` with further options of the SDK, and configure Salt in it; see Container.start.
         `aliases` are further names of the machine in its network."""
         if network:
             endpoint = client().api.create_endpoint_config(aliases=list(aliases))
@@ -216,14 +216,14 @@ class Machine(Container):
 
     @classmethod
     def of_kitchen(cls, hosts):
-        """The machine that kitchen converged, from its verifier's --hosts=docker://root@ID."""
+        """Return the machine that Kitchen converged, from its verifier's --hosts=docker://root@ID."""
         machine = cls(hosts.rpartition("@")[2].rpartition("/")[2])
         machine.config_dir = "/tmp/kitchen/etc/salt"
         machine.pillar_path = "/tmp/kitchen/srv/pillar/wsgi.sls"
         return machine
 
     def exec(self, command, check=True, stdin=None):
-        """Runs a command as root: a list, or a string for the shell. `check=False` allows any exit code."""
+        """Run a command as root: a list, or a string for the shell. `check=False` allows any exit code."""
         try:
             done = self.spawn(command, stdin is not None).wait(stdin)
         except APIError as error:  # such as that the machine is down
@@ -235,17 +235,17 @@ class Machine(Container):
         return done
 
     def spawn(self, command, stdin=False):
-        """Starts a command that runs beside the test, and returns its Process; see daemon.py."""
+        """Start a command that runs beside the test, and return its Process; see daemon.py."""
         self.used.add(self)
         return Process(self.name, words(command), stdin)
 
     def pillar(self, wsgi):
-        """Sets the pillar to {"wsgi": wsgi}, whole."""
+        """Set the whole pillar to {"wsgi": wsgi}."""
         self.put(self.pillar_path, yaml.safe_dump({"wsgi": wsgi}, sort_keys=False), 0o600)
 
     def apply(self, *args, sls="wsgi", test=False, ok=True):
-        """Runs `state.apply` of `sls` (None: the highstate, which takes 2 s longer, to sync modules),
-        with further arguments for Salt. With ok=True, fails with what Salt said unless every state succeeded."""
+        """Run `state.apply` of `sls` (None: the highstate, which takes 2 s longer, to sync modules) with further arguments
+        for Salt, and return the Run. With ok=True, CommandFailed unless every state succeeds."""
         function = ["state.apply", sls] if sls else ["state.highstate"]
         started = time.monotonic()
         raw = self._salt_call(*function, *args, *(["test=True"] if test else []))
@@ -255,7 +255,7 @@ class Machine(Container):
         return run
 
     def call(self, function, *args):
-        """Runs an execution module's function and returns what it returned: call("wsgi.status")."""
+        """Call a function of an execution module, such as "wsgi.status", and return what it returns."""
         return self._salt_call(function, *args)
 
     def status(self, name):
@@ -316,8 +316,8 @@ class Machine(Container):
         return self.exec(["python3", "-c", program], stdin=request.hex()).stdout
 
     def browse(self, url, expressions, *options):
-        """What JavaScript's expressions, by name, come to on a page, in a browser that has the machine's network;
-        with further options of test/browser.py."""
+        """Open a page in a browser in the machine's network, and return the values of JavaScript expressions on it by their
+        names; `options` are further ones of test/browser.py."""
         try:
             found = client().containers.run(
                 browser_image(),
@@ -333,9 +333,9 @@ class Machine(Container):
 
     @contextlib.contextmanager
     def load(self, seconds=120, **options):
-        """Sends requests while the `with` body runs, `seconds` at most: clients, host, path, port, tls,
-        mode, timeout, pause, as test/load.py has them. The body starts once every client has had an answer,
-        or a failure."""
+        """Send requests while the `with` body runs, for at most so many `seconds`. The options clients, host, path, port,
+        tls, mode, timeout, pause … are those of test/load.py. The body starts once every client has had a response or a
+        failure."""
         load = Load()
         files = f"/tmp/load-{uuid.uuid4().hex}"
         flags = [f"--{name}={value}" for name, value in {"seconds": seconds, **options}.items()]
@@ -353,14 +353,14 @@ class Machine(Container):
         load.report = json.loads(self.exec(["cat", f"{files}.json"]).stdout)
 
     def copy(self, source, path):
-        """Copies a file or folder of this computer, as root's; not to /run, which is not on the container's disk."""
+        """Copy a file or folder of this computer as root's; not to /run, which is not on the container's disk."""
         path, archive = Path(path), io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
             tar.add(source, path.name, filter=lambda member: member.replace(uid=0, gid=0, deep=False))
         client().api.put_archive(self.name, str(path.parent), archive.getvalue())
 
     def restart(self):
-        """Reboots: stops everything, empties /run, starts again, waits for systemd."""
+        """Reboot: stop everything, empty /run, start again, and wait for systemd."""
         client().api.restart(self.name)
         self.wait()
 
@@ -369,7 +369,7 @@ class Machine(Container):
         return client().api.logs(self.name, tail=20).decode()
 
     def logs_since(self, began):
-        """Return the ends of the logs, apps' and nginx's errors, that have been written to since a time.time()."""
+        """Return the last lines of the apps' logs and nginx's error logs that were written to since a time.time()."""
         ends = (
             "find /var/log/wsgi /var/log/nginx '(' -path '/var/log/wsgi/*.log' -o -name '*error.log' ')'"
             f" -size +0 -newermt @{began} -printf '%T@ %p\\n' | sort -rn | head -n 8 | cut -d ' ' -f 2"
@@ -385,13 +385,13 @@ class Machine(Container):
 
     @cached_property
     def host(self):
-        """The machine as testinfra sees it: machine.host.service("nginx").is_running"""
+        """The machine in testinfra: machine.host.service("nginx").is_running"""
         return testinfra.get_host(f"docker://root@{self.name}")
 
 
 def find_traces(machine, name):
-    """Return all that a machine has of an app except its code, logs and home, as a text to compare: its users,
-    files, units, what the process managers know, and its processes with their PIDs; "" for nothing."""
+    """Return all that a machine has of an app except its code, logs and home, as a text to compare: users, files, units,
+    entries of process managers, and processes with their PIDs; "" for none."""
     return machine.exec(
         f"getent passwd wsgi-{name} wsgibuild-{name};"
         " find /etc /etc/nginx/wsgi/live/ /run/wsgi /var/lib/wsgi/live /var/lib/wsgi/build -regextype posix-extended"
@@ -411,7 +411,7 @@ def find_traces(machine, name):
 
 
 def find_leftovers(machine):
-    """Return what a machine still has of the formula after `wsgi.clean`: files, users and processes; "" for nothing."""
+    """Return files, users and processes of the formula that a machine still has after `wsgi.clean`; "" for none."""
     return machine.exec(
         "find / -xdev -not -path '/proc/*' -not -path '/srv/formula/*' -not -path '/var/cache/*' -not -path '/var/lib/dpkg/*'"
         " -not -path '/opt/*' -not -path '/usr/share/*' -iname '*wsgi*'"

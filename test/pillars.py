@@ -1,4 +1,4 @@
-"""Short ways to write the pillars of the tests."""
+"""The pillars of the tests: the apps that many files use, and the usual pairs of server and process manager."""
 
 SERVERS = [("uwsgi", "emperor"), ("uwsgi", "supervisor"), ("gunicorn", "supervisor")]
 
@@ -8,7 +8,7 @@ BROKEN_AT_IMPORT = {"source": "salt://apps/import_error", "application": "broken
 
 
 def app(server="gunicorn", **settings):
-    """An app's pillar: the shipped example, but for what is said otherwise."""
+    """Return the pillar of the shipped example app, with other settings."""
     return {
         "server": server,
         "source": "salt://wsgi/examples/hello",
@@ -20,7 +20,7 @@ def app(server="gunicorn", **settings):
 
 
 def inspected(server="gunicorn", **settings):
-    """An app that tells what it sees; see test/apps/inspect."""
+    """Return the pillar of a WSGI app that answers what it sees of a request and its process; see test/apps/inspect."""
     return app(
         server,
         **{"source": "salt://apps/inspect", "application": "inspected:application", **settings},
@@ -33,7 +33,7 @@ def wait_until_asleep(machine, name, query):
 
 
 def asgi(server="uvicorn", **settings):
-    """An ASGI app that tells what it sees; see test/apps/asgi."""
+    """Return the pillar of an ASGI app that answers what it sees of a request; see test/apps/asgi."""
     return app(
         server,
         **{"source": "salt://apps/asgi", "application": "echo:application", "interface": "asgi", **settings},

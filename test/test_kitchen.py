@@ -1,4 +1,4 @@
-"""kitchen.yml, which Test Kitchen and these tests both read."""
+"""kitchen.yml, which both Test Kitchen and these tests read."""
 
 import subprocess
 

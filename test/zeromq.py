@@ -1,4 +1,4 @@
-"""What test/apps/zeromq is asked: questions of many clients at once, which a responder beside it answers."""
+"""Questions to test/apps/zeromq from many clients at once, and the responder that the app gets its answers from."""
 
 from container import ROOT
 

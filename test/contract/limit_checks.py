@@ -1,4 +1,4 @@
-"""Checks of the settings that every server has to keep, whichever process manager holds it.
+"""Checks of the settings that every server supports or refuses, independent of the process manager.
 
 Tests run in their order, after those of process_checks.py, whose `limited` they use.
 """
@@ -19,10 +19,10 @@ MOUNT = "/shop/inner"
 
 @pytest.fixture(scope="module")
 def served_by_threads(limited, fleet):
-    """Each app's answers to requests sent at the same time, when its workers have two threads each."""
+    """Each app's responses to simultaneous requests while its workers have two threads each."""
 
     def experiment(site):
-        # Which worker takes a connection is up to the kernel, which may choose one that has no thread left.
+        # The kernel chooses the worker, and may choose one that has no thread left.
         tries = (site.served_at_once(4) for _ in range(5))
         return next((found for found in tries if at_once(found) == 4), [])
 
@@ -38,7 +38,7 @@ def test_each_worker_has_the_configured_number_of_threads(served_by_threads, sit
 
 @pytest.fixture(scope="module", params=["tell", "busy"])
 def hung(request, limited, fleet):
-    """Each app is asked for something that takes much longer than the time-out."""
+    """The outcome of a request to each app that takes much longer than the time-out."""
 
     def experiment(site):
         if not honoured(site.name, request_timeout=3):
@@ -53,7 +53,7 @@ def hung(request, limited, fleet):
         return {
             "status": status,
             "replaced": replaced,
-            # All of them, and not those that answer: who does is up to the kernel.
+            # Count processes, not those that answer: the kernel chooses these.
             "whole": wait_for(lambda: len(site.processes()) >= len(before), 60),
             "statuses": {answer.status for answer in site.at_once(8, "/")},
         }
@@ -73,7 +73,7 @@ def test_hung_request_is_ended_and_its_worker_replaced(hung, site):
 
 @pytest.fixture(scope="module")
 def outgrown(limited, fleet):
-    """Each app is asked under load for answers that cost memory, until its workers have been replaced."""
+    """The outcome of requests under load that consume memory, until each app's workers have been replaced."""
 
     def experiment(site):
         before = site.workers()
@@ -113,7 +113,7 @@ def test_workers_are_replaced_after_max_requests_and_no_request_is_lost(limited,
 
 @pytest.fixture(scope="module")
 def problems(fleet):
-    """The problems that wsgi.validate finds in the settings that a server's row does not have."""
+    """The problems that wsgi.validate reports for all unsupported settings."""
     fleet.machine.pillar(
         {
             "apps": {
@@ -134,7 +134,7 @@ def test_unsupported_setting_is_refused(problems, server, refused):
 
 @pytest.fixture(scope="module")
 def mounted(fleet):
-    """All apps move to a mount, which is nginx's affair alone."""
+    """The changed generations after all apps moved to a mount."""
     fleet.apply(mount=MOUNT, **fleet.settings)
     return {id for id in fleet.run.changed if id.endswith("-live")}
 
@@ -146,7 +146,7 @@ def mounted(fleet):
     ids=["slash", "encoded", "slashes", "not UTF-8"],
 )
 def test_mount_is_passed_as_script_name(mounted, site, target, path):
-    environ = site.ask(MOUNT + target).told["environ"]
+    environ = site.ask(MOUNT + target).json["environ"]
     path = path if isinstance(path, bytes) else path.encode()
     assert environ["HTTP_X_FORWARDED_PREFIX"] == MOUNT
     if site.name != "command":  # which has no guard, and may make of the header what it likes

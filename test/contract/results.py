@@ -1,9 +1,9 @@
-"""A pytest plugin that makes the table of results in docs/servers.md, and sees to it that it is true.
+"""A pytest plugin that writes the table of results in docs/servers.md, and checks that it is true.
 
-    test/run test/contract --write-results                  writes the table of what was seen
-    test/run test/contract -k granian --write-results       writes the cells that were seen, and leaves the others
+    test/run test/contract --write-results                  writes the table of this run's results
+    test/run test/contract -k granian --write-results       writes the cells that this run tested, and keeps the others
 
-Without the option, a run that asked everything fails where the table tells something else.
+Without the option, a whole run fails when the table differs from its results.
 """
 
 import re
@@ -13,7 +13,7 @@ from container import ROOT
 PAGE = ROOT / "docs/servers.md"
 BEGIN, END = "<!-- contract suite: begin -->", "<!-- contract suite: end -->"
 PLATFORM = "debian-12"
-# What the columns are called, by the tests' marks, and what is said of each below the table.
+# The name of each column, by the mark of its tests, and its explanation below the table.
 COLUMNS = {
     "serves": "answers over nginx, and its environment reaches it",
     "streams": "a part of an answer is with the client before the next is made",
@@ -42,9 +42,9 @@ COLUMNS = {
     "ASGI": "an ASGI app: scope, lifespan, bodies, streaming, exceptions, logs, a change under load",
     "WebSockets": "pass both ways",
 }
-# Asked of each pair; the process manager has no part in the others, which are asked of each server once.
+# Columns that depend on the process manager; the others are tested once per server.
 OF_PAIRS = {"serves", "exception", "logs", "workers", "killed", "reboot", "graceful stop"}
-# Not asked of every server: not each one has these, and the tour is one of servers, not of where they come from.
+# Columns that not every row has: not every server supports these, and the tour has each server once.
 OPTIONAL = {"ASGI", "WebSockets", "switch"}
 WORST_LAST = ("✓", "refused", "✗")
 
@@ -61,7 +61,7 @@ def pytest_configure(config):
 
 
 def tells(report):
-    """Return whether a report tells how a test ended: that of the test itself, or of a fixture that failed."""
+    """Return whether a report is that of the test itself, or of a failed fixture."""
     return report.when == "call" or report.failed
 
 
@@ -71,7 +71,7 @@ def fill(row, column, passed, report, worst_last):
 
 
 class Results:
-    """The cells that were seen: (server, process manager) -> column -> its worst result."""
+    """The tested cells: (server, process manager) -> column -> the worst result."""
 
     def __init__(self, config):
         self.config = config
@@ -101,7 +101,7 @@ class Results:
             terminalreporter.write_line(line, red=True)
 
     def whole(self):
-        """Whether each pair that is claimed was asked everything."""
+        """Return whether every pair in servers.yaml was tested completely."""
         from contract.fleet import once, pairs
 
         def asked(pair):

@@ -1,4 +1,4 @@
-"""What a server does with an ASGI app; test_every_server.py says under which process manager."""
+"""Contract of servers with ASGI apps, each under the process manager that test_every_server.py has for it."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import pytest
 from fleet import VARIANTS, Fleet, at_once, chosen_servers, once, row
 from harness import wait_for
 
-# What listens on its socket is for VARIANTS to say, and it says WSGI.
+# Without `command`, whose command in VARIANTS runs a WSGI server.
 ASGI = {
     name: manager
     for name, manager in once().items()
@@ -26,20 +26,20 @@ SETTINGS = {"workers": 2, "request_timeout": 3, "graceful_timeout": 10}
 
 @pytest.fixture(scope="module")
 def found(machine, request):
-    """Everything is asked of all servers at once: Outcomes."""
+    """The findings for all servers, which are tested at once."""
     fleet = Fleet(machine, chosen_servers(request, ASGI), "asgi")
     fleet.apply(**SETTINGS)
-    asked = fleet.each(ask), change(fleet), mount(fleet)
+    asked = fleet.each(send_requests), change_under_load(fleet), request_under_mount(fleet)
     outcomes = fleet.each(lambda site: {k: v for one in asked for k, v in one.of(site).items()})
     fleet.agent.close()
     return outcomes
 
 
-def ask(site):
-    """All questions that need no change, in an order that lets one harm the next."""
+def send_requests(site):
+    """Send all requests that need no change, in an order in which one could disturb the next."""
     before = site.processes()
     found = {
-        "told": site.ask("/caf%C3%A9?a=%20b", headers=[["X-Twice", "one"], ["X-Twice", "two"]]),
+        "get": site.ask("/caf%C3%A9?a=%20b", headers=[["X-Twice", "one"], ["X-Twice", "two"]]),
         "posted": site.ask("/?do=tell", method="POST", size=160_000),
         "chunked": site.ask("/?do=tell", method="POST", size=160_000, chunked=True),
         "head": site.converse({"method": "HEAD"}, {"target": "/?do=echo", "method": "POST", "body": "after"}),
@@ -59,8 +59,8 @@ def ask(site):
     return found
 
 
-def change(fleet):
-    """Each app changes a setting under load, and answers a slow request meanwhile."""
+def change_under_load(fleet):
+    """Change a setting of each app under load, during a slow request."""
 
     def experiment(site):
         with fleet.machine.load(clients=4, host=site.host, path="/?do=echo", pause=0.1) as load:
@@ -78,8 +78,8 @@ def change(fleet):
     return outcomes
 
 
-def mount(fleet):
-    """Each app moves to a mount, and is asked there."""
+def request_under_mount(fleet):
+    """Move each app to a mount, and request it there."""
     fleet.apply(mount=MOUNT, **fleet.settings)
     return fleet.each(lambda site: {"mounted": site.ask(f"{MOUNT}/caf%C3%A9?do=tell")})
 
@@ -98,9 +98,9 @@ def answers(found, server, manager):
 @column("ASGI")
 @asgi
 def test_scope_describes_the_request_as_it_was_sent(answers, server):
-    told = answers["told"].told
-    scope = told["scope"]
-    assert told["app"] == server
+    seen = answers["get"].json
+    scope = seen["scope"]
+    assert seen["app"] == server
     assert (scope["type"], scope["method"], scope["scheme"]) == ("http", "GET", "http")
     assert scope["http_version"] in ("1.0", "1.1")
     assert scope["path"] == "/café"
@@ -116,7 +116,7 @@ def test_scope_describes_the_request_as_it_was_sent(answers, server):
 @asgi
 def test_root_path_is_the_mount_and_the_path_begins_with_it(answers):
     """https://asgi.readthedocs.io/en/latest/specs/www.html#http-connection-scope"""
-    scope = answers["mounted"].told["scope"]
+    scope = answers["mounted"].json["scope"]
     assert (scope["root_path"], scope["path"]) == (MOUNT, f"{MOUNT}/café")
     assert scope["raw_path"] in (f"{MOUNT}/caf%C3%A9", None)
 
@@ -124,22 +124,22 @@ def test_root_path_is_the_mount_and_the_path_begins_with_it(answers):
 @column("ASGI")
 @asgi
 def test_lifespan_startup_runs_in_the_event_loop_that_serves(answers):
-    assert answers["told"].told["started"]
-    assert answers["told"].told["state"] == "by lifespan"
+    assert answers["get"].json["started"]
+    assert answers["get"].json["state"] == "by lifespan"
 
 
 @column("ASGI")
 @asgi
 @pytest.mark.parametrize("way", ["posted", "chunked"])
 def test_body_arrives_whole(answers, way):
-    told = answers[way].told
-    assert told["sha256"] == hashlib.sha256(b"0123456789abcdef" * 10_000).hexdigest()
+    seen = answers[way].json
+    assert seen["sha256"] == hashlib.sha256(b"0123456789abcdef" * 10_000).hexdigest()
 
 
 @column("ASGI")
 @asgi
 def test_response_may_have_a_header_twice(answers):
-    assert answers["told"].values("Set-Cookie") == ["one=1", "two=2"]
+    assert answers["get"].values("Set-Cookie") == ["one=1", "two=2"]
 
 
 @column("ASGI")
@@ -159,8 +159,8 @@ def test_response_is_streamed_part_by_part(answers):
 @column("ASGI")
 @asgi
 def test_worker_answers_many_requests_at_once(answers):
-    told = [answer.told for answer in answers["at once"]]
-    assert at_once(told) == 12
+    seen = [answer.json for answer in answers["at once"]]
+    assert at_once(seen) == 12
     assert len(answers["workers"]) == 2
 
 
@@ -194,8 +194,8 @@ def test_websocket_messages_pass_both_ways(answers, server):
     assert "sec-websocket-protocol: contract" in [line.lower() for line in found["head"]]
     one, two, scope, closed = found["answers"]
     assert (one, two, closed) == ([1, "one"], [1, "zwei ä"], [8, 4321])
-    told = json.loads(scope[1])
-    assert (told["scheme"], told["path"], told["client"][0]) == ("ws", "/", "127.0.0.1")
+    seen = json.loads(scope[1])
+    assert (seen["scheme"], seen["path"], seen["client"][0]) == ("ws", "/", "127.0.0.1")
 
 
 @column("ASGI")

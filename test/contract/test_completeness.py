@@ -1,4 +1,4 @@
-"""Nothing that servers.yaml claims goes unasked."""
+"""The contract covers every server and process manager of servers.yaml."""
 
 import pathlib
 

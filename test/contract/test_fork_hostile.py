@@ -1,5 +1,5 @@
-"""The story that this project began with: an app that makes a ZeroMQ context and a socket at import,
-asked by many clients of many workers. It must just work under every server, as shipped."""
+"""An app that creates a ZeroMQ context and a socket at import, which must not cross a fork, answers many clients with many
+workers under every server, with the shipped defaults."""
 
 import pytest
 from fleet import once, pillar_of
@@ -10,10 +10,10 @@ HOST = "zeromq.example.com"
 
 @pytest.fixture(scope="module")
 def app(machine):
-    """app(server, manager, **settings) brings up the app, with what it talks to."""
+    """app(server, manager, **settings) brings up the app and its responder."""
 
     def bring_up(server, manager, **settings):
-        # Nothing is said of workers and threads: the shipped defaults must do.
+        # Workers and threads are left to the shipped defaults.
         asked = pillar_of(server, manager, **settings)
         own = asked.get("requirements", [])
         asked.update(
@@ -39,7 +39,7 @@ def test_zeromq_app_answers_under_every_server(machine, app, server, manager):
 
 
 def test_zeromq_app_does_not_answer_when_it_is_loaded_before_the_fork(machine, app):
-    """The same app under a uWSGI that loads it before the fork answers nothing; it recovers from that."""
+    """The app recovers when uWSGI loads it after the fork again."""
     app("uwsgi", "supervisor", preload=True, graceful_timeout=2)
     assert count_answers(machine, HOST, 8, 8) == 0
     app("uwsgi", "supervisor")

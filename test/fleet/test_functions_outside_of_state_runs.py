@@ -1,4 +1,4 @@
-"""A function that is asked from outside of a state run goes by the pillar of now, as a state run does."""
+"""Functions that are called outside of a state run use the current pillar, as a state run does."""
 
 import json
 
@@ -24,36 +24,36 @@ def hello(server, **settings):
 
 @pytest.fixture
 def served(master):
-    """The master, of which one minion serves an app under gunicorn."""
+    """The master, one minion of which serves an app under gunicorn."""
     master.pillar(hello("gunicorn"))
     master.salt("web1", "state.apply", "wsgi")
     return master
 
 
-def ask(master, function, *args, ok=True):
+def call_on_web1(master, function, *args, ok=True):
     return master.salt("web1", function, *args, ok=ok)["web1"]
 
 
-def serving(master):
+def serving_server(master):
     return master.minions["web1"].get("/").body.split()[2].partition("/")[0]
 
 
 def test_deploy_keeps_the_server_that_state_apply_brought_up(served):
     served.pillar(hello("waitress"))
     served.salt("web1", "state.apply", "wsgi")
-    ask(served, "wsgi.deploy", "hello")
-    assert serving(served) == "waitress"
-    ask(served, "wsgi.restart", "hello")
+    call_on_web1(served, "wsgi.deploy", "hello")
+    assert serving_server(served) == "waitress"
+    call_on_web1(served, "wsgi.restart", "hello")
 
 
 def test_restart_is_refused_when_pillar_has_changed_since_the_last_run(served):
     served.pillar(hello("gunicorn", workers=3))
-    assert "pillar asks for another generation of hello" in ask(served, "wsgi.restart", "hello", ok=False)
+    assert "pillar asks for another generation of hello" in call_on_web1(served, "wsgi.restart", "hello", ok=False)
 
 
 def test_validate_reports_a_typo_that_no_run_has_seen(served):
     served.pillar(hello("gunicron"))
-    (problem,) = ask(served, "wsgi.validate", ok=False)
+    (problem,) = call_on_web1(served, "wsgi.validate", ok=False)
     assert "did you mean 'gunicorn'?" in problem
 
 
@@ -75,32 +75,32 @@ def test_pillar_that_salt_call_compiled_is_not_compiled_again(served):
 def test_function_in_a_state_run_uses_the_pillar_of_that_run(served):
     served.put("/srv/salt/deploying.sls", DEPLOYING)
     served.salt("web1", "state.apply", "deploying", f"pillar={json.dumps({'wsgi': hello('waitress')})}")
-    assert serving(served) == "waitress"
+    assert serving_server(served) == "waitress"
     served.salt("web1", "state.apply", "deploying")
-    assert serving(served) == "gunicorn"
+    assert serving_server(served) == "gunicorn"
 
 
 def test_pillar_that_does_not_render_is_reported_and_touches_nothing(served):
-    before = ask(served, "wsgi.status", "hello")["hello"]["generation"]
+    before = call_on_web1(served, "wsgi.status", "hello")["hello"]["generation"]
     served.put("/srv/pillar/web1.sls", "{{ broken")
     failed = "Rendering SLS 'web1' failed"
-    (problem,) = ask(served, "wsgi.validate", ok=False)
+    (problem,) = call_on_web1(served, "wsgi.validate", ok=False)
     assert failed in problem
     for function in (["restart", "hello"], ["deploy", "hello"], ["maintenance", "hello", "on"], ["settings"]):
-        assert failed in ask(served, f"wsgi.{function[0]}", *function[1:], ok=False)
-    assert ask(served, "wsgi.status", "hello")["hello"]["generation"] == before
-    assert serving(served) == "gunicorn"
+        assert failed in call_on_web1(served, f"wsgi.{function[0]}", *function[1:], ok=False)
+    assert call_on_web1(served, "wsgi.status", "hello")["hello"]["generation"] == before
+    assert serving_server(served) == "gunicorn"
 
 
 def test_saltenv_of_the_last_run_is_used_unless_another_is_given(served):
     served.salt("web1", "state.apply", "wsgi", "saltenv=base")
-    assert "not served" in ask(served, "wsgi.validate", "saltenv=elsewhere", ok=False)
-    assert ask(served, "wsgi.validate") is True
+    assert "not served" in call_on_web1(served, "wsgi.validate", "saltenv=elsewhere", ok=False)
+    assert call_on_web1(served, "wsgi.validate") is True
 
 
 @pytest.fixture(scope="module")
 def salt_ssh(master):
-    """salt_ssh(function, …) asks the master's own machine through salt-ssh."""
+    """salt_ssh(function, …) calls a function on the master's own machine through salt-ssh."""
     master.exec(SSH)
     roster = {"box": {"host": "127.0.0.1", "user": "root", "priv": "/root/salt-ssh"}}
     master.put("/etc/salt/roster", json.dumps(roster))

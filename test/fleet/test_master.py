@@ -1,4 +1,4 @@
-"""A master's minions, set up by the README's words, are served as a machine of its own is."""
+"""A master that is set up as the README shows: runs, switches, deploys and rollbacks on all of its minions."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ git push -q --tags origin main
 
 @pytest.fixture(scope="module")
 def served(master):
-    """The master, set up as the README has it, and what its `salt` printed."""
+    """The master, set up as the README shows, and the result of its first highstate."""
     for path, text in blocks("Use it on your master").items():
         if path == master.CONFIGURATION:
             master.configure(text)
@@ -56,7 +56,7 @@ def test_idle_run_changes_nothing(served):
 
 
 def everywhere(master, ask):
-    """What each minion is asked, one after the other; the one answer that all of them give."""
+    """Call a function with each minion, and return the one answer that all of them give."""
     first, *others = (ask(minion) for minion in master.minions.values())
     assert others == [first] * len(others)
     return first
@@ -64,7 +64,7 @@ def everywhere(master, ask):
 
 @contextlib.contextmanager
 def load(master):
-    """A load on every minion at once; the requests that it lost are reported as a failure."""
+    """Put a load on every minion at once, and assert that no request is lost."""
     with contextlib.ExitStack() as stack:
         loads = {id: stack.enter_context(minion.load(clients=4, pause=0.05)) for id, minion in master.minions.items()}
         yield
@@ -108,7 +108,7 @@ def test_lists_in_pillar_reach_the_configuration_of_the_server(served):
 
 @pytest.fixture(scope="module")
 def shop(served):
-    """The master, with a repository that its minions fetch an app from, of version v1."""
+    """The master, with a repository of an app that its minions serve at version v1."""
     master, _ = served
     master.exec(REPOSITORY)
     shop = app(

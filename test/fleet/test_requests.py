@@ -1,4 +1,4 @@
-"""What a minion that has nothing to do asks of its master, and what becomes of a formula that is edited there."""
+"""Requests of an idle minion to its master, and edits of the formula on the master."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ EDITED = "wsgi/nginx/proxy.conf.jinja"
 
 @pytest.fixture(scope="module")
 def minion(master):
-    """A minion that serves the two apps of pillar.example, and has nothing more to do."""
+    """A minion that serves the two apps of pillar.example and has nothing left to change."""
     flask = {"source": "salt://wsgi/examples/flask", "application": "app:app", "requirements": "requirements.txt"}
     apps = {
         "hello": app("uwsgi", domains=["hello.example.com"]),
@@ -29,14 +29,14 @@ def minion(master):
 
 @pytest.fixture(autouse=True)
 def formula(master):
-    """The formula as it is in the checkout, again."""
+    """Restore the formula of the checkout after each test."""
     yield
     master.exec("rm -rf /srv/salt/wsgi")
     master.restore_formula()
 
 
-def asked(master, minion, *function):
-    """How often the minion asked its master for what, while it did something that changed nothing."""
+def count_requests(master, minion, *function):
+    """Return a Counter of the minion's requests during a function that changes nothing."""
     with master.requests() as requests:
         returned = master.salt(minion.id, *function)[minion.id]
     assert not getattr(returned, "changed", None), returned
@@ -44,28 +44,28 @@ def asked(master, minion, *function):
 
 
 def refused(master, minion, *function):
-    """What Salt said of something that it would not do."""
+    """Return what Salt says of a function that fails."""
     return str(master.salt(minion.id, *function, ok=False)[minion.id])
 
 
 def test_idle_run_requests_one_file_besides_its_sls(master, minion):
-    requests = asked(master, minion, "state.apply", "wsgi")
+    requests = count_requests(master, minion, "state.apply", "wsgi")
     files = {path for command, path in requests if command == "_file_hash"}
     assert files == {"wsgi.sls", "wsgi/init.sls", "wsgi/SHA256SUMS"}
     assert sum(requests.values()) <= RUN, requests
 
 
 def test_idle_highstate_requests_little_besides_the_sync_of_modules(master, minion):
-    """That alone is a list for each kind of module that there is, and a hash for each module."""
-    synced = asked(master, minion, "saltutil.sync_all")
-    requests = asked(master, minion, "state.highstate") - synced
+    """The sync alone requests a list for each kind of module and a hash for each module."""
+    synced = count_requests(master, minion, "saltutil.sync_all")
+    requests = count_requests(master, minion, "state.highstate") - synced
     assert 0 < sum(requests.values()) <= HIGHSTATE, requests
 
 
 def test_idle_highstate_without_the_sync_of_modules_requests_little(master, minion):
     minion.configure(autoload_dynamic_modules=False)
     master.wait_for_minions()
-    requests = asked(master, minion, "state.highstate")
+    requests = count_requests(master, minion, "state.highstate")
     assert 0 < sum(requests.values()) <= HIGHSTATE, requests
 
 
@@ -102,9 +102,9 @@ def test_minion_that_does_not_fork_must_be_restarted_after_a_sync(master, minion
     assert "run saltutil.sync_all" in refused(master, minion, "state.apply", "wsgi")
     master.salt(minion.id, "saltutil.sync_all")
     for function in (["state.apply", "wsgi"], ["wsgi.restart", "hello"]):
-        told = refused(master, minion, *function)
-        assert "_utils/wsgi_probe.py" in told
-        assert "restart salt-minion" in told
+        comment = refused(master, minion, *function)
+        assert "_utils/wsgi_probe.py" in comment
+        assert "restart salt-minion" in comment
     minion.exec("systemctl restart salt-minion")
     master.wait_for_minions()
     assert master.salt(minion.id, "state.apply", "wsgi")[minion.id].changed == set()

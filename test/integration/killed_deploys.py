@@ -1,9 +1,9 @@
 """
-Kills deploys of the app `ledger` on the machine, each at another operation on a file, and asks after each what is true.
+Kills deploys of the app `ledger` on the machine, each at another operation on a file, and examines the machine after each.
 
-killed_deploys.py [--back]    v1 and v2 in turn; with --back v2 over v1 each time, which rollback_on_failure takes back
+killed_deploys.py [--back]    deploys v1 and v2 in turn; with --back always v2 over v1, which rollback_on_failure undoes
 
-Salt is loaded once, and each run is a fork of it. Prints a JSON list: per killed run a dict of what was found.
+Salt is loaded once, and each run is a fork of it. Prints a JSON list with a dict of findings for each killed run.
 """
 
 import http.client
@@ -24,7 +24,7 @@ FOLDERS = ("/etc", "/run/wsgi", "/srv/wsgi", "/var/lib/wsgi", "/var/log/wsgi")
 
 
 def forked(work):
-    """What `work` returned in a process of its own, or as much as it wrote down before it was killed."""
+    """Run `work` in a process of its own, and return what it returned or what it wrote before it was killed."""
     out, to = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -52,9 +52,9 @@ def deploy(version, number=None):
     Deploy a version, and count the operations on files that come after its health check.
 
     number : int
-        The one at which the run is killed.
+        The operation at which the run is killed.
 
-    Returns a dict: `operations`, what they were, or `killed`, the last of them.
+    Returns a dict with the list `operations`, or with `killed`, the last operation.
     """
 
     def work(to):
@@ -91,7 +91,7 @@ def deploy(version, number=None):
 
 
 def next_runs(_):
-    """What is said of the app before the next run, what that and one more do, and what is said then."""
+    """Return what the functions report of the app before the next run, what two runs do, and what is reported then."""
     found = {"override": override(), "history": history()}
     runs = [next(iter(call("state.single", "wsgi.live", name="ledger").values())) for _ in range(2)]
     found["runs"] = [{key: run[key] for key in ("result", "changes", "comment")} for run in runs]
@@ -103,7 +103,7 @@ def override():
 
 
 def history():
-    """The generations of the last entries, the newest first."""
+    """Return the generations of the last entries, the newest first."""
     return [each["generation"] for each in call("wsgi.history", "ledger", limit=3)]
 
 
@@ -127,7 +127,7 @@ def printed(*command):
 
 
 def round_(version, number):
-    """One killed run, and what the next ones make of it."""
+    """Kill one run, let two more follow, and return the findings."""
     retired_before = len(retired())
     found = {"before": live(), "served_before": served(), "version": version, **deploy(version, number)}
     found.update({"live": live(), "served": served()})
@@ -144,7 +144,7 @@ def round_(version, number):
 
 
 def moments(operations):
-    """The numbers of those operations at which something comes to be true, the number after each link, and a few more."""
+    """Return the numbers of the operations to kill a deploy at: renames, links, and some that follow the live link."""
     links = [number for number, each in enumerate(operations, 1) if each == f"rename {LIVE}"]
     after = links[-1] - 3 if BACK else 0
     names = ("rename", "symlink", "unlink /etc/systemd/system/timers.target", "unlink generation.json")

@@ -1,11 +1,11 @@
-"""The words of the edge: who may come in, how often, what is kept, and what answers say."""
+"""Access rules, limits, the cache, and response headers, as nginx enforces and sends them."""
 
 import re
 
 import pytest
 from pillars import app
 
-# Each of the same password, in another of the ways that nginx can check.
+# The same password in each hash format that nginx supports.
 PASSWORD = "correct horse"
 USERS = {
     "sha512": "$6$saltsalt$hRM5XZ86KXEw9UOmjigeVqFgULtFB2sgpC9lXQDfMib3Zgw7mEiUvBJI2EplzfAqxL5Vvwp2scFtv/uamSo5z0",
@@ -16,7 +16,7 @@ USERS = {
 
 
 def answering(server="uwsgi", **settings):
-    """An app that counts its answers, and has the headers it is asked for; see test/apps/answering."""
+    """Return an app that counts its responses and sends the headers that a request names; see test/apps/answering."""
     source = {"source": "salt://apps/answering", "application": "answering:application"}
     return app(server, **{**source, "workers": 1, "max_requests": 0, **settings})
 
@@ -93,7 +93,7 @@ def header(text):
     return ("--header", text)
 
 
-# Who may come in
+# Access
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -114,7 +114,7 @@ def test_password_in_every_hash_format_is_accepted(served, user):
         ("/healthz", 404),
         ("/staff/open/page", 200),
         ("/staff/open/../admin", 401),
-        # Open as nginx reads it; an app that reads the line by itself might see something else.
+        # Normalised by nginx this is open, but an app that parses the raw request line might see another path.
         ("/staff/admin/../healthz", 401),
         ("/staff/admin/%2e%2e/open/", 401),
         ("/staff/files/open/text.txt", 200),
@@ -153,7 +153,7 @@ def test_allowed_address_is_the_one_that_a_trusted_proxy_names(served):
     assert ask(served, "inside.test", "/in/", "--interface", "127.0.0.4", *client).status == 403
 
 
-# How often
+# Limits
 
 
 def test_rate_limit_counts_per_client_and_path(served):
@@ -179,7 +179,7 @@ def test_simultaneous_connections_are_limited(served):
     assert sorted(got.stdout.split()) == ["200", "429"]
 
 
-# What is kept
+# Cache
 
 CACHES = [("kept.test", "/pages"), ("kept-uwsgi.test", "/any")]
 
@@ -197,28 +197,28 @@ def test_response_is_cached(served, host, path):
 
 @pytest.mark.parametrize(("host", "path"), CACHES)
 def test_response_to_head_is_not_served_to_get(served, host, path):
-    """An app may say of a HEAD neither a body nor how long it would be."""
+    """A response to HEAD may have neither a body nor a Content-Length."""
     headed = [ask(served, host, f"{path}?head", "--head") for _ in range(2)]
     assert [(answer.status, answer.headers["X-Cache-Status"]) for answer in headed] == [(200, "MISS"), (200, "HIT")]
     assert ask(served, host, f"{path}?head").body.startswith("answer")
 
 
-OTHERS = {
-    "who is logged in": header("Cookie: a=b; session=0"),
-    "who says so oddly": header("Cookie: a=b;\tsession =0"),
-    "who shows a password": header("Authorization: Bearer x"),
-    "a WebSocket": (*header("Upgrade: websocket"), *header("Connection: upgrade")),
-    "a POST": ("--data", "x"),
+BYPASSING_REQUESTS = {
+    "session cookie": header("Cookie: a=b; session=0"),
+    "session cookie with odd spaces": header("Cookie: a=b;\tsession =0"),
+    "Authorization": header("Authorization: Bearer x"),
+    "WebSocket": (*header("Upgrade: websocket"), *header("Connection: upgrade")),
+    "POST": ("--data", "x"),
 }
 
 
-@pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("options", BYPASSING_REQUESTS.values(), ids=BYPASSING_REQUESTS)
 def test_private_requests_bypass_the_cache(served, options):
     kept = ask(served, "kept.test", "/pages?others").body
     asked = [ask(served, "kept.test", "/pages?others", *options) for _ in range(2)]
     assert len({kept, *(answer.body for answer in asked)}) == 3
     assert [answer.headers["X-Cache-Status"] for answer in asked] == [None, None]
-    # Nor was it filled with theirs.
+    # The responses to them were not stored either.
     assert ask(served, "kept.test", "/pages?others").body == kept
 
 
@@ -243,22 +243,22 @@ def test_private_or_unlisted_responses_are_not_cached(served, path):
     assert len({ask(served, "kept.test", path).body for _ in range(2)}) == 2
 
 
-AS = {
+OTHER_BASE_URLS = {
     "another host": ("kept.test:666",),
     "another scheme": ("kept.test", "--interface", PROXY, *header("X-Forwarded-Proto: https")),
     "another port": ("kept.test", "--interface", PROXY, *header("X-Forwarded-Port: 666")),
 }
 
 
-@pytest.mark.parametrize("asked", AS.values(), ids=AS)
+@pytest.mark.parametrize("asked", OTHER_BASE_URLS.values(), ids=OTHER_BASE_URLS)
 def test_cached_response_is_not_shared_between_hosts_schemes_and_ports(served, asked):
-    """Links are made of it."""
+    """Apps make absolute links of these."""
     host, *options = asked
     first = ask(served, "kept.test", "/pages?as").body
     others = {ask(served, host, "/pages?as", *options).body for _ in range(2)}
     assert len(others) == 1
     assert first not in others
-    # Of a scheme that no trusted proxy says, nothing is believed.
+    # The scheme is not trusted when it does not come from a trusted proxy.
     assert ask(served, "kept.test", "/pages?as", *header("X-Forwarded-Proto: https")).body == first
 
 
@@ -289,15 +289,15 @@ def test_stale_response_is_served_while_the_app_fails(served):
     served.exec("touch /srv/pages/broken; sleep 2")
     asked = [ask(served, "kept.test", path) for _ in range(3)]
     assert {(answer.status, answer.body) for answer in asked} == {(200, first)}
-    # Of what was never kept there is none.
+    # There is no stale response for a path that was never cached.
     assert ask(served, "kept.test", f"{path}&other").status == 500
 
 
-# What answers say
+# Response headers
 
 
-ANSWERS = {
-    # Whoever answers it: what, the status, and what is said of its caching.
+RESPONSES = {
+    # Who answers: path, status, Cache-Control.
     "the app": ("/?Cache-Control=public", 200, "private"),
     "the app's error": ("/?status=500", 500, "private"),
     "a file": ("/files/text.txt", 200, "no-cache"),
@@ -311,7 +311,7 @@ def all_of(headers, *names):
 
 
 def assert_dressed(headers):
-    """Each that pillar asks for is there, once."""
+    """Assert that each configured header is there exactly once."""
     assert all_of(headers, "X-Content-Type-Options", "X-Frame-Options", "Referrer-Policy") == [
         ["nosniff"],
         ["SAMEORIGIN"],
@@ -328,7 +328,7 @@ def assert_dressed(headers):
     assert {"Origin", "X-Odd"} <= {*headers.get_all("Vary")}
 
 
-@pytest.mark.parametrize(("path", "status", "caching"), ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize(("path", "status", "caching"), RESPONSES.values(), ids=RESPONSES)
 def test_each_header_is_sent_once_whoever_answers(served, path, status, caching):
     answer = ask(served, "dressed.test", path, *header("Origin: https://friend.test"))
     assert answer.status == status
@@ -370,7 +370,7 @@ def test_texts_are_compressed_only_where_pillar_enables_it(served, host, path, e
         assert answer.headers.get_all("Vary").count("Accept-Encoding") == 1
 
 
-# Other sites
+# CORS
 
 
 @pytest.mark.parametrize(
@@ -412,7 +412,7 @@ def test_preflight_is_answered_by_nginx(served):
     assert answer.headers["Access-Control-Expose-Headers"] == "X-Total"
 
 
-# In maintenance
+# Maintenance
 
 
 def test_access_rules_and_headers_hold_during_maintenance(served):
@@ -437,7 +437,7 @@ def test_access_rules_and_headers_hold_during_maintenance(served):
     assert all_of(down.headers, "Cache-Control", "Retry-After") == [["no-store"], ["600"]]
 
 
-# Changes. These come last.
+# Changes, which come last.
 
 
 def test_change_of_app_and_server_empties_the_cache_at_once(served):
@@ -445,7 +445,7 @@ def test_change_of_app_and_server_empties_the_cache_at_once(served):
     before = [ask(served, *each).body for each in hosts]
     changed = {name: {**APPS[name], "server": "uwsgi", "env": {"GREETING": "new"}} for name in ("kept", "kept-uwsgi")}
     served.pillar(pillar({**APPS, **changed}))
-    # Of nginx nothing has to change for that.
+    # This changes no file of nginx.
     assert served.apply().changed - {"kept-release"} == {"kept-live", "kept-uwsgi-live"}
     assert [ask(served, *each).body.split()[0] for each in hosts] == ["new", "new"]
     assert [ask(served, *each).headers["X-Cache-Status"] for each in hosts] == ["HIT", "HIT"]

@@ -1,4 +1,4 @@
-"""ASGI apps: lifespan, WebSockets, requests that hang, and changes while all of it goes on."""
+"""ASGI apps: lifespan, WebSockets, hung requests, and changes meanwhile."""
 
 import json
 import time
@@ -15,7 +15,7 @@ CLIENT = "/tmp/websocket.py"
 
 @pytest.fixture(scope="module", params=SERVERS)
 def served(machine, request):
-    """A machine that serves the app under one server after the other; `served.server` is its name."""
+    """The machine that serves the app under each server in turn; `served.server` is the server's name."""
     machine.put(CLIENT, (ROOT / "test/websocket.py").read_text())
     machine.server = request.param
     converge(machine, request.param)
@@ -32,14 +32,14 @@ def seen(machine, path="/"):
 
 
 def websocket(machine, *options):
-    """What the client told, pings apart: a list of dicts."""
-    told = machine.exec(["python3", CLIENT, *options, "http://127.0.0.1/talk"], check=False)
-    assert not told.stderr, told.stderr
-    return [json.loads(line) for line in told.stdout.splitlines() if "ping" not in line]
+    """Return the lines that the client printed, without pings, as a list of dicts."""
+    client = machine.exec(["python3", CLIENT, *options, "http://127.0.0.1/talk"], check=False)
+    assert not client.stderr, client.stderr
+    return [json.loads(line) for line in client.stdout.splitlines() if "ping" not in line]
 
 
 def in_background(machine, command):
-    """Starts a shell command on the machine; what it prints is in the file that is returned."""
+    """Start a shell command on the machine, and return the path of the file that has its output."""
     output = f"/tmp/{time.monotonic_ns()}"
     machine.exec(["systemd-run", "--collect", "--quiet", "sh", "-c", f"{command} > {output}"])
     return output
@@ -90,7 +90,6 @@ def test_hung_request_is_cancelled_and_its_worker_keeps_serving(served):
 
 @pytest.mark.parametrize("hang", ["block", "stubborn"])
 def test_worker_with_a_blocked_event_loop_or_an_uncancellable_request_is_replaced(served, hang):
-    """One whose event loop stands still, or that has a request which won't be cancelled."""
     before = set(served.status("echo")["pids"])
     in_background(served, f"curl -s '127.0.0.1/?{hang}=60'")
     for _ in range(10):
@@ -100,16 +99,16 @@ def test_worker_with_a_blocked_event_loop_or_an_uncancellable_request_is_replace
 
 
 def test_websocket_echoes_messages_and_its_scope_names_the_client(served):
-    told = websocket(served, "--text", "hello", "--text", "ü" * 50_000, "--text", "scope")
-    assert told[0]["status"] == 101
-    assert [told[1]["text"], told[2]["text"]] == ["hello", "ü" * 50_000]
-    scope = json.loads(told[3]["text"])
+    lines = websocket(served, "--text", "hello", "--text", "ü" * 50_000, "--text", "scope")
+    assert lines[0]["status"] == 101
+    assert [lines[1]["text"], lines[2]["text"]] == ["hello", "ü" * 50_000]
+    scope = json.loads(lines[3]["text"])
     assert (scope["type"], scope["scheme"], scope["client"][0]) == ("websocket", "ws", "127.0.0.1")
 
 
 def test_idle_websocket_stays_open(served):
-    told = websocket(served, "--text", "still here", "--stay", QUICK["request_timeout"] - 1)
-    assert [line["text"] for line in told if "text" in line] == ["still here"] * 2
+    lines = websocket(served, "--text", "still here", "--stay", QUICK["request_timeout"] - 1)
+    assert [line["text"] for line in lines if "text" in line] == ["still here"] * 2
 
 
 def test_recycling_workers_under_load_loses_no_request(served):
@@ -125,9 +124,9 @@ def test_websocket_stays_open_during_a_change_and_is_closed_with_1012(served):
     output = in_background(served, f"python3 {CLIENT} --text pid --stay 60 http://127.0.0.1/talk")
     assert wait_for(lambda: "text" in served.exec(["cat", output]).stdout, 60)
     converge(served, served.server, env={"CHANGED": str(time.time())})
-    told = [json.loads(line) for line in served.exec(["cat", output]).stdout.splitlines()]
-    assert told[-1]["close"] == 1012, told
-    assert told[-1]["after"] > QUICK["graceful_timeout"] - 4
+    lines = [json.loads(line) for line in served.exec(["cat", output]).stdout.splitlines()]
+    assert lines[-1]["close"] == 1012, lines
+    assert lines[-1]["after"] > QUICK["graceful_timeout"] - 4
 
 
 def test_lifespan_shutdown_runs_in_each_worker(served):
@@ -140,7 +139,7 @@ def test_lifespan_shutdown_runs_in_each_worker(served):
     assert len(workers) == 2, (status, log())
     converge(served, served.server, env={"CHANGED": str(time.time())})
     ends = {f"lifespan.shutdown of {pid}" for pid in workers}
-    # supervisord may not have read what they said last.
+    # supervisord may not have read their last lines yet.
     assert wait_for(lambda: ends <= set(log().splitlines()), 60), (workers, log())
 
 

@@ -1,4 +1,4 @@
-"""What happens to one app happens to no other."""
+"""Isolation of apps: changes and failures of one app do not affect another."""
 
 import pytest
 from pillars import BROKEN_AT_IMPORT, app

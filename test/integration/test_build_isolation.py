@@ -1,6 +1,6 @@
-"""What runs of an app can't touch what is built of it, and what is built can't be touched any more, whoever built it.
+"""Isolation of builds: a running app cannot change its releases, and neither can a finished build.
 
-The attacks run as the app's user while root builds, or as what is built."""
+The attacks run as the app's user while root builds, or as a command of the build."""
 
 import pytest
 from pillars import app
@@ -39,7 +39,7 @@ while not os.path.exists(f"{{HOME}}/stop"):
         print("swapped in", release, flush=True)
 """
 
-# Makes all that is the app's, if only for a moment, everybody's to write to.
+# Opens each path that belongs to the app's user, even for a moment, to everybody.
 OPEN_UP = f"""
 import glob, os
 print("ready", flush=True)
@@ -58,7 +58,7 @@ while not os.path.exists("{HOME}/stop"):
             pass
 """
 
-# Does to its own code what a build may, and leaves processes that go on with it, without a mark.
+# Does everything that a build can do to its own code, and leaves unmarked processes that continue.
 EVIL = """
 import os, struct, subprocess
 everybody = [(1, 2**32 - 1), (2, os.getuid()), (4, 2**32 - 1), (16, 2**32 - 1), (32, 2**32 - 1)]
@@ -90,7 +90,7 @@ print("done as", os.environ["USER"])
 
 @pytest.fixture(scope="module")
 def shop(machine):
-    """A machine whose app `shop` is live, of code with some folders in it."""
+    """The machine with the live app `shop`, whose code has some folders."""
     machine.put("/etc/salt/minion.d/file-lists.conf", "fileserver_list_cache_time: 0\n")
     for folder in ("a", "b", "c"):
         machine.put(f"/srv/salt-top/shop/{folder}/file.py", "")
@@ -106,12 +106,12 @@ def converge(machine, ok=True, **settings):
 
 
 def change_code(machine):
-    """The next run builds another release."""
+    """Change the source, so that the next run builds another release."""
     machine.exec("date +'# %N' >> /srv/salt-top/shop/a/file.py")
 
 
 def as_app(machine, program):
-    """Run a program as the app's user, until there is a file `stop` in its home; return what tells its output."""
+    """Start a program as the app's user; return a function that stops it and returns its output."""
     machine.exec(f"rm -rf {HOME}/stop {HOME}/bait {HOME}/link; systemctl reset-failed attack 2>/dev/null; true")
     machine.put("/tmp/attack.py", program)
     machine.exec(
@@ -128,7 +128,7 @@ def as_app(machine, program):
 
 
 def breaches(machine):
-    """What of the app's releases and environments is not root's, or somebody else could change."""
+    """List files of the app's releases and environments that are not root's or that others can change."""
     found = machine.exec(
         f"find {SHOP}/releases {SHOP}/environments"
         r" \( ! -user root -o ! -type l -perm /7022 -o -type f -links +1 -o ! -type f ! -type d ! -type l \) -ls"
@@ -171,7 +171,7 @@ def test_modes_and_acls_that_a_build_sets_are_removed_and_its_processes_are_kill
         "/etc/shadow",
         "root:shadow",
     ]
-    # The other name of a file is the build user's still, and another file.
+    # The hard link outside still belongs to the build user, and is a separate file by now.
     home = "/var/lib/wsgi/build/shop"
     assert shop.exec(f"stat -c '%U %h' {home}/outside.py").stdout.split() == ["wsgibuild-shop", "1"]
     assert shop.exec(f"stat -c '%a %U' {home}").stdout.split() == ["700", "wsgibuild-shop"]
@@ -192,7 +192,7 @@ def test_build_that_leaves_a_named_pipe_fails_and_the_live_release_keeps_serving
 
 
 def test_build_command_can_use_the_environment_and_has_a_home_of_its_own(shop):
-    """The environment is root's by then; a build's commands find their own user's names and home."""
+    """The environment belongs to root by then."""
     command = 'python -c "import gunicorn" && echo $USER $LOGNAME $HOME && echo 1 > ~/kept'
     run = converge(shop, hooks={"build": [command]})
     (printed,) = run.states["shop-release"]["changes"]["hooks"].values()
@@ -232,7 +232,7 @@ def test_missing_environment_is_rebuilt(shop):
 
 
 def test_deploy_creates_a_missing_build_user(shop):
-    """As on a machine where the formula was updated and no highstate ran since."""
+    """It is missing after an update of the formula until the next highstate."""
     shop.exec("userdel wsgibuild-shop; rm -rf /var/lib/wsgi/build")
     change_code(shop)
     shop.call("wsgi.deploy", "shop")

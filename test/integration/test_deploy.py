@@ -1,4 +1,4 @@
-"""One app is deployed without a highstate, to a revision that holds until pillar catches up; one run at a time."""
+"""`wsgi.deploy`: one app, without a highstate, at a revision that stays until pillar names it; and the lock of an app."""
 
 import pytest
 from container import CommandFailed
@@ -9,7 +9,7 @@ COMMIT = "git -c user.name=a -c user.email=a@example.com commit -qam"
 
 
 def release(machine, version, tag=True):
-    """A commit of the shop's that says its version, and a tag of it."""
+    """Commit a version of the shop, and tag it."""
     machine.exec(
         f"cd /srv/shop && sed -i 's/^VERSION.*/VERSION = \"{version}\"/' shop.py && {COMMIT} {version} && git push -q origin main"
         + (f" && git tag {version} && git push -q origin {version}" if tag else "")
@@ -18,7 +18,7 @@ def release(machine, version, tag=True):
 
 @pytest.fixture(scope="module")
 def repository(machine):
-    """A bare repository with the versions v1, v2 and v3 of an app, and one that is broken."""
+    """The machine with a bare repository of an app: the tags v1, v2, v3 and a broken one, `bad`."""
     machine.exec("command -v git || apt-get install -qy git")
     machine.exec("git init -q --bare -b main /srv/shop.git && git clone -q /srv/shop.git /srv/shop")
     machine.put(
@@ -49,7 +49,7 @@ def pillar(machine, revision="v1", **settings):
 
 @pytest.fixture
 def shop(repository):
-    """The machine with the shop at v1, and nothing deployed."""
+    """The machine with the shop at v1 and no override."""
     pillar(repository)
     if repository.exec("test -e /var/lib/wsgi/live/shop", check=False).rc == 0:
         repository.call("wsgi.deploy", "shop")
@@ -95,7 +95,7 @@ def test_switching_the_server_keeps_the_branch_or_tag_of_a_deployed_revision(sho
     assert switched["release"] != found["release"]
     assert switched["revision"] == found["revision"]
     assert found["revision"]["ref"] == asked.rpartition("=")[2].rpartition("@")[2]
-    # A damaged release is built anew, beside it.
+    # A damaged release is rebuilt beside it.
     shop.exec(f"rm -r /srv/wsgi/shop/releases/{switched['release']}/code")
     shop.apply()
     again = shop.status("shop")
@@ -103,7 +103,7 @@ def test_switching_the_server_keeps_the_branch_or_tag_of_a_deployed_revision(sho
     assert again["revision"] == found["revision"]
     back = shop.call("wsgi.rollback", "shop", f"to={found['generation']}", "pin=True")
     assert (back["release"], back["revision"]) == (found["release"], found["revision"])
-    # As a power cut may leave it.
+    # A power cut may leave it so.
     shop.exec(f"truncate --size=0 /srv/wsgi/shop/releases/{back['release']}/release.json")
     shop.apply()
     assert shop.status("shop")["revision"] == found["revision"]
@@ -198,7 +198,7 @@ SLOW = {"build": [f"touch {FLAG}; sleep 4321"]}
 
 
 def begin(machine, *command):
-    """A run of Salt that goes on by itself, as soon as it is in the midst of a build."""
+    """Start a run of Salt in the background, and wait until it is building."""
     machine.exec(f"rm -f {FLAG}; systemctl reset-failed run 2>/dev/null; true")
     machine.exec(["systemd-run", "--unit=run", "--property=KillMode=process", "salt-call", *command])
     machine.wait_until(f"[ -e {FLAG} ]", otherwise="journalctl -u run")

@@ -1,5 +1,5 @@
-"""Environments: by pip and by uv, from each form of requirements, private indexes and folders of
-wheels; shared by releases, never half made, and no secret of theirs shown."""
+"""Virtual environments: built by pip and uv from every form of requirements, private indexes and folders of wheels;
+shared by releases, never left half built, and without showing a secret."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 from harness import wait_for
 from pillars import app
 
-# What it takes of PyPI, so that all else comes from the tests' own index.
+# The only packages from PyPI; all others come from the index of the tests.
 SERVER = ("gunicorn==27.0.1", "packaging==25.0")
 PASSWORD, PLAIN = "s3cr3t-%40nd-lo%2Fng", "s3cr3t-@nd-lo/ng"
 INDEX = "http://127.0.0.1:3141/main/simple/"
@@ -34,8 +34,8 @@ print(json.dumps(sums))
 
 @pytest.fixture(scope="module")
 def sums(machine):
-    """A machine with the index running: the SHA-256 sums of what is in it."""
-    # Each test has another source, which Salt's list of files would hide for 20 seconds.
+    """The SHA-256 sums of the packages in the index that runs on the machine."""
+    # Salt caches its list of files for 20 seconds, and each test changes the source.
     machine.put("/etc/salt/minion.d/file-lists.conf", "fileserver_list_cache_time: 0\n")
     machine.exec("python3 -m venv /root/tools")
     machine.exec(["/root/tools/bin/pip", "download", "-q", "--no-deps", "-d", "/srv/index/main", *SERVER])
@@ -50,14 +50,14 @@ def sums(machine):
 
 @pytest.fixture(params=INSTALLERS)
 def installer(request, machine):
-    """Which one, on a machine without an app: what means the same shares an environment, whoever made it."""
+    """The name of the installer, on a machine without an app, since equal requirements would share an environment."""
     machine.pillar({"apps": {}, "defaults": {"purge": True}})
     machine.apply()
     return request.param
 
 
 def code(machine, *apps, **files):
-    """Salt serves this folder: those apps of test/apps, and further files (`requirements_txt`)."""
+    """Fill the folder that Salt serves with apps of test/apps and further files (`requirements_txt`)."""
     machine.exec("rm -rf /srv/salt-top/shop && mkdir /srv/salt-top/shop")
     for each in ("reporting", *apps):
         machine.exec(f"cp -r /srv/formula/test/apps/{each}/. /srv/salt-top/shop")
@@ -80,14 +80,14 @@ def packages(machine):
 
 
 def made_by_uv(machine):
-    """Whether the live environment is of uv's making."""
+    """Return whether uv built the live environment."""
     release = machine.status("shop")["release"]
     live = machine.exec(f"readlink -f /srv/wsgi/shop/releases/{release}/environment").stdout.strip()
     return "\nuv = " in machine.exec(f"cat {live}/pyvenv.cfg").stdout
 
 
 def remains(machine):
-    """Half-made environments, and what their installers were given."""
+    """Return the paths of half-built environments and of files for their installers."""
     found = machine.exec(f"find {ENVIRONMENTS} -mindepth 1 -maxdepth 1").stdout.split()
     whole = machine.exec(f"ls -d {ENVIRONMENTS}/*/.complete", check=False).stdout.split()
     return {*found} - {path.rpartition("/")[0] for path in whole}
@@ -103,7 +103,7 @@ def test_environment_is_built_by_uv_where_it_is_installed_and_else_by_pip(machin
     assert packages(machine)["tiny"] == "2.0"
     apply(machine, None, requirements=["tiny==2.0", "other"])
     assert made_by_uv(machine)
-    # The id tells nothing of the installer: machines with and without uv agree.
+    # The id does not depend on the installer, so that machines with and without uv agree.
     apply(machine, "pip", requirements=["tiny==1.0"])
     assert machine.status("shop")["release"] == one
 
@@ -231,7 +231,7 @@ def test_wrong_or_missing_hash_fails_the_release(machine, sums, installer):
 def test_best_version_of_all_indexes_is_installed(machine, sums, installer):
     code(machine)
     more = INDEX.replace("/main/", "/more/")
-    # Of the machine's configuration where pillar says nothing, which is pip's.
+    # Where pillar sets no index, pip's configuration on the machine applies.
     apply(machine, installer, requirements=["tiny>=1"], extra_index=[more])
     assert packages(machine)["tiny"] == "3.0"
     machine.exec("cp /etc/pip.conf /root/pip.conf")
@@ -261,7 +261,7 @@ def test_missing_folder_of_wheels_is_named(machine, sums):
 
 
 def test_credentials_of_an_index_are_never_shown(machine, sums, installer):
-    """While the installer waits for a slow index, and afterwards."""
+    """Neither while the installer waits for a slow index nor afterwards."""
     code(machine)
     machine.put("/srv/index/credentials", f"builder:{PLAIN}", 0o600)
     machine.put("/srv/index/delay", "2")
@@ -341,9 +341,9 @@ def test_killed_build_is_redone_and_its_installer_is_killed(machine, sums, insta
     machine.put("/srv/index/delay", "120")
     running = ["pgrep", "-f", {"pip": "/bin/python -I -m pip", "uv": "uv pip install"}[installer]]
     try:
-        # No cache may spare it the wait.
+        # A cache would spare it the wait.
         machine.exec("rm -rf /var/lib/wsgi/build/shop/.cache")
-        # Else systemd itself would end what the killed run left.
+        # Otherwise systemd would kill what the killed run left.
         machine.exec("systemd-run --unit=killed --collect -p KillMode=process salt-call state.apply wsgi")
         assert wait_for(lambda: machine.exec(running, check=False).stdout, 60)
         machine.exec("kill -9 $(systemctl show -P MainPID killed)")
@@ -394,7 +394,6 @@ def test_finished_environment_belongs_to_root_and_has_no_hard_links(machine, sum
 
 
 def test_apps_under_pypy_and_cpython_run_side_by_side(machine, sums, installer):
-    """PyPy beside CPython."""
     code(machine)
     apps = {
         name: shop(installer, server="waitress", python=python, domains=[f"{name}.example.com"], index=None)

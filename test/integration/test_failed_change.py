@@ -1,4 +1,4 @@
-"""A change that fails leaves what was serving as it was, says why, and leaves nothing behind."""
+"""A failed change leaves the live generation serving, reports the reason, and leaves nothing behind."""
 
 import re
 
@@ -32,7 +32,7 @@ def traces(machine):
 @pytest.fixture(scope="module", params=[("uwsgi", "emperor"), ("gunicorn", "supervisor")], ids="-".join)
 def serving(machine, request):
     server, manager = request.param
-    # Else workers come and go by themselves under the load.
+    # Otherwise workers would be recycled under the load.
     good = app(server, process_manager=manager, max_requests=0)
     machine.pillar({"apps": {"hello": good}})
     machine.apply()

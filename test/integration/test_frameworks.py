@@ -1,5 +1,5 @@
-"""Real frameworks, as their users deploy them: Django with migrations and static files, Flask with
-hashed requirements, Pyramid as a package of its own."""
+"""Real frameworks, as their users deploy them: Django with migrations and static files, Flask with hashed requirements,
+Pyramid as a package."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def pyramid(server):
 
 @pytest.fixture(scope="module")
 def first(machine):
-    """The run that brings all of them up."""
+    """The run that brings up all three apps."""
     for version, layers in VERSIONS.items():
         machine.exec(f"mkdir /srv/salt-top/shop-{version}")
         for layer in layers:
@@ -70,7 +70,7 @@ def first(machine):
 
 @pytest.fixture
 def deploy(machine, first):
-    """deploy(version, …) applies that version of the shop alone; what Salt says holds no secret."""
+    """deploy(version, …) applies only the shop at that version, and asserts that no secret is shown."""
 
     def applied(version="first", ok=True, **settings):
         machine.pillar({"apps": {"shop": shop(version, **settings)}})
@@ -92,7 +92,7 @@ def printed(run, state):
 
 
 def migrated(run):
-    """The migrations that a run applied; None where it did not ask for any."""
+    """Return the migrations that a run applied; None when it ran no migration command."""
     said = printed(run, "shop-live").get(MIGRATE)
     return said if said is None else re.findall(r"Applying (\S+)\.\.\. OK", said)
 
@@ -106,7 +106,7 @@ def release(machine):
 
 
 def visit(machine):
-    """How often one browser has been there."""
+    """Return the number of visits that the session of one browser counts."""
     curl = f"curl --silent --cookie /root/jar --cookie-jar /root/jar --header 'Host: {SHOP}'"
     return json.loads(machine.exec(f"{curl} 127.0.0.1/visits").stdout)["visits"]
 
@@ -146,7 +146,7 @@ def test_flask_installs_hashed_requirements_and_keeps_data_when_the_server_chang
 
 
 def test_pyramid_project_is_installed_as_a_package(machine, first):
-    """Under Waitress, by now; the run before had it under gunicorn, and its health check passed."""
+    """By now it runs under Waitress, before under gunicorn."""
     assert machine.status("hello")["server"] == "waitress"
     answer = machine.get("/world", host="pyramid.example.com")
     assert json.loads(answer.body) == {"hello": "world", "version": "1.0"}
@@ -155,7 +155,7 @@ def test_pyramid_project_is_installed_as_a_package(machine, first):
 def test_migration_that_adds_a_column_under_load_loses_no_request(machine, deploy):
     deploy()
     before, style, visits = release(machine), index(machine)["style"], visit(machine)
-    # GET and POST: items are written all the time.
+    # Its POST requests write items all the time.
     with machine.load(clients=4, pause=0.1, host=SHOP, seconds=300) as load:
         run = deploy("second")
     assert load.report["lost"] == 0, load.report
@@ -213,7 +213,7 @@ def test_failed_migration_stops_the_change_before_it_goes_live(machine, deploy):
 
 
 def prices(machine):
-    """How many items have a price."""
+    """Return the number of items that have a price."""
     count = (
         "import sqlite3; shop = sqlite3.connect('/var/lib/wsgi/home/shop/shop.sqlite3');"
         " print(shop.execute('select count(*) from goods_item where price is not null').fetchone()[0])"

@@ -1,4 +1,4 @@
-"""The harness itself: commands on a machine, the copy of the checkout, and what a failed test shows."""
+"""The harness itself: commands on a machine, the copy of the checkout, and the logs in the report of a failed test."""
 
 import http.client
 import threading
@@ -27,7 +27,7 @@ def test_missing_machine_is_named():
 
 
 def test_output_that_arrives_before_it_is_read_is_not_lost(machine, monkeypatch):
-    """Docker's SDK loses it."""
+    """Docker's SDK loses such output."""
     begin = http.client.HTTPResponse.begin
     monkeypatch.setattr(http.client.HTTPResponse, "begin", lambda answer: time.sleep(0.5) or begin(answer))
     assert machine.exec("echo out; echo err >&2") == Result(0, "out\n", "err\n")
@@ -83,7 +83,7 @@ def test_machine_has_a_copy_of_the_checkout_without_git(machine):
 
 @pytest.fixture
 def reported(machine, request):
-    """reported(failed) is what the report of a test that used the machine has besides its traceback."""
+    """reported(failed) returns the sections that the report of a test on the machine has besides its traceback."""
     machine.exec("mkdir -p /var/log/wsgi/shop && echo long ago > /var/log/wsgi/shop/old.log")
     machine.exec("touch -d yesterday /var/log/wsgi/shop/old.log; seq 1000 > /var/log/wsgi/shop/new.log")
 

@@ -1,4 +1,4 @@
-"""An app's own commands run at their moments, in its release, and stop what they should."""
+"""Hooks: the commands of an app at build, before_live, after_live and before_retire, and their failures."""
 
 import pytest
 from pillars import app
@@ -8,7 +8,7 @@ SECRET = "hunter2-hunter2"
 
 @pytest.fixture
 def hello(machine):
-    """hello(hooks, …) applies the app `hello` with these hooks; an `ok=False` allows a failure."""
+    """hello(hooks, …) applies the app `hello` with these hooks and returns the run; ok=False allows a failure."""
 
     def applied(hooks, ok=True, **settings):
         settings = {"env": {"GREETING": "hello", "SECRET": SECRET}, **settings}
@@ -88,7 +88,7 @@ def test_failed_before_live_command_stops_the_change_before_it_goes_live(machine
     assert machine.live_generation("hello") == before
     assert [id for id in generations(machine) if "." not in id] == [before]
     run = hello({"before_live": ["echo first", "echo the table is there"]}, workers=3)
-    # The first one had succeeded for this release.
+    # The first command had succeeded for this release already.
     assert run.hook_output("hello-live") == {"before_live: echo the table is there": "the table is there"}
     assert machine.live_generation("hello") != before
 

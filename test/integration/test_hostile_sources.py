@@ -1,4 +1,4 @@
-"""What a source may not do: have root read what its author can't, or more than the limits allow."""
+"""Hostile sources: they make root read neither what their author may not read nor more than the limits allow."""
 
 import pytest
 from pillars import app
@@ -6,7 +6,7 @@ from pillars import app
 SECRET = "s3cret-that-only-root-reads"
 WEB = "http://127.0.0.1:8001"
 SHOP = 'def application(environ, start_response):\n    start_response("200 OK", [])\n    return [b"{word}"]\n'
-# eve's repositories, and one that only root may read; eve knows its commit.
+# Repositories of the user eve, and one that only root may read, whose commit eve knows.
 PREPARE = f"""
 set -e
 export GIT_AUTHOR_NAME=T GIT_AUTHOR_EMAIL=t@example.com GIT_COMMITTER_NAME=T GIT_COMMITTER_EMAIL=t@example.com
@@ -35,7 +35,7 @@ su eve -s /bin/sh -c '
   new inside && mkdir -p vendor && ln -s vendor wheels && touch vendor/.keep && git add . && git commit -qm inside; cd
   git clone -q shop private; chmod 700 private
 '
-# root's, but for a folder in it.
+# A repository of root, except for a folder in it.
 git clone -q --bare --no-hardlinks /root/work /opt/open/shared.git && chown -R eve: /opt/open/shared.git/objects
 rm -rf /opt/open/shared.git/refs/heads/* /opt/open/shared.git/packed-refs /opt/open/shared.git/objects/??
 cp /tmp/commit /opt/open/shared.git/refs/heads/main
@@ -72,7 +72,7 @@ def shop(source, **settings):
 
 @pytest.fixture(scope="module")
 def site(machine):
-    """A machine with all that, and an app of it that serves; `machine.sums` are the archives' hashes."""
+    """The machine with these sources, which serves one of them; `machine.sums` has the hashes of the archives."""
     machine.put("/tmp/shop.py", SHOP.format(word="eve"))
     machine.exec("chmod 644 /tmp/shop.py")
     machine.exec(PREPARE)
@@ -85,7 +85,7 @@ def site(machine):
 
 
 def refused(machine, source, **settings):
-    """What the release's state says; the app serves on, and nothing of the attempt is left."""
+    """Return the comment of the failed release, and assert that the app keeps serving and that nothing else is left."""
     before = machine.exec("ls /srv/wsgi/shop/releases; ls /var/lib/wsgi/git | grep submodule", check=False).stdout
     machine.pillar({"apps": {"shop": shop(source, **settings)}})
     run = machine.apply(ok=False)
@@ -99,7 +99,7 @@ def refused(machine, source, **settings):
 
 
 @pytest.mark.parametrize(
-    ("repository", "told"),
+    ("repository", "problem"),
     [
         ("/home/eve/alternates.git", "can't be read by 'eve', as whom it is read"),
         ("/home/eve/objects.git", "can't be read by 'eve', as whom it is read"),
@@ -109,8 +109,8 @@ def refused(machine, source, **settings):
         ("/opt/open/shared.git", "can't be read by 'nobody', as whom it is read"),
     ],
 )
-def test_repository_does_not_make_root_read_what_its_owner_may_not(site, repository, told):
-    assert told in refused(site, f"git+file://{repository}@main")
+def test_repository_does_not_make_root_read_what_its_owner_may_not(site, repository, problem):
+    assert problem in refused(site, f"git+file://{repository}@main")
 
 
 def test_knowing_a_hash_does_not_give_a_commit_that_only_root_may_read(site):
@@ -151,7 +151,7 @@ def test_named_pipe_in_a_source_blocks_nothing(site):
 
 
 @pytest.mark.parametrize(
-    ("archive", "limits", "told"),
+    ("archive", "limits", "problem"),
     [
         ("big.tar.gz", {"size": "20m"}, "size: the source holds more than 20m; 'zeros'"),
         ("big.zip", {"size": "60m"}, "size: the source holds more than 60m; 'zeros1'"),
@@ -161,13 +161,13 @@ def test_named_pipe_in_a_source_blocks_nothing(site):
         ("deep.tar.gz", {}, "depth: "),
     ],
 )
-def test_archive_beyond_a_limit_is_refused_with_the_key_of_the_limit(site, archive, limits, told):
+def test_archive_beyond_a_limit_is_refused_with_the_key_of_the_limit(site, archive, limits, problem):
     comment = refused(site, f"{WEB}/{archive}#sha256={site.sums[archive]}", source_limits=limits)
-    assert f"wsgi:apps:shop:source_limits:{told}" in comment
+    assert f"wsgi:apps:shop:source_limits:{problem}" in comment
 
 
 @pytest.mark.parametrize(
-    ("source", "limits", "told"),
+    ("source", "limits", "problem"),
     [
         ("git+file:///home/eve/shop.git@main", {"size": 10}, "size: the source holds more than 10; 'shop.py'"),
         ("git+file:///home/eve/with-own@main", {"size": 200}, "size: the source holds more than 200; 'lib/shop.py'"),
@@ -176,22 +176,22 @@ def test_archive_beyond_a_limit_is_refused_with_the_key_of_the_limit(site, archi
         ("/home/eve/shop", {"size": 10}, "size: the source holds more than 10; 'shop.py'"),
     ],
 )
-def test_source_limits_apply_to_repositories_and_folders_too(site, source, limits, told):
+def test_source_limits_apply_to_repositories_and_folders_too(site, source, limits, problem):
     if "shop.git" in source:
-        # The live release would be taken as it is.
+        # Otherwise the live release would be used again.
         site.exec(
             "su eve -s /bin/sh -c 'cd ~/shop && echo >> shop.py && git -c user.name=T -c user.email=e commit -qam more"
             " && git push -q ../shop.git HEAD:main'"
         )
-    assert f"wsgi:apps:shop:source_limits:{told}" in refused(site, source, source_limits=limits)
+    assert f"wsgi:apps:shop:source_limits:{problem}" in refused(site, source, source_limits=limits)
 
 
 @pytest.mark.parametrize(
     ("source", "settings", "body"),
     [
-        # The deployer's choice.
+        # The administrator may choose it.
         ("git+file:///root/secret.git@main", {}, "root"),
-        # Their owner may read them, whoever else may not.
+        # The owner of these may read them, whoever else may not.
         ("git+file:///home/eve/private@main", {}, "eve"),
         ("git+file:///home/eve/with-own@main", {}, "eve"),
         ("git+file:///home/eve/inside@main", {"wheels": "wheels"}, "eve"),

@@ -1,4 +1,4 @@
-"""A second run changes nothing, and test=True says what a first one would."""
+"""A second run changes nothing, and test=True predicts what a run changes."""
 
 import copy
 
@@ -17,9 +17,9 @@ def predicted(machine):
 
 
 def snapshot(machine):
-    """All that the formula writes, with times, and all processes."""
+    """Return all files that the formula writes, with times and modes, and all processes."""
     return machine.exec(
-        # Salt's own folder apart.
+        # Without Salt's own folder.
         "find /etc /srv/wsgi /var/lib/wsgi /run/wsgi /usr/local /var/log/wsgi -not -path '/etc/salt*' -not -path /etc -printf '%p %T@ %C@ %m %u %g %l\\n' | sort;"
         " getent passwd; ps -eo pid=,user=,args= | grep -v -E 'ps -eo|sort|sh -c|salt|\\[' "
     ).stdout
@@ -93,7 +93,7 @@ def test_server_that_was_stopped_is_replaced(machine):
 
 
 def test_next_run_retires_the_generation_that_a_killed_run_started(machine):
-    """Killed while the new generation starts: the next run retires the remains and finishes."""
+    """The run is killed while the new generation starts."""
     machine.pillar(
         {
             "apps": {

@@ -1,6 +1,6 @@
-"""A run that has nothing to do does next to nothing, and no more of it for more apps.
+"""An idle run, which has nothing to change, does next to nothing, and no more of it for more apps.
 
-What the clock would say depends on the machine (test/bench/idle.py asks it); these count.
+Times depend on the machine (test/bench/idle.py measures them), so these tests count.
 """
 
 from collections import Counter
@@ -8,17 +8,17 @@ from collections import Counter
 import pytest
 from container import ROOT
 
-FEW, MANY = 3, 6  # one, and two, of each kind
+FEW, MANY = 3, 6  # one app of each kind, and two
 # Such a run loads about 20 of some 270. Whatever makes Salt look for a function that it
 # doesn't know, such as `unless`, makes it load them all.
 FEW_MODULES = 60
-# Those of packages, services and files, once per machine.
+# States for packages, services and files, once per machine.
 CONSTANT_STATES = 25
 STATES_PER_APP = 3
 
 
 def apps(count):
-    """So many apps, of each server under each process manager."""
+    """Return a pillar of so many apps, of each kind in turn."""
     kinds = (
         {"server": "uwsgi", "process_manager": "emperor"},
         {"server": "uwsgi", "process_manager": "supervisor"},
@@ -35,14 +35,14 @@ def apps(count):
 
 @pytest.fixture(scope="module")
 def runs(machine):
-    """An idle run with few apps, and one with many: the number of apps -> what it did."""
+    """Observations of an idle run with few apps and of one with many, by the number of apps."""
     found = {}
     for count in (FEW, MANY):
         machine.pillar(apps(count))
         machine.apply()
         machine.apply(sls="wsgi")  # Salt's first run after a change of pillar fills its caches.
         found[count] = machine.observe_idle_run()
-        # What a run reads once more because it is slow, another one does not; what it reads for an app, each does.
+        # Files that only a slow run reads again are not in both.
         read = Counter(found[count]["opened"]) & Counter(machine.observe_idle_run()["opened"])
         found[count]["opened"] = list(read.elements())
     return found
@@ -54,8 +54,8 @@ def test_more_apps_start_no_more_processes(runs):
 
 
 def test_more_apps_make_no_file_be_read_more_often(runs):
-    """No look at an app is a look at all of them."""
-    # Salt reads packages' metadata again when half a second has passed, which is the clock's affair.
+    """Handling one app reads no file of the others."""
+    # Salt reads the metadata of packages again after half a second.
     few, many = (Counter(path for path in runs[count]["opened"] if ".dist-info" not in path) for count in (FEW, MANY))
     assert {path: many[path] - times for path, times in few.items() if many[path] > times} == {}
 
@@ -82,7 +82,7 @@ def test_no_template_is_compiled_more_than_once(runs, count):
     assert {text.splitlines()[0]: number for text, number in times.items() if number > 1} == {}
 
 
-# The gates see what they are there for.
+# The observation sees what it is there for.
 
 
 def test_observation_counts_a_process_per_state(machine):

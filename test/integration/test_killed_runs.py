@@ -1,19 +1,19 @@
-"""A run that is killed in the midst of a change leaves what was live serving, and the next one finishes its work."""
+"""A run that is killed during a change leaves the live generation serving, and the next run finishes the change."""
 
 import pytest
 from pillars import app, inspected, wait_until_asleep
 
 FLAG = "/tmp/there"
-# Once: the next run goes through.
+# It hangs once only, so that the next run gets through.
 STOP = f"test -e {FLAG} || {{ touch {FLAG}; sleep 4321; }} # under %s"
 OLD = {"env": {"GREETING": "old"}}
 NEW = {"env": {"GREETING": "new"}}
-# Where the run is killed, and whether the new generation has the traffic by then.
+# The hook in which the run is killed, and whether the new generation has the traffic by then.
 MOMENTS = {"build": False, "before_live": False, "after_live": True, "before_retire": True}
 
 
 def begin(machine):
-    """A run in the background; killing it kills nothing else."""
+    """Start a run in the background; killing it kills nothing else."""
     machine.exec("systemctl reset-failed run 2>/dev/null; true")
     machine.exec(["systemd-run", "--unit=run", "--property=KillMode=process", "salt-call", "state.apply", "wsgi"])
 
@@ -38,7 +38,7 @@ def assert_one_generation(machine):
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_run_killed_during_a_hook_is_finished_by_the_next_run(machine, moment, process_manager):
     switched = MOMENTS[moment]
-    # One of another text is another one, and runs.
+    # A command runs once per release unless its text differs.
     hooks = {moment: [STOP % process_manager]}
     machine.pillar({"apps": {"shop": app(process_manager=process_manager, **OLD)}})
     machine.apply()

@@ -1,4 +1,4 @@
-"""The machine as a whole: its first run, its reboots, and what it says of itself."""
+"""The whole machine: its first run, reboots, and the functions that report or restart apps."""
 
 import pytest
 import yaml
@@ -12,7 +12,7 @@ APPS = {
 
 @pytest.mark.parametrize("function", ["state.apply wsgi", "state.highstate"])
 def test_first_run_on_a_fresh_minion_serves_all_apps(machine_factory, function):
-    """No package of ours, no synced module."""
+    """It has neither the packages nor the modules of the formula."""
     machine = machine_factory(provisioned=False)
     machine.pillar({"apps": {"hello": app("uwsgi"), "api": app("gunicorn", domains=["api.example.com"])}})
     assert machine.exec("ls /var/cache/salt/minion/extmods", check=False).stdout == ""

@@ -1,4 +1,4 @@
-"""`wsgi.maintenance <app> on`: nginx answers with 503 and a page, and nothing else changes."""
+"""`wsgi.maintenance <app> on`: nginx answers 503 with a page, and nothing else changes."""
 
 import json
 
@@ -8,15 +8,15 @@ from pillars import BROKEN_AT_IMPORT, app, inspected, wait_until_asleep
 
 HOST = "hello.example.com"
 PAGE = "/srv/salt-top/down.html"
-# Sends what it is given, one request after the other on one connection; tells of each answer.
+# Sends requests one after the other over one connection, and prints each response.
 CLIENT = f"""
 import http.client, json, sys
 connection = http.client.HTTPConnection("127.0.0.1", 80, timeout=20)
 for method, path, headers, size in json.load(sys.stdin):
     connection.request(method, path, b"x" * size or None, {{"Host": "{HOST}", **headers}})
     answer = connection.getresponse()
-    told = {{name.lower(): value for name, value in answer.getheaders()}}
-    print(json.dumps([answer.status, told, answer.read().decode(), connection.sock is not None]))
+    received = {{name.lower(): value for name, value in answer.getheaders()}}
+    print(json.dumps([answer.status, received, answer.read().decode(), connection.sock is not None]))
 """
 UPGRADE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
 REQUESTS = {
@@ -41,7 +41,7 @@ def hello(server="uwsgi", **settings):
 
 @pytest.fixture(scope="module")
 def served(machine):
-    """The machine with an app that answers, and one that says 503 by itself."""
+    """The machine with an app that answers, and one whose own status is 503."""
     busy = app("uwsgi", source="salt://apps/unhealthy", application="broken:application", domains=["busy.example.com"])
     busy["health"] = {"status": 503}
     machine.put("/root/client.py", CLIENT)
@@ -58,7 +58,7 @@ def maintained(served):
 
 
 def change(machine, **settings):
-    """Apply other settings of hello, and none of the other app's, which goes."""
+    """Apply other settings of hello, and remove the other app."""
     machine.pillar({"apps": {"hello": hello(**settings)}})
     return machine.apply()
 
@@ -100,7 +100,7 @@ def test_maintenance_starts_and_ends_without_a_reload(served):
         assert served.call("wsgi.maintenance", "hello", "off") == "hello is not in maintenance."
         assert served.get("/", host=HOST).status == 200
     assert workers(served) == before
-    # The path of the page is the app's own.
+    # Outside of maintenance the path of the page belongs to the app.
     answers = ask(served, REQUESTS["the page's own path"])
     assert json.loads(answers[0][2])["environ"]["PATH_INFO"].endswith("/maintenance")
 
@@ -127,7 +127,7 @@ def test_maintenance_of_one_app_leaves_the_503_of_another_alone(maintained):
 
 
 def reload(machine):
-    """Until the old workers, who cut what comes in on their idle connections, are gone."""
+    """Reload nginx, and wait until its old workers are gone, which close idle connections."""
     before = workers(machine)
     machine.exec("nginx -s reload")
     gone = " && ".join(f"! kill -0 {pid}" for pid in before.split())
@@ -213,7 +213,7 @@ def test_own_page_is_added_changed_and_removed_without_a_reload(maintained):
     before = workers(maintained)
     own = {"maintenance": {"page": "salt://down.html"}}
     pillar = {"apps": {"hello": hello(**own)}}
-    # Line ends of all kinds, and none at the end: it is served byte by byte.
+    # The page is served byte for byte, with all kinds of line ends.
     for text in ("<p>Gone fishing ☃\r\nback\nsoon", "<p>Back at five\n"):
         maintained.put(PAGE, text)
         maintained.pillar(pillar)

@@ -1,4 +1,4 @@
-"""nginx's files change as a whole: a run that is killed at any moment leaves what nginx starts with."""
+"""nginx's files change in one step: a run that is killed at any moment leaves files that nginx starts with."""
 
 import json
 
@@ -12,7 +12,7 @@ GOOD = {
 }
 ALPHA = {"alpha": app("gunicorn", workers=1, domains=["alpha.test"])}
 BAD = {"alpha": {**ALPHA["alpha"], "nginx": {"server": "no_such_directive on;"}}}
-# salt-call that is killed as soon as it has nginx test anything.
+# salt-call that is killed as soon as it runs `nginx -t`.
 KILLED = """\
 import os, subprocess, sys
 sys.argv[0] = "salt-call"
@@ -25,8 +25,8 @@ subprocess.run = killed
 from salt.scripts import salt_call
 sys.exit(salt_call())
 """
-# Before there was a tree, files lay in folders of their own, and nginx's own file held what all share.
-AS_BEFORE = """\
+# The layout of older versions: no trees, and shared directives in nginx's own folder.
+OLD_LAYOUT = """\
 set -e
 cd /etc/nginx/wsgi
 mv live/* .
@@ -52,7 +52,7 @@ def layout(machine):
 
 
 def test_change_killed_at_any_file_operation_leaves_files_that_nginx_starts_with(machine):
-    # The formula takes the distribution's site away, beside which ours is not accepted.
+    # The formula removes the distribution's site, which conflicts with the default site.
     machine.exec("rm /etc/nginx/sites-enabled/default")
     done = machine.exec("/opt/salt/bin/python /srv/formula/test/integration/killed_nginx_changes.py")
     report = json.loads(done.stdout)
@@ -101,10 +101,10 @@ def test_missing_tree_is_restored(serving):
 
 
 def test_invalid_files_in_the_old_layout_are_replaced_and_other_sites_come_back(serving):
-    """nginx is down with them, and pillar asks for what it refuses once more: all other sites come back."""
+    """nginx is down with them, and pillar still has the directive that it refuses."""
     serving.pillar({"apps": {**GOOD, **ALPHA}})
     serving.apply()
-    serving.exec(AS_BEFORE)
+    serving.exec(OLD_LAYOUT)
     serving.exec(
         "echo '# wsgi:apps:alpha:nginx:server\nno_such_directive on;' >> /etc/nginx/wsgi/sites/alpha.test_80.conf"
     )
@@ -121,7 +121,7 @@ def test_invalid_files_in_the_old_layout_are_replaced_and_other_sites_come_back(
 def test_update_from_the_old_layout_loses_no_request(serving):
     serving.pillar({"apps": GOOD})
     serving.apply()
-    serving.exec(AS_BEFORE)
+    serving.exec(OLD_LAYOUT)
     serving.exec("systemctl restart nginx")
     with serving.load(clients=4, pause=0.02) as load:
         run = serving.apply()
@@ -136,8 +136,8 @@ def test_update_from_the_old_layout_loses_no_request(serving):
 def test_dry_run_reports_the_same_changes_as_a_run_by_their_stable_paths(serving):
     other = {**GOOD, "hello": {**GOOD["hello"], "domains": ["hello.test"], "tls": "self_signed"}}
     serving.pillar({"apps": other})
-    told, done = (run.states["hello-site"]["changes"] for run in (serving.apply(test=True), serving.apply()))
-    assert told == done
+    predicted, done = (run.states["hello-site"]["changes"] for run in (serving.apply(test=True), serving.apply()))
+    assert predicted == done
     own = "/etc/nginx/wsgi/live"
     assert done[f"{own}/sites/hello.test_80.conf"] == {"diff": "New file"}
     assert done[f"{own}/sites/default_80.conf"] == {"removed": f"{own}/sites/default_80.conf"}
@@ -151,7 +151,7 @@ def test_next_run_undoes_what_a_killed_reload_left(serving):
     serving.exec("test ! -e /run/wsgi/nginx.closing && test -e /var/lib/wsgi/short")
 
 
-# The number of workers that nginx knows
+# The number of workers in the upstream
 
 
 def upstream(machine):

@@ -1,4 +1,4 @@
-"""nginx in front: whom it answers, what it tells the app, and what a client can't make it tell."""
+"""nginx's sites: which hosts are answered, which headers reach the app, and which of them a client cannot forge."""
 
 import json
 import re

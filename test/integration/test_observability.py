@@ -1,4 +1,4 @@
-"""What nginx writes down of each request, and what Prometheus gets of nginx, the apps and their servers."""
+"""Access logs, and metrics of nginx, the apps and their servers for Prometheus."""
 
 import json
 import re
@@ -51,8 +51,8 @@ APPS = {
 @pytest.fixture(scope="module")
 def observed(machine):
     """
-    A machine with five apps: two whose servers have metrics, one whose server has none, one with neither, and
-    one over TLS that has nginx answer much by itself.
+    The machine with five apps: two whose servers have metrics, one whose server has none, one without metrics, and
+    one over TLS for which nginx itself answers much.
     """
     machine.pillar({"apps": APPS})
     machine.apply()
@@ -60,21 +60,21 @@ def observed(machine):
 
 
 def log(machine, name, text=""):
-    """The lines of a site's access log, once one holds a text: nginx writes it just after it has answered."""
+    """Return the lines of a site's access log, once one has a text: nginx logs a request just after its response."""
     file = f"/var/log/nginx/wsgi-{name}.access.log"
     machine.wait_until(shlex.join(["grep", "-qFe", text, file]))
     return machine.exec(["cat", file]).stdout.splitlines()
 
 
 def last(machine, name, uri):
-    """The line of the last request for a path."""
+    """Return the line of the last request for a path."""
     return [line for line in map(json.loads, log(machine, name, f'"uri":"{uri}"')) if line["uri"] == uri][-1]
 
 
 def metrics(machine, **awaited):
     """
-    What Prometheus gets, a sample's name with its labels -> its value, when all is counted: that is done just
-    after a request was answered. `awaited` are the least values that are waited for.
+    Return what Prometheus gets: a sample's name with its labels -> its value. Requests are counted just after their
+    response, so this waits until the values rest and are at least those in `awaited`.
     """
     found, before = {}, None
     for _ in range(50):
@@ -119,7 +119,7 @@ ASKING += ["--header", "Origin: https://other.example.com"]
         ("https://edge.example.com/edge/?by=page", ["--data", 2000 * "x"], 413, "edge", False),
         ("https://edge.example.com/edge/?by=preflight", ASKING, 204, "edge", False),
         ("https://edge.example.com/edge?by=mount", [], 308, "edge", False),
-        # No app's location: the site's.
+        # These are answered by the site, in no location of an app.
         ("https://edge.example.com/elsewhere?by=nobody", [], 404, "", False),
         ("http://edge.example.com/edge/?by=redirect", [], 308, "", False),
         ("https://www.edge.example.com/edge/?by=other-domain", [], 308, "", False),
@@ -152,7 +152,7 @@ def test_logged_host_is_the_one_that_selected_the_site(observed):
 
 
 def test_only_administrators_read_the_logs(observed):
-    """What is in a query is nobody's business."""
+    """Queries may hold secrets."""
     found = observed.exec("stat --format='%a %U %G' /var/log/nginx/wsgi-*.log").stdout.splitlines()
     assert len(found) == 9  # one app has none of access
     assert {*found} == {"640 www-data adm"}

@@ -1,4 +1,4 @@
-"""Each app is on its own: no root, no write to its code, no look at another's, no secret shown."""
+"""Privileges: an app is not root, cannot write its code or read another app, and its secrets are not shown."""
 
 import json
 
@@ -10,7 +10,7 @@ SECRET = "s3cr3t-that-nobody-sees"
 NASTY = "a 'b' \"c\" $HOME `id` %s %(x)s $(id) @(x) \\ ünï\nnext line "
 
 
-# And one of each other kind: spawned, with a core or a bridge of its own, under other managers.
+# The usual pairs, and one of each other kind of server and process manager.
 KINDS = [
     *SERVERS,
     ("waitress", "systemd"),
@@ -22,7 +22,7 @@ KINDS = [
 
 @pytest.fixture(scope="module", params=KINDS, ids="-".join)
 def pair(machine, request):
-    """Two apps under one server; the pillar's value is a secret of the first."""
+    """The machine with two apps under one server, of which the first has a secret, and the run that brought them up."""
     server, manager = request.param
     machine.pillar(
         {
@@ -51,7 +51,7 @@ def test_app_runs_as_a_user_of_its_own(pair):
     assert seen["uid"] == uid != 0
     assert set(seen["groups"]) <= {seen["gid"]} == {int(machine.exec("id -g wsgi-one").stdout)}
     pids = machine.status("one")["pids"]
-    # One of them may have ended meanwhile: Passenger's agent starts helpers.
+    # Helpers of Passenger's agent may have ended meanwhile.
     owners = machine.exec(["stat", "-c", "%u", *(f"/proc/{pid}" for pid in pids)], check=False).stdout.split()
     assert len(owners) >= 2
     assert {*owners} == {str(uid)}
@@ -111,7 +111,7 @@ def test_only_nginx_and_the_app_reach_its_socket(pair):
         command = ["setpriv", "--reuid", user, "--regid", user, groups, "python3", "-c", connect, folder, name]
         return machine.exec(command, check=False)
 
-    # Nginx by the folder that is root's, the app by its own.
+    # nginx connects through root's folder, the app through its own.
     assert reached("www-data", "").rc == 0
     assert reached("wsgi-one", ".own").rc == 0
     for user, folder in [("wsgi-one", ""), ("wsgi-two", ""), ("wsgi-two", ".own"), ("www-data", ".own")]:

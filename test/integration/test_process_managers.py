@@ -1,12 +1,14 @@
-"""systemd, circus and gaffer hold servers as emperor and supervisor do: through failed starts and changes. gaffer is
-on Debian 11 alone, where the contract is not asked of it: through crashes, reboots and rotated logs, too. For that,
-test/run test/integration/test_process_managers.py --platform debian-11."""
+"""The process managers systemd, circus and gaffer: failed starts and changes between managers.
 
+gaffer exists on Debian 11 only, where the contract does not run, so its crashes, reboots and log rotation are tested here:
+test/run test/integration/test_process_managers.py --platform debian-11
+"""
+
+import contextlib
 import json
-import time
 
 import pytest
-from harness import find_traces
+from harness import find_traces, wait_for
 from pillars import BROKEN_AT_IMPORT, app
 
 SERVERS = ("gunicorn", "uwsgi")
@@ -56,16 +58,13 @@ def served(machine, apps):
 
 
 def answers(machine, name, seconds=20):
-    """Whether an app answers, or comes to within so many seconds."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if machine.get("/", host=f"{name}.example.com").status == 200:
-                return True
-        except ConnectionError:
-            pass
-        time.sleep(0.1)
-    return False
+    """Return whether an app answers within so many seconds."""
+
+    def answered():
+        with contextlib.suppress(ConnectionError):
+            return machine.get("/", host=f"{name}.example.com").status == 200
+
+    return wait_for(answered, seconds)
 
 
 def running(machine):
@@ -82,13 +81,13 @@ def test_status_reports_the_server_and_its_processes(served, gaffer_app):
 def test_killed_master_is_restarted_without_its_old_workers(served, gaffer_app):
     before = served.status(gaffer_app)["pids"]
     served.exec(f"kill -9 {before[0]}")
-    # Its workers may answer until they notice, so an answer alone does not tell.
-    deadline = time.monotonic() + 20
-    while True:
+    # Its old workers may still answer until they notice.
+
+    def restarted():
         after = served.status(gaffer_app)["pids"]
-        if len(after) == 3 and after[0] != before[0]:
-            break
-        assert time.monotonic() < deadline, after
+        return len(after) == 3 and after[0] != before[0]
+
+    assert wait_for(restarted, 20), served.status(gaffer_app)["pids"]
     assert answers(served, gaffer_app)
     assert served.apply().changed == set()
 
@@ -172,8 +171,8 @@ def test_changing_the_process_manager_under_load_loses_no_request_and_leaves_not
     assert find_traces(served, "moving") == ""
 
 
-# Words that something between pillar and the program could make something else of.
-WORDS = [
+# Arguments that some program between pillar and the process might interpret.
+ARGUMENTS = [
     *(
         "plain",
         "",
@@ -240,7 +239,7 @@ def test_arguments_of_a_command_arrive_unchanged(served, manager):
 import os, subprocess, sys, types
 sys.path.insert(0, "/srv/formula/_utils")
 import wsgi_managers
-line = wsgi_managers.MANAGERS[{manager!r}].line(["/usr/bin/python3", "-c", {ARRIVED!r}, *{WORDS!r}])
+line = wsgi_managers.MANAGERS[{manager!r}].line(["/usr/bin/python3", "-c", {ARRIVED!r}, *{ARGUMENTS!r}])
 {RUN[manager]}
 """
     served.put("/root/words.py", program)
@@ -248,4 +247,4 @@ line = wsgi_managers.MANAGERS[{manager!r}].line(["/usr/bin/python3", "-c", {ARRI
     served.wait_until("[ -s /root/words ]")
     arrived = served.exec("cat /root/words").stdout
     served.exec("rm -f /etc/*/*/words.*; supervisorctl update words", check=False)
-    assert json.loads(arrived) == WORDS
+    assert json.loads(arrived) == ARGUMENTS

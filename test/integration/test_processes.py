@@ -1,4 +1,4 @@
-"""Processes and scheduled commands that belong to a generation: they come up with it, are kept, and go with it."""
+"""Processes and scheduled commands of an app: they start, run and stop with their generation."""
 
 import re
 from functools import partial
@@ -29,7 +29,7 @@ def settings_of(name, **said):
         "max_requests": 0,
         "health": {"deadline": 30},
         "env": {"VERSION": "1", "SECRET": SECRET},
-        # A word that each process manager would make something else of.
+        # An argument that each process manager would interpret.
         "processes": {
             "worker": {"command": "python3 programs.py worker '100% $HOME; \"it'", "count": 2},
             "stubborn": {"command": ["python3", "programs.py", "stubborn"], "graceful_timeout": 1},
@@ -54,7 +54,7 @@ def served(machine, apps):
 
 @pytest.fixture
 def converge(served, apps):
-    """converge(name, key=value, …) changes an app's settings for good, applies, and returns the run."""
+    """converge(name, key=value, …) changes an app's settings for all later tests, applies, and returns the run."""
 
     def converged(name, ok=True, env=(), **said):
         wanted = {**apps[name], **said, "env": {**apps[name]["env"], **dict(env)}}
@@ -67,8 +67,8 @@ def converge(served, apps):
     return converged
 
 
-def told(machine, name):
-    """What an app's programs told, in its order: dicts."""
+def recorded_events(machine, name):
+    """Return the events that an app's programs wrote, in their order, as dicts."""
     lines = machine.exec(f"sort -n /var/lib/wsgi/home/{name}/told").stdout.splitlines()
     keys = ("time", "program", "version", "pid", "what")
     return [dict(zip(keys, line.split())) for line in lines]
@@ -77,13 +77,13 @@ def told(machine, name):
 def events(machine, name, program, what, **fields):
     return [
         event
-        for event in told(machine, name)
+        for event in recorded_events(machine, name)
         if event["program"] == program and event["what"] == what and fields.items() <= event.items()
     ]
 
 
 def beside(found):
-    """The PIDs of all processes beside a server, in what wsgi.status says of its app."""
+    """Return the PIDs of all processes beside the server, from an app's `wsgi.status`."""
     return [pid for pids in found["processes"].values() for pid in pids]
 
 
@@ -124,7 +124,7 @@ def test_memory_of_an_app_includes_its_processes(served, name):
 
 
 def test_each_process_has_a_log_of_its_own(served, name):
-    # Each of the two wrote it; what Python prints unbuffered reaches a log that they share in pieces.
+    # Both processes wrote it; unbuffered output of Python reaches the shared log in pieces.
     assert "".join(served.call("wsgi.logs", name, "process=worker").split()) == "startsstarts"
     assert served.call("wsgi.logs", name, "process=job") == ""
     with pytest.raises(CommandFailed, match=r"'wroker' is not a process of [\w-]+ \(worker, stubborn, job\)"):
@@ -159,7 +159,7 @@ def test_old_processes_stop_once_those_of_the_new_generation_are_up(served, conv
     stopped = events(served, name, "worker", "stops", version="1")
     assert {event["pid"] for event in stopped} == {str(pid) for pid in old["processes"]["worker"]}
     assert max(float(event["time"]) for event in started) < min(float(event["time"]) for event in stopped)
-    # They finished what they had in hand; the one that would not end was killed.
+    # They finished their work; the stubborn one was killed.
     assert {event["pid"] for event in events(served, name, "worker", "ends", version="1")} == {
         event["pid"] for event in stopped
     }
@@ -231,7 +231,7 @@ def test_running_scheduled_command_ends_in_its_generation_and_later_ones_run_in_
     served.exec(f"touch {home}/hold")
     held = wait_for(lambda: events(served, name, "job", "holds", version="3"))
     assert served.status(name)["schedule"]["job"]["result"] == "running"
-    # It may go on once the old generation is on its way out.
+    # Let it go on once the old generation is stopping.
     served.put(
         "/root/release",
         f"for i in $(seq 600); do grep -q ' 3 .* stops' {home}/told && break; sleep 0.1; done; rm {home}/hold",

@@ -1,4 +1,4 @@
-"""nginx's own words, verbatim and tried before they take effect; and an nginx that another hand runs."""
+"""Raw nginx directives, which are verbatim and validated before they take effect; and unmanaged nginx."""
 
 import json
 
@@ -10,7 +10,7 @@ NGINX = "/etc/nginx/nginx.conf"
 
 
 def others(machine):
-    """All that is not the formula's of nginx and its packages: what there is, and when it was last written."""
+    """Return all files of nginx that are not the formula's, with their times, and the state of the service."""
     return machine.exec(
         "find /etc/nginx /etc/logrotate.d/nginx /lib/systemd/system/nginx.service -path '*/wsgi*' -prune -o"
         " ! -type d -printf '%p %T@ %i %m %l\\n' | sort; systemctl is-enabled nginx; systemctl is-active nginx;"
@@ -24,7 +24,7 @@ def sites(machine):
     ).stdout
 
 
-# Another hand's
+# Unmanaged nginx
 
 
 def test_unmanaged_nginx_gets_our_sites_and_is_otherwise_left_alone(machine):
@@ -40,14 +40,14 @@ def test_unmanaged_nginx_gets_our_sites_and_is_otherwise_left_alone(machine):
     assert machine.apply().changed == set()
 
 
-UNFIT = {
+UNSUITABLE = {
     "s|include /etc/nginx/conf.d|# &|": "nginx does not read /etc/nginx/conf.d/wsgi.conf",
     # nginx.org's packages have a user of their own.
     "s|^user .*|user daemon;|": "nginx runs as 'daemon', and the apps' sockets are www-data's",
 }
 
 
-@pytest.mark.parametrize(("edit", "why"), UNFIT.items())
+@pytest.mark.parametrize(("edit", "why"), UNSUITABLE.items())
 def test_unmanaged_nginx_that_cannot_read_our_files_is_refused(machine, edit, why):
     before = sites(machine)
     machine.exec(["sed", "-i.before", edit, NGINX])
@@ -69,18 +69,18 @@ def test_clean_removes_only_our_files_from_an_unmanaged_nginx(machine):
     assert "Welcome to nginx" in machine.get("/", host="one.test").body
 
 
-# nginx's own words
+# Raw directives
 
-# Lines that only are what they are as they stand: a quoted one spans two.
-TOLD = """\
+# Lines that would break if they were changed: a quoted text spans two.
+VERBATIM = """\
 default_type text/plain;
-location = /told {
+location = /verbatim {
     return 200 "first
   second # no comment; { nor a block
 ";
 }
 """
-WORDS = {
+PILLAR = {
     "nginx": {
         "http": "map $uri $of_the_host {\n    default http;\n}\n",
         "server": "set $order host;",
@@ -92,7 +92,7 @@ WORDS = {
             domains=["one.test"],
             nginx={
                 "http": "map $of_the_host $of_the_app { default $of_the_host-app; }",
-                "server": f"set $order $order-app;\n{TOLD}",
+                "server": f"set $order $order-app;\n{VERBATIM}",
                 "location": "add_header X-App $of_the_app;\nif ($arg_paid = no) {\n    return 402;\n}",
             },
         ),
@@ -102,36 +102,38 @@ WORDS = {
 }
 
 
-def with_words(host_words=None, **app_words):
-    """WORDS, with others for some apps, or for the host."""
-    apps = {name: {**said, "nginx": app_words.get(name, said.get("nginx", {}))} for name, said in WORDS["apps"].items()}
-    return {"nginx": {**WORDS["nginx"], **(host_words or {})}, "apps": apps}
+def pillar_with(host_directives=None, **app_directives):
+    """Return PILLAR with other directives for some apps or for the host."""
+    apps = {
+        name: {**said, "nginx": app_directives.get(name, said.get("nginx", {}))}
+        for name, said in PILLAR["apps"].items()
+    }
+    return {"nginx": {**PILLAR["nginx"], **(host_directives or {})}, "apps": apps}
 
 
 def test_raw_directives_are_verbatim_and_those_of_the_host_come_first(machine):
-    machine.pillar(with_words())
+    machine.pillar(pillar_with())
     machine.apply()
     headers = machine.get("/", host="one.test").headers
     assert (headers["X-Order"], headers["X-Host"], headers["X-App"]) == ("host-app", "http", "http-app")
     assert machine.get("/", host="two.test").headers["X-Order"] == "host"
     assert machine.get("/?paid=no", host="one.test").status == 402
-    told = machine.get("/told", host="one.test").body
-    assert told == "first\n  second # no comment; { nor a block\n"
+    assert machine.get("/verbatim", host="one.test").body == "first\n  second # no comment; { nor a block\n"
 
 
 REFUSED = {
-    # Of the app's own lines, the second.
+    # The second of the app's own lines.
     "one": ({"location": "# Ours.\nadd_headr X-A b;"}, "wsgi:apps:one:nginx:location: nginx -t refuses it"),
-    # A directive that the formula has already.
+    # A directive that the formula sets already.
     "two": ({"location": "proxy_http_version 1.0;"}, "wsgi:apps:two:nginx:location: nginx -t refuses it"),
-    # What nginx refuses is a line of the formula's.
+    # nginx refuses a line of the formula.
     "three": ({"server": "location / { return 204; }"}, "which has wsgi:nginx:server and wsgi:apps:three:nginx:server"),
 }
 
 
 def test_raw_directives_that_nginx_refuses_are_not_installed(machine):
     before = sites(machine)
-    machine.pillar(with_words(**{name: words for name, (words, _) in REFUSED.items()}))
+    machine.pillar(pillar_with(**{name: words for name, (words, _) in REFUSED.items()}))
     run = machine.apply(ok=False)
     assert run.failed == {"one-site", "two-site", "three-site"}
     for name, (_, blamed) in REFUSED.items():
@@ -152,25 +154,25 @@ HOST_REFUSED = {
 def test_invalid_raw_directives_of_the_host_take_no_app_down(machine, key):
     words, failed = HOST_REFUSED[key]
     before = sites(machine)
-    machine.pillar(with_words(host_words={key: words}))
+    machine.pillar(pillar_with(host_directives={key: words}))
     run = machine.apply(ok=False)
     assert run.failed == failed
     for state in failed:
         assert f"wsgi:nginx:{key}: nginx -t refuses it" in run.states[state]["comment"]
         assert 'unknown directive "nonsense" in' in run.states[state]["comment"]
     assert sites(machine) == before
-    # What is on the disk is sound, too.
+    # The installed files are valid, too.
     machine.exec("nginx -t && systemctl restart nginx")
     assert [machine.get("/", host=f"{name}.test").status for name in ("one", "two")] == [200, 200]
 
 
 def test_raw_directives_that_depend_on_each_other_change_in_one_step(machine):
-    """No app's site alone is sound with the host's new words, nor with the old ones."""
-    renamed = json.loads(json.dumps(with_words()).replace("$of_the_host", "$renamed"))
+    """With either the old or the new directives of the host, no site is valid on its own."""
+    renamed = json.loads(json.dumps(pillar_with()).replace("$of_the_host", "$renamed"))
     machine.pillar(renamed)
     machine.apply()
     assert machine.get("/", host="one.test").headers["X-App"] == "http-app"
-    # Now one of those that make something of them goes in the same run.
+    # Now an app that uses them is removed in the same run.
     machine.pillar({"apps": {"two": app("uwsgi", domains=["two.test"])}})
     machine.apply()
     assert machine.get("/", host="two.test").headers["X-Host"] is None

@@ -1,4 +1,4 @@
-"""What is written down tells the truth wherever a run is killed, and a record that is damaged is made again."""
+"""Records: they are true wherever a run is killed, and damaged ones are rewritten."""
 
 import json
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ socketserver.ThreadingUnixStreamServer(sys.argv[1], Handler).serve_forever()
 
 
 def ledger(**settings):
-    """An app that starts at once, says its version, and writes down whose before_retire has run."""
+    """Return an app that starts at once, answers its version, and records in ~/retired each before_retire."""
     return {
         "server": "command",
         "command": ["/usr/bin/python3", "server.py", "{socket}"],
@@ -54,7 +54,7 @@ def serving(machine):
 
 
 def killed_runs(machine, *options):
-    """What test/integration/killed_deploys.py found, as an object per killed run, in their order, by the operation."""
+    """Run killed_deploys.py, and return an object for each killed run, by the operation at which it was killed."""
     program = ["/opt/salt/bin/python", "/srv/formula/test/integration/killed_deploys.py"]
     found = [SimpleNamespace(**each) for each in json.loads(machine.exec([*program, *options]).stdout)]
     assert [each for each in found if not hasattr(each, "killed") or not hasattr(each, "history_then")] == []
@@ -135,13 +135,13 @@ def test_records_are_true_when_rollback_on_failure_is_killed(serving):
     assert wrong(rounds, lambda it: it.timers == [it.live_then] and it.left == []) == {}
 
 
-# Records that are damaged
+# Damaged records
 
 LIVE = "$(basename $(readlink /var/lib/wsgi/live/ledger))"
 RELEASE = "/srv/wsgi/ledger/releases/*/release.json"
 KEPT = f"/var/lib/wsgi/history/ledger/{LIVE}.json"
 OVERRIDE = "/etc/wsgi/ledger/override.json"
-# Which to what is said of it; nothing asks for some as long as nothing changes.
+# A record to the warning about it; None where an idle run does not read it.
 RECORDS = {
     f"/etc/wsgi/ledger/{LIVE}/generation.json": "a new generation takes its place",
     RELEASE: "it is made again; commands that run once per release may run again",
@@ -154,15 +154,15 @@ RECORDS = {
 
 @pytest.fixture(scope="module")
 def one(serving):
-    """The machine with one generation, of v1, which a schedule and a process go with."""
+    """The machine with one generation of v1, with a schedule and a process."""
     serving.pillar({"apps": {"ledger": ledger(processes={"worker": {"command": "sleep 4321"}})}})
     serving.call("wsgi.deploy", "ledger", "source=/srv/v1")
     serving.apply()
     return serving
 
 
-def asked(machine):
-    """What only reads makes no traceback of anything, and changes nothing."""
+def call_reading_functions(machine):
+    """Call the functions that only read, which must not raise."""
     for question in (["wsgi.status"], ["wsgi.history", "ledger"], ["wsgi.validate"], ["wsgi.settings"]):
         machine.call(*question)
     machine.apply(test=True)
@@ -190,13 +190,12 @@ def generations(machine):
 def test_damaged_records_are_reported_and_rewritten(one, damage, records):
     for path in records:
         one.exec(f"for path in {path}; do {damage}; done")
-    asked(one)
+    call_reading_functions(one)
     with one.load(clients=2, pause=0.05, mode="close-get") as load:
         run = one.apply()
     assert load.report["lost"] == 0, load.report
-    told = run.warnings
-    assert {path: said for path, said in records.items() if said and said not in "\n".join(told)} == {}
-    assert len(told) == len({*told})
+    assert {path: said for path, said in records.items() if said and said not in "\n".join(run.warnings)} == {}
+    assert len(run.warnings) == len({*run.warnings})
     again = one.apply()
     assert (again.changed, again.warnings) == (set(), [])
     (id,) = generations(one)

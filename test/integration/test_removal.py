@@ -1,4 +1,4 @@
-"""An app that is taken away is gone; what it left is kept, unless it is purged."""
+"""Removal: an app leaves only its code, home and logs, and nothing if it is purged."""
 
 import pytest
 from harness import find_leftovers, find_traces

@@ -1,4 +1,4 @@
-"""There is a way back, at once and with no request lost, and it says how long it lasts."""
+"""`wsgi.rollback`, pins and history: a rollback is immediate, loses no request, and says how long it lasts."""
 
 import pytest
 from container import CommandFailed
@@ -17,7 +17,7 @@ def apply(machine, settings):
 
 @pytest.fixture
 def three(machine):
-    """The ids of three generations, of which the third is live."""
+    """The ids of three generations, the third of which is live."""
     return [apply(machine, settings) for settings in (ONE, TWO, THREE)]
 
 

@@ -1,4 +1,5 @@
-"""What an app can do below /run leads neither root nor nginx anywhere, what is gone there comes back, and no process is left."""
+"""Isolation at runtime: links of an app below /run mislead neither root nor nginx, missing files come back, and no
+process is left."""
 
 import json
 import time
@@ -15,7 +16,7 @@ KINDS = {
     "gunicorn-circus": app("gunicorn", process_manager="circus"),
 }
 SECRET = "for those whom bravo knows"
-# Takes the place of each socket that it finds, in whatever folder lets it; and does so again and again.
+# Replaces each socket by a link again and again, in each folder that permits it.
 TAKES_THE_PLACE = """
 while :; do
     for folder in /run/wsgi/NAME/*/; do
@@ -26,7 +27,7 @@ while :; do
     done
 done 2> /dev/null
 """
-WORDS = [
+ARGUMENTS = [
     "a b",
     "x;y",
     " ;z",
@@ -44,7 +45,7 @@ WORDS = [
     "ünï",
     "=",
 ]
-WRITES_ITS_WORDS = (
+WRITES_ITS_ARGUMENTS = (
     "import json, os, sys, time; json.dump(sys.argv[1:], open(os.environ['HOME'] + '/words', 'w')); time.sleep(9999)"
 )
 
@@ -87,13 +88,13 @@ def serves(machine, name):
 
 
 def processes_of(machine, user):
-    """The command lines of a user's processes, zombies left out."""
+    """Return the command lines of a user's processes, without zombies."""
     lines = machine.exec(f"ps -o stat=,args= -U {user}", check=False).stdout.splitlines()
     return [line for line in lines if not line.startswith("Z")]
 
 
-# Makes a generation what one was before its sockets lay in a folder of their own.
-AS_BEFORE = """
+# Turns a generation into one of older versions, whose sockets were not in a folder of their own.
+OLD_LAYOUT = """
 set -e
 cd /etc/wsgi/NAME/ID
 sed -i 's/ID[.]own/ID/; s/^umask = .*/umask = 0/' gunicorn.conf.py
@@ -116,7 +117,7 @@ def test_link_in_place_of_a_socket_does_not_lead_nginx_to_another_app(served, na
     served.exec(["systemd-run", "--quiet", "--unit=attack", *identity, "sh", "/srv/attack"])
     try:
         asked = [answer(served, name) for _ in range(10)]
-        # Its servers have to begin anew while that goes on.
+        # Its servers have to restart meanwhile.
         served.exec(f"pkill -KILL -U wsgi-{name} -f 'gunicorn|uwsgi|uWSGI|spawn|waitress'", check=False)
         asked += [answer(served, name) for _ in range(20) if not time.sleep(0.1)]
     finally:
@@ -147,7 +148,7 @@ def test_app_cannot_change_the_files_that_nginx_looks_for(served, name):
         served,
         name,
         f"cd /run/wsgi/{name} && for each in $(find . /var/lib/wsgi/live/{name}/ 2>/dev/null) *.reopen; do"
-        # Its sockets are its own, and the pipe to its log.
+        # Its sockets and the pipe to its log are its own.
         " case $each in *.own*) continue; esac; [ ! -w $each ] || [ -S $each ] || [ -p $each ] || echo $each; done",
     )
     assert changed.stdout == ""
@@ -195,7 +196,7 @@ def test_orphaned_server_is_replaced_when_its_process_manager_restarts(served):
 def test_generation_in_the_old_layout_is_replaced_under_load_without_loss(served):
     name = "gunicorn-supervisor"
     before = served.live_generation(name)
-    served.exec(AS_BEFORE.replace("NAME", name).replace("ID", before))
+    served.exec(OLD_LAYOUT.replace("NAME", name).replace("ID", before))
     assert serves(served, name)
     assert served.exec(f"ls /run/wsgi/{name}").stdout == f"{before}\n"
     with served.load(clients=4, host=f"{name}.example.com", pause=0.02) as load:
@@ -214,7 +215,7 @@ def test_stopped_supervisor_is_started_again(served):
 
 
 def test_arguments_of_a_process_arrive_unchanged(served):
-    processes = {"words": {"command": ["/usr/bin/python3", "-c", WRITES_ITS_WORDS, *WORDS]}}
+    processes = {"words": {"command": ["/usr/bin/python3", "-c", WRITES_ITS_ARGUMENTS, *ARGUMENTS]}}
     apps = {
         f"words-{name}": app(process_manager=name, processes=processes, domains=[f"{name}.example.com"])
         for name in ("supervisor", "systemd", "circus")
@@ -222,7 +223,7 @@ def test_arguments_of_a_process_arrive_unchanged(served):
     served.pillar({"apps": apps})
     served.apply()
     for name in apps:
-        assert json.loads(served.exec(f"cat /var/lib/wsgi/home/{name}/words").stdout) == WORDS, name
+        assert json.loads(served.exec(f"cat /var/lib/wsgi/home/{name}/words").stdout) == ARGUMENTS, name
 
 
 def test_no_process_outlives_its_generation_or_its_app(served):

@@ -1,4 +1,4 @@
-"""Secrets come from wherever Salt can have them, and go to the app alone."""
+"""Secrets from sdb, an encrypted pillar and files reach the app, and nobody else."""
 
 import json
 
@@ -14,7 +14,7 @@ def environ(machine):
 
 @pytest.fixture(scope="module")
 def secretive(machine):
-    """A machine whose Salt has an sdb, and whose pillar is encrypted."""
+    """The machine, whose Salt has an sdb, and a secret that is encrypted for its pillar."""
     machine.put("/etc/salt/minion.d/vault.conf", "vault:\n  driver: yaml\n  files: [/srv/vault.yaml]\n", 0o600)
     machine.put("/srv/vault.yaml", json.dumps({"shop": {"password": SECRETS["sdb"]}}), 0o600)
     machine.put(

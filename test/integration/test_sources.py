@@ -1,4 +1,4 @@
-"""Every form of source: git over file, ssh and https, archives, folders; and what can go wrong with each."""
+"""Sources: git over file, ssh and https, archives, folders; and the faults of each."""
 
 import json
 import shlex
@@ -36,7 +36,7 @@ git push -q /srv/git/shop.git local && git checkout -q main
 git remote add origin /srv/git/shop.git
 cp -r /srv/git/shop.git /srv/git/shared.git /srv/web/
 for name in shop shared; do git --git-dir=/srv/web/$name.git update-server-info; done
-# What root's git must never run.
+# Hooks that root's git must never run.
 printf '#!/bin/sh\ntouch /root/hook-ran\n' > /root/hook && chmod 755 /root/hook
 mkdir -p /root/hooks && for name in post-checkout reference-transaction; do ln -s /root/hook /root/hooks/$name; done
 git config --global --add safe.directory '*' && git config --global core.hooksPath /root/hooks && git config --global filter.evil.smudge /root/hook
@@ -45,7 +45,7 @@ mkdir -p /srv/git/shop.git/hooks && cp /root/hook /srv/git/shop.git/hooks/post-c
 chown -R git:git /srv/git
 """
 
-# Whoever comes by ssh sees all processes, and tries to read the key.
+# Each ssh connection records all processes, and tries to read the key.
 SSHD = r"""
 set -e
 mkdir -p /run/sshd /srv/sshd && cd /srv/sshd
@@ -99,7 +99,7 @@ def shop(source, **settings):
 
 
 class Site:
-    """The machine, with all that it can fetch from."""
+    """The machine with repositories, archives and the servers that it can fetch them from."""
 
     def __init__(self, machine):
         self.machine = machine
@@ -124,7 +124,7 @@ class Site:
         return self.machine.exec(f"git --git-dir=/srv/git/shop.git {command}").stdout.strip()
 
     def commit(self, word):
-        """A new commit on main, whose app answers with a word; returns its hash."""
+        """Make a commit on main whose app answers a word, and return its hash."""
         self.machine.exec(
             f'cd /root/work/shop && sed -i \'s/b".*"/b"{word}"/\' shop.py && git -c core.hooksPath=/dev/null commit -qam {word}'
             " && git -c core.hooksPath=/dev/null push -q origin main && chown -R git:git /srv/git"
@@ -139,7 +139,7 @@ class Site:
         return self.machine.get("/", host=f"{name}.example.com").body
 
     def release(self):
-        """The live release's folder."""
+        """Return the folder of the live release."""
         return f"/srv/wsgi/shop/releases/{self.machine.status('shop')['release']}"
 
     def record(self):
@@ -167,7 +167,7 @@ def site(machine):
 def test_branches_and_tags_resolve_to_their_commits(site, revision, named, body):
     site.apply(f"{FILE}@{revision}")
     assert site.body() == body
-    # Two names of one commit are one release, which says the first.
+    # Two names of one commit share a release, whose record has the first name.
     assert site.record()["revision"]["commit"] == site.git(f"rev-parse '{named}'")
 
 
@@ -251,11 +251,11 @@ def test_two_apps_of_one_repository_query_it_once(site):
     assert "ls-remote" in started[0]
 
 
-# What can go wrong: the app serves on, the message says what to do, the next run finishes the work.
+# Faults
 
 
 def silent(site):
-    """A host that accepts and says nothing."""
+    """Start a host that accepts connections and never answers; return a source on it."""
     listen = "import socket, time; s = socket.create_server(('127.0.0.1', 2223)); time.sleep(600)"
     site.machine.exec(["systemd-run", "--quiet", "--unit=silent", "--collect", "python3", "-c", listen])
     return {"source": "git+ssh://git@127.0.0.1:2223/srv/git/shop.git@main"}
@@ -348,7 +348,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def serving(site):
-    """Settings that work, and are live."""
+    """The settings of a source that works and is live."""
     good = {"source": f"{SSH}@light", "deploy_key": site.deploy_key.rstrip("\n"), "known_hosts": site.known_hosts}
     site.apply(**good)
     return good
@@ -360,12 +360,12 @@ def test_deploy_key_without_a_trailing_newline_is_accepted(site, serving):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_of_a_source_leaves_the_app_serving_and_names_the_remedy(site, serving, fault):
-    changed, told = FAULTS[fault]
+    changed, message = FAULTS[fault]
     before = site.machine.exec("readlink /var/lib/wsgi/live/shop; ls /srv/wsgi/shop/releases /run/wsgi").stdout
     settings = {**serving, "source": f"{SSH}@main", **changed(site)}
     run = site.apply(ok=False, **settings)
     assert run.failed == {"shop-release", "shop-live", "shop-site"}, run
-    assert told in run.states["shop-release"]["comment"]
+    assert message in run.states["shop-release"]["comment"]
     assert "an0ther-token" not in json.dumps(run.raw)
     assert site.body() == "v1"
     after = site.machine.exec("readlink /var/lib/wsgi/live/shop; ls /srv/wsgi/shop/releases /run/wsgi").stdout
@@ -388,7 +388,7 @@ def test_run_after_a_fault_finishes_the_change(site, serving):
 
 
 def holders(site, secret, *more):
-    """The files that hold it, those apart that the test itself wrote."""
+    """Return the files that hold a secret, except those that the tests wrote."""
     found = site.machine.exec(
         f"grep -rlF -e {shlex.quote(secret)} /etc /srv /var /run /root /tmp /usr/local 2>/dev/null || true"
     ).stdout.split()
@@ -440,7 +440,7 @@ def test_token_is_in_no_argument_no_file_and_no_message(site):
     assert TOKEN not in json.dumps(site.machine.call("wsgi.settings"))
 
 
-# Archives, folders
+# Archives and folders
 
 
 def test_tar_archive_keeps_links_and_executable_bits_and_drops_setuid(site):
@@ -461,7 +461,7 @@ def test_tar_archive_keeps_links_and_executable_bits_and_drops_setuid(site):
 )
 def test_zip_archive_is_fetched_over_every_scheme(site, place):
     site.apply(f"{WEB}/shop.tar.gz#sha256={site.sums['shop.tar.gz']}&subdirectory=shop-1.0")
-    # One release, wherever it comes from: it has to go, to be fetched again.
+    # Equal archives share a release, which must be removed to be fetched again.
     site.machine.exec(
         f"grep -lr {site.sums['shop.zip']} /srv/wsgi/shop/releases/*/release.json | xargs -r dirname | xargs -r rm -r"
     )
@@ -471,7 +471,7 @@ def test_zip_archive_is_fetched_over_every_scheme(site, place):
 
 
 def test_credentials_are_not_sent_to_another_host_after_a_redirect(site):
-    """The last zip was on one, by a redirect: there the server saw no Authorization."""
+    """The last zip archive was fetched through a redirect."""
     seen = site.read("/srv/web.8001.seen")
     assert "/shop.zip None\n" in seen
     assert "Basic" not in seen

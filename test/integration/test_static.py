@@ -1,4 +1,4 @@
-"""nginx serves an app's files, and no other; a page finds those that it names, whichever release made it."""
+"""Static files, internal files and error pages: nginx serves an app's files and no others, across releases."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ import pytest
 from pillars import app
 
 MEDIA = "/var/lib/wsgi/home/home/media"
-# Reads a page, then what it names, and again what the pages before it named.
+# Reads a page, the file that it names, and again those that the pages before named.
 READER = """
 import json, os, time, urllib.error, urllib.request
 
@@ -33,7 +33,7 @@ print(json.dumps({"pages": pages, "named": sorted(named), "missing": missing}))
 
 
 def pillar(release="one", server="gunicorn", **home):
-    """An app at the top of a site, one at /shop, and how they are served."""
+    """Return a pillar with an app at the root of a site and one at /shop."""
     shared = {
         "source": "salt://apps/assets",
         "application": "assets:application",
@@ -69,7 +69,7 @@ def pillar(release="one", server="gunicorn", **home):
 
 @pytest.fixture(scope="module", autouse=True)
 def served(machine):
-    """The machine, on which both are served."""
+    """The machine that serves both apps."""
     for path, text in {
         "/srv/files/deep/app.3f9c2b1a.js": "1",
         "/srv/files/report-20260101.pdf": "2",
@@ -120,7 +120,7 @@ def test_hashed_files_are_cached_forever_and_others_are_revalidated(machine):
 
 @pytest.mark.parametrize(("mount", "body"), [("/", "/* one */\n"), ("/shop/", "/* shop */\n")])
 def test_precompressed_file_is_sent_to_clients_that_accept_it(machine, mount, body):
-    """Whether or not the app has nginx compress what was not."""
+    """This does not depend on the app's `compression`."""
     hashed = machine.get(mount).body
     _, sent, headers = curl(machine, hashed, "-H", "Accept-Encoding: gzip", "--compressed")
     assert (sent, headers["content-encoding"], headers.get_all("vary")) == (body, "gzip", ["Accept-Encoding"])
@@ -240,7 +240,7 @@ def test_idle_run_publishes_nothing(machine):
 
 @contextlib.contextmanager
 def reader(machine):
-    """A reader of pages, as long as the body runs; what came of it is in the dict."""
+    """Read pages and their files while the body runs; the dict has the result then."""
     machine.exec("rm -f /tmp/reader.stop")
     process = machine.spawn(["python3", "-c", READER])
     assert next(process.lines) == "reading"
@@ -267,7 +267,7 @@ def test_page_finds_its_files_during_a_new_release_and_after_a_rollback(machine)
     assert read["missing"] == []
     assert read["named"] == sorted([old, new])
     assert load.report["lost"] == 0, load.report
-    # What nobody asks for any more is gone.
+    # Files of releases that are no longer needed are gone.
     assert len(machine.exec("ls /srv/wsgi/home/static/static").stdout.split()) == 2
 
 

@@ -1,4 +1,4 @@
-"""What every suite of kitchen.yml serves; also run by kitchen's verifier on the machine it converged."""
+"""The suites of kitchen.yml; Kitchen's verifier runs these tests on the machine that it converged."""
 
 import harness
 import pytest

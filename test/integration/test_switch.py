@@ -1,4 +1,4 @@
-"""Any change of what runs an app, under continuous load, loses no request and leaves nothing of the old."""
+"""Any change of a running app under continuous load loses no request and leaves nothing of the old generation."""
 
 import json
 
@@ -7,8 +7,8 @@ from pillars import app, inspected, wait_until_asleep
 
 HELLO_TWO = {"source": "salt://apps/hello_two"}
 GEVENT = {"requirements": ["gunicorn[gevent]==27.0.1"], "server_options": {"gunicorn": {"worker_class": "gevent"}}}
-# Each line one change from the line before: of the code, a setting, a secret, the site, the environment's packages,
-# the process manager, the user, alone and with the server; that of the server alone is test_every_pair.py's.
+# Each line changes the line before: code, a setting, a secret, the site, the environment, the process manager, the
+# user, alone or with the server. test_every_pair.py changes the server alone.
 CHANGES = [
     {"server": "gunicorn", "threads": 4, "env": {"SECRET": "one"}},
     {"server": "gunicorn", "threads": 4, "env": {"SECRET": "two"}},
@@ -31,7 +31,7 @@ def test_switching_under_load_loses_no_request(machine):
     machine.pillar({"apps": {"hello": app("uwsgi")}})
     machine.apply()
     generations = [machine.live_generation("hello")]
-    # The pause leaves some of the processors to the changes.
+    # The pause leaves processor time to the changes.
     with machine.load(clients=8, pause=0.04, host="hello.example.com", seconds=1200) as load:
         for change in CHANGES:
             machine.pillar({"apps": {"hello": app(**change)}})
@@ -58,13 +58,13 @@ def test_slow_request_is_answered_by_the_generation_that_received_it(machine):
         assert machine.live_generation("hello") != before
         machine.wait_until("[ -s /tmp/slow ]")
         answer = json.loads(machine.exec("cat /tmp/slow; rm /tmp/slow").stdout)
-        # gunicorn says who it is, uWSGI doesn't.
+        # gunicorn sets SERVER_SOFTWARE, uWSGI does not.
         assert ("SERVER_SOFTWARE" in answer["environ"]) == (server == "uwsgi")
 
 
 @pytest.mark.parametrize("server", ["uwsgi", "gunicorn"])
 def test_upload_that_began_before_a_switch_arrives_after_it(machine, server):
-    """nginx has chosen how to speak to the server by then, and finds another one."""
+    """nginx has chosen the protocol of the old server by then."""
     other = {"uwsgi": "gunicorn", "gunicorn": "uwsgi"}[server]
     machine.pillar({"apps": {"hello": app(other)}})
     machine.apply()

@@ -1,4 +1,4 @@
-"""TLS: certificates of one's own, self-signed ones, and those of an authority; what clients get to see of them."""
+"""TLS: configured, self-signed and ACME certificates, profiles, HSTS and HTTP/3."""
 
 import json
 import re
@@ -31,7 +31,7 @@ done
 
 @pytest.fixture(scope="module")
 def tls(machine):
-    """The machine with a certificate authority that is not running yet, and keys of one's own."""
+    """The machine with keys, and a certificate authority that is not running yet."""
     machine.exec("apt-get install -y pebble sslscan")
     machine.exec(MAKE)
     machine.exec(f"echo 127.0.0.1 {AUTHORITY} {ALIAS} >> /etc/hosts")
@@ -73,7 +73,7 @@ def pillar(machine, own=None, self_signed=None, nginx=None, server="waitress", a
 
 
 def curl(machine, url, *options):
-    """The status line and headers of an answer; ConnectionError where there is none."""
+    """Return the status line and headers of a response; ConnectionError when there is none."""
     name = url.split("/")[2]
     resolved = [word for port in (80, 443) for word in ("--resolve", f"{name}:{port}:127.0.0.1")]
     done = machine.exec(["curl", "-skI", "-X", "GET", *resolved, *options, url], check=False)
@@ -83,7 +83,7 @@ def curl(machine, url, *options):
 
 
 def shown(machine, name, *options):
-    """What openssl tells of the certificate that nginx shows for a host."""
+    """Return what openssl prints of the certificate that nginx shows for a host."""
     client = f"openssl s_client -connect 127.0.0.1:443 -servername {name} </dev/null 2>/dev/null"
     return machine.exec(f"{client} | openssl x509 -noout {' '.join(options)}").stdout.strip()
 
@@ -94,7 +94,7 @@ def changes_of(run):
 
 @pytest.fixture(scope="module")
 def first_run(tls):
-    """All three sites, while no authority answers."""
+    """The run that brings up all three sites while no authority answers."""
     tls.pillar(pillar(tls, server="gunicorn"))
     return tls.apply(ok=False)
 
@@ -152,7 +152,7 @@ def test_hsts_header_is_sent_over_tls_with_every_status(tls, first_run):
 
 
 def test_request_for_an_unknown_host_gets_no_response(tls, first_run):
-    # No handshake; before nginx 1.19.4, nothing after it.
+    # The handshake fails; before nginx 1.19.4 the connection is closed after it.
     for url in ("https://unknown.example.com/", "https://127.0.0.1/"):
         with pytest.raises(ConnectionError, match="code (35|52|92)"):
             curl(tls, url)
@@ -167,7 +167,7 @@ def test_tls_sessions_are_resumed(tls, first_run, version):
 
 
 def scanned(machine, name):
-    """The protocols and ciphers that a scanner gets out of a site."""
+    """Return the protocols and ciphers that sslscan finds at a site, and its output."""
     found = machine.exec(
         ["sslscan", "--no-colour", "--no-cipher-details", f"--sni-name={name}", "127.0.0.1:443"]
     ).stdout
@@ -191,7 +191,7 @@ def test_intermediate_profile_is_that_of_mozilla(tls, first_run):
 
 @pytest.fixture(scope="module")
 def certified(tls, first_run):
-    """The authority answers now; and the same key is in sdb."""
+    """The run after the authority has started; the configured key comes from sdb now."""
     tls.pillar(pillar(tls, {"key": "sdb://vault/own:key"}, server="gunicorn"))
     environment = "-E PEBBLE_VA_NOSLEEP=1 -E PEBBLE_WFE_NONCEREJECT=0"
     tls.exec(f"systemd-run --unit=pebble {environment} pebble -config /root/tls/pebble.json")
@@ -270,7 +270,7 @@ SITES = "find /etc/nginx -type f -name '*_80*' -exec sha256sum {} + | sort"
 
 @pytest.fixture(scope="module")
 def refused(tls, certified):
-    """What was there before each site was wrong in its own way; a dry run with these, and a real one."""
+    """The sums of nginx's files before each site got an error of its own; a dry run with the errors, and a real run."""
     before = tls.exec(SITES).stdout
     missing = {"certificate": "/root/tls/none.crt", "key": "/root/tls/own.example.com.key"}
     wrong = pillar(tls, {"key": pem(tls, "localhost.key"), "hsts": 0}, missing, {"tls_profile": "modern"})

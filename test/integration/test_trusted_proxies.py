@@ -1,5 +1,5 @@
-"""Whom nginx believes, and how it asks the app: over the uwsgi protocol, over connections that it
-keeps, and of workers that have a socket each."""
+"""Trusted proxies, and how nginx passes requests on: over the uwsgi protocol, over kept connections, and to workers with a
+socket each."""
 
 import json
 import textwrap
@@ -9,7 +9,7 @@ from pillars import app
 
 BALANCER = "127.0.0.9"  # an address that requests can come from, too
 SERVERS = ["uwsgi", "gunicorn", "waitress"]
-# What the programs that run on the machine begin with.
+# The beginning of the programs that run on the machine.
 CLIENT = """
 import json, re, socket
 
@@ -63,7 +63,7 @@ def pillar(**nginx):
     return {
         "apps": {
             "uwsgi": upstream("uwsgi", buffering=False, request_buffering=False, threads=1),
-            # The balancer's port for it is another one.
+            # Behind the balancer it has another port.
             "gunicorn": upstream("gunicorn", listen=8080, request_buffering=False),
             "waitress": upstream("waitress", client_max_body_size="1k"),
             "patient": upstream("uwsgi", domains=["patient.example.com"], redirect_domains=[]),
@@ -88,12 +88,12 @@ def server(request):
 
 
 def where(server):
-    """Where its app is."""
+    """Return the host and port of a server's app."""
     return {"host": f"{server}.example.com", "port": PORTS.get(server, 80)}
 
 
 def run(machine, code, **names):
-    """What a program on the machine prints as JSON; `names` are variables of it."""
+    """Run a program on the machine, with `names` as its variables, and return the JSON that it prints."""
     program = CLIENT + "".join(f"{name} = {value!r}\n" for name, value in names.items()) + textwrap.dedent(code)
     machine.put("/tmp/client.py", program)
     done = machine.exec(["timeout", "60", "python3", "/tmp/client.py"])
@@ -101,13 +101,13 @@ def run(machine, code, **names):
 
 
 def get(machine, server, target="/", **options):
-    """A response's text, head and all."""
+    """Return the text of a response with its head."""
     options = {**where(server), "target": target, **options}
     return run(machine, "print(json.dumps(get(**options)))", options=options)
 
 
-def told(machine, server, **options):
-    """What the app was told."""
+def environ_of(machine, server, **options):
+    """Return the WSGI environ that the app got."""
     answer = get(machine, server, **options)
     body = answer.partition("\r\n\r\n")[2]
     return json.loads(body[body.index("{") : body.rindex("}") + 1])
@@ -121,8 +121,8 @@ EITHER_PORT = "X-Forwarded-Port: 8443\n"
 
 
 def test_address_scheme_and_port_come_from_a_trusted_proxy(served, server):
-    environ = told(served, server, headers=FORWARDED + EITHER_PORT, source=BALANCER)
-    # The last address before the balancers' own is the one that it saw itself.
+    environ = environ_of(served, server, headers=FORWARDED + EITHER_PORT, source=BALANCER)
+    # The balancer itself saw the last address before its own.
     assert environ["REMOTE_ADDR"] == environ["HTTP_X_FORWARDED_FOR"] == environ["HTTP_X_REAL_IP"] == "198.51.100.7"
     assert environ["wsgi.url_scheme"] == environ["HTTP_X_FORWARDED_PROTO"] == "https"
     assert environ["SERVER_PORT"] == environ["HTTP_X_FORWARDED_PORT"] == "8443"
@@ -134,11 +134,11 @@ def test_address_scheme_and_port_come_from_a_trusted_proxy(served, server):
 
 
 def test_port_defaults_to_that_of_the_scheme_behind_a_trusted_proxy(served, server):
-    assert told(served, server, headers=FORWARDED, source=BALANCER)["SERVER_PORT"] == "443"
+    assert environ_of(served, server, headers=FORWARDED, source=BALANCER)["SERVER_PORT"] == "443"
 
 
 def test_forwarded_headers_of_a_client_are_ignored(served, server):
-    environ = told(served, server, headers=FORWARDED + EITHER_PORT)
+    environ = environ_of(served, server, headers=FORWARDED + EITHER_PORT)
     assert environ["REMOTE_ADDR"] == environ["HTTP_X_FORWARDED_FOR"] == environ["HTTP_X_REAL_IP"] == "127.0.0.1"
     assert environ["wsgi.url_scheme"] == environ["HTTP_X_FORWARDED_PROTO"] == "http"
     assert environ["SERVER_PORT"] == str(PORTS.get(server, 80))
@@ -148,12 +148,12 @@ def test_forwarded_headers_of_a_client_are_ignored(served, server):
 
 
 def test_invalid_request_id_of_a_trusted_proxy_is_replaced(served):
-    environ = told(served, "uwsgi", headers="X-Request-ID: <script> of mine\n", source=BALANCER)
+    environ = environ_of(served, "uwsgi", headers="X-Request-ID: <script> of mine\n", source=BALANCER)
     assert len(environ["HTTP_X_REQUEST_ID"]) == 32
 
 
 def test_app_gets_the_host_that_selected_the_site(served, server):
-    """The request line's wins: https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2"""
+    """The one in the request line wins: https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2"""
     code = """
     line = f"GET http://{host}:{port}/a HTTP/1.1"
     print(json.dumps(ask(f"{line}\\nHost: evil.example:{port}\\nConnection: close\\n\\n", port=port)))
@@ -207,7 +207,7 @@ def test_request_that_kills_a_worker_is_not_retried(served, server, method):
 
 
 def test_events_are_sent_before_the_response_ends(served, server):
-    """Pillar says so of uWSGI's app, and the others say it themselves."""
+    """Pillar disables buffering for uWSGI's app, and the others send X-Accel-Buffering."""
     code = """
     sock = connect(port=port)
     sock.sendall(f"GET /?do=events{header} HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n".encode())
@@ -251,7 +251,7 @@ def test_too_large_body_is_refused(served):
 
 
 def test_slow_clients_block_no_worker(served):
-    """Many more of them than workers: half are at their headers, half at their bodies."""
+    """There are many more clients than workers: half send headers, half bodies."""
     code = """
     slow = [connect() for _ in range(60)]
     for number, sock in enumerate(slow):
@@ -278,7 +278,7 @@ def test_only_nginx_can_connect_to_the_uwsgi_socket(served):
     for user in ("nobody", "wsgi-gunicorn"):
         done = served.exec(["runuser", "-u", user, "--", "python3", "-c", connecting], check=False)
         assert "PermissionError" in done.stderr, done
-    # Which it could be, else.
+    # The check can fail: nginx's user connects.
     assert served.exec(["runuser", "-u", "www-data", "--", "python3", "-c", connecting], check=False).rc == 0
     listeners = served.exec("ss -Hltnp").stdout.splitlines()
     assert listeners
@@ -289,7 +289,7 @@ def test_headers_cannot_set_uwsgi_parameters(served):
     served.put("/tmp/evil.py", "def application(environ, start_response):\n    raise SystemExit\n", 0o644)
     names = ("FILE", "SCRIPT", "MODULE", "APPID", "PYHOME", "CHDIR", "CALLABLE")
     forged = "".join(f"UWSGI_{name}: /tmp/evil.py\nUwsgi-{name}: /tmp/evil.py\n" for name in names)
-    environ = told(served, "uwsgi", headers=f"{forged}SCRIPT_NAME: /evil\nScript-Name: /evil\nPath_Info: /evil\n")
+    environ = environ_of(served, "uwsgi", headers=f"{forged}SCRIPT_NAME: /evil\nScript-Name: /evil\nPath_Info: /evil\n")
     assert {name for name, value in environ.items() if "evil" in value} == {
         *(f"HTTP_UWSGI_{name}" for name in names),
         "HTTP_SCRIPT_NAME",

@@ -1,5 +1,5 @@
-"""A worker is replaced by one that is started before, and takes over when it has loaded the app: nothing is lost,
-not even with one worker, and however long the app takes to load."""
+"""Replacement of workers: the successor starts first and takes over once it has loaded the app, so that no request is
+lost, even with one worker and an app that loads slowly."""
 
 import contextlib
 import json
@@ -21,12 +21,12 @@ APPS = {
     "hypercorn": {"server": "hypercorn"},
     "cheroot": {"server": "cheroot"},
     "bjoern": {"server": "bjoern"},
-    # It listens before it has loaded the app.
+    # It listens before it loads the app.
     "command": {"server": "command", "command": GUNICORN, "requirements": ["gunicorn==27.0.1"]},
 }
 SPAWNED = ["waitress", "granian", "uvicorn", "hypercorn", "cheroot", "bjoern", "command"]
-# Where the app's module is not the program itself.
-REBORN = [name for name in APPS if name != "uwsgi"]
+# Under these, the app's module is not the main program.
+WITH_MULTIPROCESSING = [name for name in APPS if name != "uwsgi"]
 MAX_REQUESTS = 40
 
 
@@ -50,7 +50,7 @@ def served(machine):
 
 
 def pid_of(machine, name, path="/"):
-    """The PID of the worker that answers, or None where none does."""
+    """Return the PID of the worker that answers; None when none does."""
     with contextlib.suppress(ConnectionError):
         answer = machine.get(path, host=f"{name}.example.com", timeout=5)
         if answer.status == 200:
@@ -59,7 +59,7 @@ def pid_of(machine, name, path="/"):
 
 
 def waiting(machine):
-    """The apps of which a process waits at the gate."""
+    """Return the apps that have a process waiting to load the app."""
     return set(machine.exec("cd /var/lib/wsgi/home; ls -d */waits | cut -d/ -f1", check=False).stdout.split())
 
 
@@ -69,7 +69,7 @@ def hang_up(machine, name):
 
 @pytest.fixture(scope="module")
 def worn(served):
-    """What came of wearing out each app's only worker, while its successor waited to load and after that."""
+    """Each app's findings when its only worker reached max_requests, while the successor waited to load and afterwards."""
     before = {name: pid_of(served, name) for name in APPS}
     served.exec("cd /var/lib/wsgi/home; rm -f */waits; for home in */; do touch $home/gate; done")
     with contextlib.ExitStack() as loads:
@@ -114,13 +114,13 @@ def test_only_worker_serves_until_its_successor_has_loaded_the_app(worn, name):
 
 @pytest.mark.parametrize("name", [name for name in APPS if name.startswith(("uwsgi", "gunicorn"))])
 def test_number_of_workers_is_as_before_after_a_replacement(served, worn, name):
-    """gunicorn's and uWSGI's master and one worker each, as before."""
+    """That is a master and one worker."""
     count = f"pgrep -c -u wsgi-{name} || true"
     assert wait_for(lambda: int(served.exec(count).stdout) == 2, 60), served.exec(f"ps -fu wsgi-{name}").stdout
 
 
 def test_successor_that_cannot_load_the_app_stops_no_other_worker(served, worn):
-    """gunicorn's master would end with all of its workers when one of them can't."""
+    """gunicorn's master would otherwise end with all of its workers."""
     home = "/var/lib/wsgi/home/gunicorn"
     served.exec(f"rm {home}/loaded {home}/waits; mkdir {home}/loaded; chmod 000 {home}/loaded; ls -la {home}")
     with served.load(clients=1, host="gunicorn.example.com", pause=0.05, mode="close-get") as load:
@@ -131,7 +131,7 @@ def test_successor_that_cannot_load_the_app_stops_no_other_worker(served, worn):
     assert load.report["lost"] == 0, json.dumps(load.report, indent=1)
 
 
-@pytest.mark.parametrize("name", REBORN)
+@pytest.mark.parametrize("name", WITH_MULTIPROCESSING)
 def test_child_that_multiprocessing_spawns_takes_no_requests(served, worn, name):
     answer = served.get("/spawn", host=f"{name}.example.com")
     assert (answer.status, answer.body.split()[1]) == (200, "9")

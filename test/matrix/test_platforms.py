@@ -1,6 +1,6 @@
-"""Each Debian with each Salt: every server that it has, and what depends on its Salt, Python, systemd and nginx.
+"""Each Debian with each Salt: all servers of the platform, and what depends on its Salt, Python, systemd and nginx.
 
-test/run test/matrix              the platforms of SLICE; with debian-12 each Debian and each Salt is among them
+test/run test/matrix              the platforms of SLICE, which with debian-12 cover each Debian and each Salt
 test/run test/matrix --matrix     all platforms of kitchen.yml
 """
 
@@ -31,7 +31,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module")
 def machine(platform, machine_factory, request):
-    """A machine that has none of the formula's packages yet, for all tests of one platform, in their order."""
+    """The machine of one platform, at first without the formula's packages, for all of its tests in their order."""
     machine = machine_factory(provisioned=False, platform=platform)
     yield machine
     if not request.config.getoption("keep"):
@@ -40,7 +40,7 @@ def machine(platform, machine_factory, request):
 
 @pytest.fixture(scope="module")
 def apps(platform):
-    """The suite with every server, as the platform has them: app -> its settings."""
+    """The apps of the suite with every server on the platform: app -> settings."""
     return harness.suites(platform)["servers"]["apps"]
 
 
@@ -57,7 +57,7 @@ def versions(machine, first_run):
 
 @pytest.fixture(autouse=True)
 def cell(request, platform, record_property):
-    """The cell of docs/platforms.md that a test fills."""
+    """Record the cell of docs/platforms.md that a test fills."""
     column = request.node.get_closest_marker("column")
     name = column.args[0] if column else request.getfixturevalue("name")
     there = column or request.getfixturevalue("apps")[name].get("state") != "absent"
@@ -78,12 +78,12 @@ def suite_machine(machine, platform):
 
 @pytest.fixture
 def gunicorn(machine, platform):
-    """change(**settings) sets those of the app `gunicorn` in the suite with every server, until the test's end."""
+    """change(**settings) sets settings of the app `gunicorn` in the suite with every server, until the test ends."""
     suite = harness.suites(platform)["servers"]
 
     def change(**settings):
         changed = copy.deepcopy(suite)
-        # Else its workers come and go by themselves under load.
+        # Otherwise workers would be recycled under load.
         changed["apps"]["gunicorn"].update({"max_requests": 0, **settings})
         machine.pillar(changed)
 
