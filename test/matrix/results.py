@@ -18,9 +18,9 @@ SERVERS = tuple(harness.suites()["servers"]["apps"])
 VERSIONS = ("Salt", "Python", "systemd", "cgroups", "nginx", "supervisor", "uWSGI", "Passenger")
 # The name of each column, by the mark of its tests, and its meaning.
 COLUMNS = {
-    "idle run": "a second run with nothing to do changes nothing",
-    "switch": "another server, another process manager and back under load, no request lost",
-    "failed change": "the old generation serves on, no request lost",
+    "idle run": "a second run changes nothing",
+    "switch": "switching the server and the process manager and back under load loses no request",
+    "failed change": "the old generation keeps serving, and no request is lost",
     "functions": "`wsgi.validate`, `wsgi.deploy`, `wsgi.rollback`, `wsgi.history`",
     "edge": "TLS, two apps on one domain, static files",
     "reboot": "every server serves again",
