@@ -1,6 +1,6 @@
 """The pillars of the tests: the apps that many files use, and the usual pairs of server and process manager."""
 
-SERVERS = [("uwsgi", "emperor"), ("uwsgi", "supervisor"), ("gunicorn", "supervisor")]
+PAIRS = [("uwsgi", "emperor"), ("uwsgi", "supervisor"), ("gunicorn", "supervisor")]
 
 
 # An app that cannot start, since its module raises an exception.

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from harness import find_traces
-from pillars import BROKEN_AT_IMPORT, SERVERS, app
+from pillars import BROKEN_AT_IMPORT, PAIRS, app
 
 BROKEN = {
     "syntax error": ({"source": "salt://apps/syntax_error", "application": "broken:application"}, "SyntaxError"),
@@ -98,7 +98,7 @@ def test_port_that_another_program_uses_is_refused(serving):
 
 @pytest.mark.parametrize(
     ("server", "manager", "broken"),
-    [*((*each, "import error") for each in SERVERS), ("gunicorn", "supervisor", "never healthy")],
+    [*((*each, "import error") for each in PAIRS), ("gunicorn", "supervisor", "never healthy")],
 )
 def test_failed_first_deploy_leaves_nothing_running(machine, server, manager, broken):
     machine.pillar({"apps": {}})

@@ -2,11 +2,11 @@
 
 import pytest
 import yaml
-from pillars import SERVERS, app
+from pillars import PAIRS, app
 
 APPS = {
     f"{server}-{manager}": app(server, process_manager=manager, domains=[f"{server}-{manager}.example.com"])
-    for server, manager in SERVERS
+    for server, manager in PAIRS
 }
 
 

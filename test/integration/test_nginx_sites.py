@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from pillars import SERVERS, app, inspected
+from pillars import PAIRS, app, inspected
 
 
 @pytest.fixture(scope="module", params=["uwsgi", "gunicorn"])
@@ -92,7 +92,7 @@ def test_nginx_is_reloaded_only_when_its_own_files_change(machine):
     machine.pillar({"apps": {"one": app("uwsgi")}})
     machine.apply()
     before = workers()
-    for server, manager in [*SERVERS, SERVERS[0]]:
+    for server, manager in [*PAIRS, PAIRS[0]]:
         machine.pillar({"apps": {"one": app(server, process_manager=manager, env={"A": manager})}})
         machine.apply()
         assert workers() == before

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from pillars import SERVERS, inspected
+from pillars import PAIRS, inspected
 
 SECRET = "s3cr3t-that-nobody-sees"
 NASTY = "a 'b' \"c\" $HOME `id` %s %(x)s $(id) @(x) \\ ünï\nnext line "
@@ -12,7 +12,7 @@ NASTY = "a 'b' \"c\" $HOME `id` %s %(x)s $(id) @(x) \\ ünï\nnext line "
 
 # The usual pairs, and one of each other kind of server and process manager.
 KINDS = [
-    *SERVERS,
+    *PAIRS,
     ("waitress", "systemd"),
     ("gunicorn", "circus"),
     ("passenger", "systemd"),

@@ -2,7 +2,7 @@
 
 import pytest
 from harness import find_leftovers, find_traces
-from pillars import SERVERS, app
+from pillars import PAIRS, app
 
 KEPT = ("/srv/wsgi/one", "/var/log/wsgi/one", "/var/lib/wsgi/home/one")
 OTHER = {"two": app("uwsgi", domains=["two.example.com"])}
@@ -12,7 +12,7 @@ def exists(machine, path):
     return machine.exec(["test", "-e", path], check=False).rc == 0
 
 
-@pytest.fixture(params=SERVERS, ids="-".join)
+@pytest.fixture(params=PAIRS, ids="-".join)
 def served(machine, request):
     server, manager = request.param
     machine.pillar({"apps": {"one": app(server, process_manager=manager, domains=["one.example.com"]), **OTHER}})
