@@ -98,12 +98,14 @@ def test_minion_that_does_not_fork_must_be_restarted_after_a_sync(master, minion
     minion.configure(multiprocessing=False)
     master.wait_for_minions()
     master.salt(minion.id, "state.apply", "wsgi")
-    master.exec(f"cd {FORMULA} && echo '# edited' | tee -a _modules/wsgi.py >> _utils/wsgi_probe.py && test/manifest")
+    master.exec(
+        f"cd {FORMULA} && echo '# edited' | tee -a _modules/wsgi.py >> _utils/wsgi_formula/run/probe.py && test/manifest"
+    )
     assert "run saltutil.sync_all" in refused(master, minion, "state.apply", "wsgi")
     master.salt(minion.id, "saltutil.sync_all")
     for function in (["state.apply", "wsgi"], ["wsgi.restart", "hello"]):
         comment = refused(master, minion, *function)
-        assert "_utils/wsgi_probe.py" in comment
+        assert "_utils/wsgi_formula/run/probe.py" in comment
         assert "restart salt-minion" in comment
     minion.exec("systemctl restart salt-minion")
     master.wait_for_minions()

@@ -7,12 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-import wsgi_host
-import wsgi_maintenance
-import wsgi_nginx
-import wsgi_reload
+from wsgi_formula import paths
+from wsgi_formula.edge import maintenance, nginx, reload
 
-PROGRAM = Path(wsgi_reload.__file__)
+PROGRAM = Path(reload.__file__)
 # A master whose worker gives way to another one at SIGHUP, as nginx's does.
 MASTER = """\
 import os, signal, time
@@ -45,11 +43,16 @@ def places(tmp_path, monkeypatch):
     """The module with a folder of its own, in which shortcuts are switched on."""
     (tmp_path / "shortcuts").mkdir()
     (tmp_path / "short").symlink_to("shortcuts")
-    names = {"LOCK": "nginx.busy", "CLOSING": "nginx.closing", "SHORT": "short", "SHORTCUTS": "shortcuts"}
+    names = {
+        "LOCK": "nginx.busy",
+        "DRAIN_MARKER": "nginx.closing",
+        "FAST_PATH_LINK": "short",
+        "FAST_PATHS": "shortcuts",
+    }
     for name, file in names.items():
-        monkeypatch.setattr(wsgi_reload, name, str(tmp_path / file))
-    monkeypatch.setattr(wsgi_reload, "RUN", str(tmp_path))
-    monkeypatch.setattr(wsgi_reload, "CLOSING_TIME", 0.2)
+        monkeypatch.setattr(reload, name, str(tmp_path / file))
+    monkeypatch.setattr(reload, "RUN", str(tmp_path))
+    monkeypatch.setattr(reload, "CLOSING_TIME", 0.2)
     return tmp_path
 
 
@@ -71,7 +74,7 @@ def test_a_reload_tells_clients_before_and_takes_that_back(places, master, monke
         kill(pid, signal)
 
     monkeypatch.setattr(os, "kill", observed)
-    asked = wsgi_reload.reload(master)
+    asked = reload.reload(master)
     assert seen == [(True, False)]
     assert asked <= time.time()
     assert not (places / "nginx.closing").exists()
@@ -85,9 +88,9 @@ def test_another_run_waits_for_a_reload_and_leaves_its_marker(places, make_host)
     if pid == 0:
         while not (places / "nginx.closing").exists():
             time.sleep(0.01)
-        with wsgi_nginx._alone(host):
+        with nginx._alone(host):
             os._exit(0 if (places / "ended").exists() and not (places / "nginx.closing").exists() else 1)
-    with wsgi_reload.alone():
+    with reload.alone():
         (places / "nginx.closing").touch()
         time.sleep(0.3)
         assert os.waitpid(pid, os.WNOHANG) == (0, 0)
@@ -97,8 +100,8 @@ def test_another_run_waits_for_a_reload_and_leaves_its_marker(places, make_host)
 
 
 def test_whoever_waits_too_long_is_told(places):
-    second = wsgi_reload.alone(patience=0.1)
-    with wsgi_reload.alone(), pytest.raises(TimeoutError, match="another run has held nginx's files"):
+    second = reload.alone(patience=0.1)
+    with reload.alone(), pytest.raises(TimeoutError, match="another run has held nginx's files"):
         second.__enter__()
 
 
@@ -108,5 +111,5 @@ def test_it_needs_nothing_but_the_standard_library():
 
 
 def test_it_knows_the_same_places_as_all_others():
-    assert (wsgi_reload.RUN, wsgi_reload.LIB) == (wsgi_host.RUN, wsgi_host.LIB)
-    assert wsgi_reload.SHORTCUTS == wsgi_maintenance.SHORTCUTS
+    assert (reload.RUN, reload.LIB) == (paths.RUN, paths.LIB)
+    assert reload.FAST_PATHS == maintenance.FAST_PATHS

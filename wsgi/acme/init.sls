@@ -14,7 +14,7 @@ acme-packages:
 
 /usr/local/lib/wsgi/wsgi_reload.py:
   wsgi.file_installed:
-    - source: salt://_utils/wsgi_reload.py
+    - source: salt://_utils/wsgi_formula/edge/reload.py
 
 # Whom the client believes, where the authority is one of your own.
 /etc/systemd/system/certbot.service.d/wsgi.conf:
@@ -36,7 +36,7 @@ acme-units:
       - file: /etc/systemd/system/certbot.service.d/wsgi.conf
 
 acme-timer:
-  wsgi.daemon:
+  wsgi.service_running:
     - name: certbot.timer
     - require:
       - pkg: acme-packages
