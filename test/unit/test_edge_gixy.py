@@ -107,18 +107,18 @@ def meant(plugin, file, line, reason):
     return any(plugin == one and words in reason for one, words in MEANT)
 
 
-def test_every_word_of_the_edge_is_asked_about():
+def test_checked_pillar_has_every_edge_key():
     assert {*EVERYTHING, "buffering"} == {*edge.EDGE}
     assert {*NGINX} == {*edge.NGINX}
     assert {*EVERYTHING} <= {*APP}
 
 
 @pytest.mark.parametrize("proxy_protocol", [False, True])
-def test_gixy_finds_nothing(tree, proxy_protocol):
+def test_gixy_finds_no_issue(tree, proxy_protocol):
     path = tree({**PILLAR, "nginx": {**NGINX, "proxy_protocol": proxy_protocol}})
     assert [each for each in findings(path) if not meant(*each)] == []
 
 
-def test_gixy_would_find_something(tree):
+def test_gixy_finds_an_issue_in_an_unsafe_directive(tree):
     path = tree({**PILLAR, "nginx": {**NGINX, "location": "proxy_set_header X-Host $http_host;\nadd_header X $uri;"}})
     assert findings(path)

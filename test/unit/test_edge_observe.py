@@ -60,7 +60,7 @@ def problems(load, apps=None, **top):
 # The access log
 
 
-def test_an_apps_requests_are_logged_as_json_with_its_name(make_nginx):
+def test_requests_of_an_app_are_logged_as_json_with_its_name(make_nginx):
     files = make_nginx({"shop": {}})
     assert "access_log /var/log/nginx/wsgi-shop.access.log wsgi_json_shop;" in files["locations/shop.conf"]
     assert '"app":"shop"' in files["apps/shop.conf"]
@@ -68,14 +68,14 @@ def test_an_apps_requests_are_logged_as_json_with_its_name(make_nginx):
     assert '"app":""' in files["wsgi.conf"]
 
 
-def test_the_log_can_be_combined_or_none(make_nginx):
+def test_access_log_can_be_combined_or_none(make_nginx):
     files = make_nginx({"one": {"access_log": "combined"}, "two": {"access_log": "none", "listen": 81}})
     assert "access_log /var/log/nginx/wsgi-one.access.log combined;" in files["locations/one.conf"]
     assert "access_log off;" in files["locations/two.conf"]
     assert "log_format" not in files["apps/one.conf"] + files["apps/two.conf"]
 
 
-def test_an_app_without_a_log_is_counted_all_the_same(make_nginx):
+def test_app_without_an_access_log_is_counted(make_nginx):
     """`access_log off` would switch off both."""
     location = make_nginx({"shop": {"access_log": "none", "metrics": True}})["locations/shop.conf"]
     assert "access_log off" not in location
@@ -86,29 +86,29 @@ def test_an_app_without_a_log_is_counted_all_the_same(make_nginx):
 # Metrics: the word
 
 
-def test_without_the_word_nothing_counts(make_nginx):
+def test_requests_are_not_counted_without_metrics(make_nginx):
     files = make_nginx({"shop": {}})
     assert "8078" not in "".join(files.values())
 
 
-def test_an_apps_word_brings_the_endpoint(make_nginx, load):
+def test_metrics_of_an_app_enable_the_endpoint(make_nginx, load):
     assert "listen 127.0.0.1:8078;" in make_nginx({"shop": {"metrics": True}})["wsgi.conf"]
     assert load({"apps": {"shop": {**SHOP, "metrics": True}}}).nginx["metrics"] is True
 
 
-def test_the_hosts_word_counts_nothing_of_an_app(make_nginx):
+def test_metrics_of_the_host_do_not_count_requests_of_apps(make_nginx):
     files = make_nginx({"shop": {}}, nginx={"metrics": True})
     assert "stub_status;" in files["wsgi.conf"]
     assert "8078" not in files["locations/shop.conf"]
 
 
-def test_an_app_that_is_left_as_it_is_keeps_the_endpoint(load):
+def test_app_with_a_problem_keeps_the_endpoint(load):
     settings = load({"apps": {"shop": {**SHOP, "metrics": True, "workers": -1}}})
     assert settings.broken == {"shop"}
     assert settings.nginx["metrics"] is True
 
 
-def test_the_endpoints_port_is_no_apps(load):
+def test_port_of_the_endpoint_is_refused_for_apps(load):
     found = problems(load, {"shop": {"listen": 8078, "metrics": True}})
     assert found == ["wsgi:apps:shop:listen: port 8078 is the metrics' (wsgi:nginx:metrics)"]
     assert problems(load, {"shop": {"listen": 8078}}) == []
@@ -117,7 +117,7 @@ def test_the_endpoints_port_is_no_apps(load):
 # Metrics: the program
 
 
-def test_a_request_is_counted_and_timed(program, counted):
+def test_request_is_counted_and_timed(program, counted):
     for seconds in (b"0.004", b"0.300", b"12.000"):
         counted.take(b"<190>Nov 23 09:26:54 wsgi: shop 200 " + seconds)
     counted.take(b"<190>Nov 23 09:26:54 wsgi: shop 502 0.001")
@@ -148,7 +148,7 @@ def test_a_request_is_counted_and_timed(program, counted):
         (["shop.gunicorn.log.error:1|c|@1.0|#env:live"], 'gunicorn_log_error_total{app="shop"} 1'),
     ],
 )
-def test_what_gunicorn_tells_is_told_on(program, counted, datagrams, sample):
+def test_statsd_metrics_of_gunicorn_are_exported(program, counted, datagrams, sample):
     for datagram in datagrams:
         counted.take(datagram.encode())
     assert sample in program.metrics(counted).splitlines()
@@ -170,20 +170,20 @@ def test_what_gunicorn_tells_is_told_on(program, counted, datagrams, sample):
         b'<190>Nov 23 09:26:54 wsgi: shop 200 0.1"} 1\nforged 1',
     ],
 )
-def test_what_is_nobodys_is_passed_over(program, counted, datagram):
+def test_datagram_of_no_app_is_ignored(program, counted, datagram):
     counted.take(datagram)
     assert counted.apps == {}
     assert [line for line in program.metrics(counted).splitlines() if "wsgi_live" not in line] == []
 
 
-def test_an_app_that_is_gone_is_forgotten(program, counted):
+def test_metrics_of_a_removed_app_are_dropped(program, counted):
     counted.take(b"shop.gunicorn.requests:1|c")
     Path(program.LIVE, "shop").unlink()
     assert program.metrics(counted) == ""
     assert counted.apps == {}
 
 
-def test_uwsgi_is_asked_and_prometheus_answered(program, counted, tmp_path):
+def test_statistics_of_uwsgi_are_served_to_prometheus(program, counted, tmp_path):
     """Over sockets, as systemd hands them over."""
     listening, stats = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
     stats.bind(str(tmp_path / "run/stats.sock"))
@@ -263,7 +263,7 @@ def flood():
 
 
 @pytest.mark.parametrize(("said", "patience", "told"), [(drops, 0.3, 0), (flood, 30, 0), (lambda: [STATS], 30, 1)])
-def test_an_app_that_says_much_in_place_of_uwsgi_harms_nobody(
+def test_oversized_answer_on_the_stats_socket_is_dropped(
     program, counted, tmp_path, monkeypatch, answering, said, patience, told
 ):
     monkeypatch.setattr(program, "PATIENCE", patience)
@@ -275,7 +275,7 @@ def test_an_app_that_says_much_in_place_of_uwsgi_harms_nobody(
     assert text.count("uwsgi_worker_requests_total{") == told
 
 
-def test_a_uwsgi_that_says_nothing_keeps_nobody_waiting(program, counted, tmp_path, monkeypatch):
+def test_silent_stats_socket_does_not_block_the_metrics(program, counted, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "PATIENCE", 0.1)
     with socket.socket(socket.AF_UNIX) as stats:
         stats.bind(str(tmp_path / "run/stats.sock"))
@@ -302,14 +302,14 @@ def test_a_uwsgi_that_says_nothing_keeps_nobody_waiting(program, counted, tmp_pa
         '{"workers": [], "load": 1%s}' % ("0" * 400),
     ],
 )
-def test_only_what_is_uwsgis_is_told_on(program, said):
+def test_invalid_statistics_are_ignored(program, said):
     assert program.uwsgi("shop", said.encode()) == {}
 
 
 @pytest.mark.parametrize(
     ("head", "told"), [(b"HTTP/1.0 200 OK", True), (b"HTTP/1.0 503 Service Unavailable", False), (b"", False)]
 )
-def test_nginxs_own_come_behind(program, counted, monkeypatch, answering, head, told):
+def test_metrics_of_nginx_are_appended(program, counted, monkeypatch, answering, head, told):
     with socket.socket() as exporter:
         exporter.bind(("127.0.0.1", 0))
         monkeypatch.setattr(program, "NGINX_EXPORTER", exporter.getsockname())
@@ -320,19 +320,19 @@ def test_nginxs_own_come_behind(program, counted, monkeypatch, answering, head, 
 # The status page
 
 
-def test_without_the_word_there_is_no_page(make_nginx):
+def test_status_page_is_off_by_default(make_nginx):
     files = make_nginx({"shop": {}})
     assert "/var/lib/wsgi/status" not in files["wsgi.conf"]
     assert files.get("private/_status.htpasswd") is None
 
 
-def test_the_page_is_on_loopback(make_nginx):
+def test_status_page_listens_on_loopback(make_nginx):
     conf = make_nginx({"shop": {}}, status_page={})["wsgi.conf"]
     assert "listen 127.0.0.1:8079;" in conf
     assert "auth_basic" not in conf
 
 
-def test_a_domain_has_the_page_for_those_with_a_password(make_nginx):
+def test_status_page_on_a_domain_needs_a_password(make_nginx):
     files = make_nginx(
         {"shop": {"domains": ["shop.example.com"]}}, status_page={"domain": "status.example.com", "basic_auth": USERS}
     )
@@ -343,7 +343,7 @@ def test_a_domain_has_the_page_for_those_with_a_password(make_nginx):
     assert (passwords.text, passwords.mode) == ("ann:$6$salt$hash\n", 0o640)
 
 
-def test_unknown_hosts_do_not_get_to_the_page(make_nginx):
+def test_unknown_hosts_do_not_reach_the_status_page(make_nginx):
     page = {"domain": "status.example.com", "listen": 8443, "basic_auth": USERS}
     conf = make_nginx({"shop": {"domains": ["shop.example.com"]}}, status_page=page)["wsgi.conf"]
     assert "listen 8443 default_server;" in conf
@@ -368,19 +368,19 @@ def test_unknown_hosts_do_not_get_to_the_page(make_nginx):
         ({"listen": 8078}, "wsgi:status_page:listen: port 8078 is the metrics' (wsgi:nginx:metrics)"),
     ],
 )
-def test_a_page_that_cannot_be_is_a_problem_of_the_host(load, page, problem):
+def test_invalid_status_page_is_a_problem_of_the_host(load, page, problem):
     shop = {**SHOP, "domains": ["shop.example.com"], "tls": "self_signed", "metrics": True}
     settings = load({"apps": {"shop": shop}, "status_page": page})
     assert settings.problems == [problem]
     assert settings.host_wide
 
 
-def test_the_pages_port_is_no_apps(load):
+def test_port_of_the_status_page_is_refused_for_apps(load):
     found = problems(load, {"shop": {"listen": 8079}}, status_page={})
     assert found == ["wsgi:apps:shop:listen: port 8079 is the status page's (wsgi:status_page:listen)"]
 
 
-def test_a_password_itself_is_refused_and_not_shown(load):
+def test_plain_password_is_refused_and_not_shown(load):
     found = problems(load, status_page={"domain": "a.example.com", "basic_auth": {"users": {"ann": "hunter2"}}})
     assert any("openssl passwd -6" in sentence for sentence in found)
     assert "hunter2" not in "".join(found)
@@ -407,7 +407,7 @@ def facts(make_host, monkeypatch):
     return facts_of
 
 
-def test_time_and_health_alone_are_no_change(facts):
+def test_time_and_health_alone_do_not_change_the_page(facts):
     content = [
         status_page.content(facts(**status)[1])
         for status in (
@@ -419,20 +419,20 @@ def test_time_and_health_alone_are_no_change(facts):
     assert content[0] == content[1] != content[2]
 
 
-def test_a_failure_that_comes_again_is_no_change(facts):
+def test_repeated_failure_does_not_change_the_page(facts):
     failed = {"event": "failed", "error": "no\nTraceback", "at": 1}
     once, again = (facts([{**failed, "times": times, "at": times}])[1] for times in (1, 2))
     assert status_page.content(once) == status_page.content(again)
 
 
-def test_of_an_error_the_page_has_the_first_line_and_no_credentials(facts):
+def test_page_shows_the_first_line_of_an_error_without_credentials(facts):
     error = "git: https://ann:hunter2@git.example.com failed\nTraceback of hunter3"
     shown = str(facts([{"event": "failed", "error": error, "at": 1}])[1])
     assert "git.example.com failed" in shown
     assert "hunter" not in shown
 
 
-def test_whatever_a_page_tells_is_text(facts, monkeypatch, tmp_path):
+def test_page_escapes_html(facts, monkeypatch, tmp_path):
     host, told = facts([{"event": "failed", "error": "<script>alert(1)</script>", "at": 1}], generation='"><b>')
     page = {}
     monkeypatch.setattr(files, "ensure_dir", lambda *args: None)

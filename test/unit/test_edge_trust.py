@@ -27,21 +27,21 @@ def block(text, start):
     return re.search(rf"(?ms)^{re.escape(start)} {{\n(.*?)^}}", text)[1]
 
 
-def test_nobody_is_trusted_who_is_not_named(make_files):
+def test_no_proxy_is_trusted_by_default(make_files):
     text = make_files()["wsgi.conf"]
     assert "real_ip" not in text
     for ours, nginxs in {"scheme": "scheme", "port": "server_port", "request_id": "request_id"}.items():
         assert block(text, f"map ${nginxs} $wsgi_{ours}").split() == ["default", f"${nginxs};"]
 
 
-def test_trusted_proxies_say_who_the_client_is_and_how_it_asked(make_files):
+def test_address_and_scheme_of_the_client_come_from_trusted_proxies(make_files):
     text = make_files(proxy={"trusted_proxies": ["192.0.2.7", "2001:db8::/32"]})["wsgi.conf"]
     assert re.findall(r"set_real_ip_from (\S+);", text) == ["192.0.2.7", "2001:db8::/32"]
     assert "real_ip_header X-Forwarded-For;" in text
     assert "192.0.2.7 1;" in block(text, "geo $realip_remote_addr $wsgi_trusted")
 
 
-def test_the_proxy_protocol_makes_no_header_believed(make_files):
+def test_proxy_protocol_does_not_make_headers_trusted(make_files):
     """Who speaks it passes on whatever headers the client sends."""
     files = make_files(proxy={"trusted_proxies": ["192.0.2.7"], "proxy_protocol": True})
     assert "real_ip_header proxy_protocol;" in files["wsgi.conf"]
@@ -66,20 +66,20 @@ def test_the_proxy_protocol_makes_no_header_believed(make_files):
     ],
     ids=str,
 )
-def test_a_proxy_that_cannot_be_trusted_is_refused(load, nginx, problem):
+def test_invalid_trusted_proxies_are_refused(load, nginx, problem):
     settings = load({"apps": {"shop": SHOP}, "nginx": nginx})
     assert any(found.startswith(f"wsgi:nginx:{problem}") for found in settings.problems), settings.problems
     assert settings.host_wide
 
 
-def test_answers_are_buffered_unless_the_app_says_otherwise(make_files):
+def test_responses_are_buffered_unless_the_app_disables_it(make_files):
     assert "_buffering" not in make_files()["locations/shop.conf"]
     text = make_files({"buffering": False})["locations/shop.conf"]
     assert text.count("    proxy_buffering off;") == text.count("    uwsgi_buffering off;") == 4
     assert "request_buffering" not in text
 
 
-def test_only_bodies_of_a_known_length_are_handed_on_as_they_come(make_files):
+def test_only_bodies_with_a_length_are_passed_on_unbuffered(make_files):
     text = make_files({"request_buffering": False})["locations/shop.conf"]
     assert "if ($content_length) {\n        return 420;" in block(text, "location /")
     unbuffered = block(text, "location @shop-unbuffered")
@@ -90,7 +90,7 @@ def test_only_bodies_of_a_known_length_are_handed_on_as_they_come(make_files):
     assert text.count("request_buffering off;") == 2
 
 
-def test_what_a_worker_has_fallen_over_is_brought_to_no_other(make_files):
+def test_request_that_reached_a_worker_is_not_sent_to_another(make_files):
     text = make_files()["locations/shop.conf"]
     tries = [
         re.search(r"proxy_next_upstream_tries (\d);", block(text, f"location {name}"))[1]
@@ -100,7 +100,7 @@ def test_what_a_worker_has_fallen_over_is_brought_to_no_other(make_files):
     assert "if ($upstream_bytes_sent ~ [1-9]) {\n        return 502;" in block(text, "location @shop-again")
 
 
-def test_each_port_has_the_same_patience_with_clients_whose_host_is_not_known_yet(make_files):
+def test_client_timeouts_are_the_same_on_each_port(make_files):
     files = make_files()
     for name in ("wsgi.conf", "sites/shop.example.com_80.conf"):
         assert "underscores_in_headers off;" in files[name]
@@ -108,7 +108,7 @@ def test_each_port_has_the_same_patience_with_clients_whose_host_is_not_known_ye
 
 
 @pytest.mark.parametrize("own", [{"client_max_body_size": "7m"}, {}])
-def test_the_hosts_word_on_large_bodies_is_for_apps_that_say_nothing(make_files, own):
+def test_client_max_body_size_of_the_host_is_the_default_for_apps(make_files, own):
     text = make_files(own, {"client_max_body_size": "3m"})["locations/shop.conf"]
     assert {*re.findall(r"client_max_body_size (\S+);", block(text, "location /"))} == {"7m" if own else "3m"}
 
@@ -116,7 +116,7 @@ def test_the_hosts_word_on_large_bodies_is_for_apps_that_say_nothing(make_files,
 # Mounts and redirects
 
 
-def test_a_mount_takes_what_is_below_it_and_nothing_that_only_begins_like_it(make_files):
+def test_mount_covers_paths_below_it_and_no_others_with_the_same_prefix(make_files):
     text = make_files({"mount": "/shop"})["locations/shop.conf"]
     assert re.findall(r"^location (=? ?/\S*) {", text, re.MULTILINE)[:2] == ["= /shop", "/shop/"]
     assert "    return 308 /shop/$is_args$args;" in block(text, "location = /shop").split("\n")
@@ -124,17 +124,17 @@ def test_a_mount_takes_what_is_below_it_and_nothing_that_only_begins_like_it(mak
 
 
 @pytest.mark.parametrize("mount", ["shop", "/shop/", "//shop", "/a b", "/a;b", "/$uri", "/../shop", "/shop/.", "", 7])
-def test_a_mount_that_no_request_would_find_is_refused(load, mount):
+def test_invalid_mount_is_refused(load, mount):
     problems = load({"apps": {"shop": {**SHOP, "mount": mount}}}).problems
     assert problems == [f"wsgi:apps:shop:mount: {mount!r} must be a path such as /shop, or /"]
 
 
 @pytest.mark.parametrize("mount", ["/", "/shop", "/shop/v1.2", "/...", "/~ann"])
-def test_a_mount_is_a_path(load, mount):
+def test_valid_mount_is_accepted(load, mount):
     assert load({"apps": {"shop": {**SHOP, "mount": mount}}}).problems == []
 
 
-def test_a_redirect_keeps_scheme_and_port_as_the_client_knows_them(make_files):
+def test_redirect_keeps_the_scheme_and_port_of_the_client(make_files):
     own = {"redirect_domains": ["www.example.com"], "listen": 8080}
     text = make_files(own, {"trusted_proxies": ["192.0.2.7"]})["sites/shop.example.com_8080.conf"]
     assert "return 308 $wsgi_scheme://shop.example.com$wsgi_url_port$request_uri;" in text
@@ -155,11 +155,11 @@ def test_a_redirect_keeps_scheme_and_port_as_the_client_knows_them(make_files):
         ),
     ],
 )
-def test_a_redirect_that_leads_nowhere_or_to_two_places_is_refused(load, shop, blog, problem):
+def test_redirect_without_one_clear_target_is_refused(load, shop, blog, problem):
     apps = {"shop": {**SHOP, **shop}, "blog": {**HELLO, "domains": ["blog.example.org"], **blog}}
     assert load({"apps": apps}).problems == [f"wsgi:apps:{problem}"]
 
 
-def test_apps_of_one_site_may_name_the_same_redirect(load):
+def test_apps_of_one_site_may_have_the_same_redirect_domain(load):
     own = {**SHOP, "redirect_domains": ["www.example.com"]}
     assert load({"apps": {"shop": own, "cart": {**own, "mount": "/cart"}}}).problems == []

@@ -82,7 +82,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("own", "sentence"), REFUSED, ids=[sentence.split(":")[0] for _, sentence in REFUSED])
-def test_a_wrong_word_is_named_with_what_it_may_be(problems, own, sentence):
+def test_invalid_value_is_reported_with_the_allowed_values(problems, own, sentence):
     (problem,) = problems(own)
     assert problem.startswith(sentence)
 
@@ -92,7 +92,7 @@ def test_a_wrong_word_is_named_with_what_it_may_be(problems, own, sentence):
     [{"ann": "hunter2"}, {"ann:hunter2": HASH}, {"ann": "{PLAIN}hunter2"}, "ann:hunter2", ["ann:hunter2"]],
     ids=str,
 )
-def test_a_plain_password_is_refused_and_never_shown(problems, users):
+def test_plain_password_is_refused_and_never_shown(problems, users):
     (problem,) = problems({"basic_auth": {"users": users}})
     assert problem.startswith("basic_auth:users")
     assert "hunter2" not in problem
@@ -100,7 +100,7 @@ def test_a_plain_password_is_refused_and_never_shown(problems, users):
         assert "a hash that `openssl passwd -6` printed" in problem
 
 
-def test_what_sdb_has_for_a_user_must_be_a_hash(make_host):
+def test_password_from_sdb_must_be_a_hash(make_host):
     host = make_host({"apps": {}})
     host.salt["sdb.get"] = lambda uri, strict: {"sdb://a/ann": HASH, "sdb://a/bob": "hunter2"}[uri]
     key = f"{KEY}:basic_auth:users"
@@ -113,7 +113,7 @@ def test_what_sdb_has_for_a_user_must_be_a_hash(make_host):
 # What is written
 
 
-def test_hashes_are_in_a_file_that_nginx_alone_can_read(make_files):
+def test_password_hashes_are_in_a_file_that_only_nginx_can_read(make_files):
     files = make_files({"basic_auth": {"users": {"ann": HASH}}})
     file = files.pop("private/shop.htpasswd")
     assert (file.text, file.group, file.mode) == (f"ann:{HASH}\n", "www-data", 0o640)
@@ -121,7 +121,7 @@ def test_hashes_are_in_a_file_that_nginx_alone_can_read(make_files):
     assert HASH not in str(files)
 
 
-def test_a_word_of_the_hosts_defaults_holds_for_every_app(load):
+def test_limits_in_wsgi_defaults_apply_to_every_app(load):
     settings = load(
         {
             "defaults": {"limits": {"all": {"rate": "50r/s"}}},
@@ -135,12 +135,12 @@ def test_a_word_of_the_hosts_defaults_holds_for_every_app(load):
     ("said", "burst"),
     [({"rate": "5r/m"}, 4), ({"rate": "1r/s"}, 0), ({"rate": "5r/m", "burst": 0}, 0), ({"connections": 2}, None)],
 )
-def test_a_rate_may_come_all_at_once_unless_pillar_says_otherwise(load, said, burst):
+def test_burst_defaults_to_the_whole_rate(load, said, burst):
     settings = load({"apps": {"shop": {**SHOP, "limits": {"a": said}}}})
     assert settings.apps["shop"]["limits"]["a"]["burst"] == burst
 
 
-def test_who_is_sent_away_is_told_the_slowest_limit_of_the_path(load):
+def test_retry_after_is_that_of_the_slowest_limit_of_the_path(load):
     limits = {
         "all": {"rate": "10r/s"},
         "login": {"path": "/login", "rate": "5r/m"},
@@ -151,7 +151,7 @@ def test_who_is_sent_away_is_told_the_slowest_limit_of_the_path(load):
     assert list(words.waits(found).items()) == [("/login/deep/", 12), ("/login", 12), ("/log", 1), ("/", 1)]
 
 
-def test_no_two_apps_share_one_of_nginxs_variables():
+def test_no_two_apps_share_a_variable_of_nginx():
     names = [
         words.variable(app, "limit", limit)
         for app, limit in [("a", "b-c"), ("a-b", "c"), ("a_b", "c"), ("a", "b"), ("a", "b_c")]
@@ -162,7 +162,7 @@ def test_no_two_apps_share_one_of_nginxs_variables():
     assert re.fullmatch(r"\$\w{1,46}", longest)
 
 
-def test_brotli_is_used_where_nginx_has_it(make_files):
+def test_brotli_is_enabled_if_nginx_has_it(make_files):
     def brotli(*modules):
         return make_files({"compression": True}, modules)["locations/shop.conf"].count("brotli on;")
 
@@ -170,7 +170,7 @@ def test_brotli_is_used_where_nginx_has_it(make_files):
     assert (brotli(), brotli("http_brotli_filter_module")) == (0, 5)
 
 
-def test_modules_that_the_distribution_has_nginx_load_are_known(make_host, tmp_path):
+def test_dynamic_modules_of_the_distribution_are_found(make_host, tmp_path):
     host = make_host({"apps": {}})
     host.family["nginx"]["modules_dir"] = str(tmp_path)
     (tmp_path / "50-brotli.conf").write_text("load_module modules/ngx_http_brotli_filter_module.so;\n")
@@ -178,7 +178,7 @@ def test_modules_that_the_distribution_has_nginx_load_are_known(make_host, tmp_p
     assert nginx._dynamic_modules(host) == ["http_brotli_filter_module"]
 
 
-def test_pillars_header_goes_before_that_of_security_headers(make_files):
+def test_response_header_of_pillar_replaces_a_security_header(make_files):
     own = {"security_headers": True, "response_headers": {"x-frame-options": "DENY"}}
     locations = make_files(own)["locations/shop.conf"]
     assert re.findall("(?i)add_header x-frame-options (.*);", locations) == ['"DENY" always'] * 5
@@ -186,20 +186,20 @@ def test_pillars_header_goes_before_that_of_security_headers(make_files):
 
 
 @pytest.mark.parametrize("text", ["a", 'say "so"', "back\\slash", "ends in \\", "a; { } # b", "it's", "ä"])
-def test_a_text_is_one_word_of_nginxs(text):
+def test_quoted_text_is_one_argument_for_nginx(text):
     quoted = words.quoted(text)
     assert re.fullmatch(r'"([^"\\]|\\["\\])*"', quoted)
     assert re.sub(r"\\(.)", r"\1", quoted[1:-1]) == text
 
 
-def test_raw_words_stand_line_for_line_as_they_are(make_files):
+def test_raw_directives_are_verbatim(make_files):
     words = 'return 200 "one\n  two\n";'
     files = make_files({"nginx": {"http": words, "server": words, "location": words}})
     found = {path: text.count(f"\n{words}\n") for path, text in files.items() if text and words in text}
     assert found == {"apps/shop.conf": 1, "sites/default_80.conf": 1, "locations/shop.conf": 3}
 
 
-def test_a_word_has_the_authoritys_challenge_stand_open(make_files):
+def test_acme_challenge_is_exempt_from_access_rules(make_files):
     own = {"domains": ["shop.test"], "tls": "acme", "allow": ["10.0.0.0/8"], "basic_auth": {"users": {"ann": HASH}}}
     files = make_files(own, nginx={"acme": {"email": "ops@example.com"}})
     site = files["sites/shop.test_80.conf"]
@@ -208,7 +208,7 @@ def test_a_word_has_the_authoritys_challenge_stand_open(make_files):
     assert files["locations/shop.conf"].count("deny all;") == 4
 
 
-def test_nobody_waits_long_for_what_may_not_be_kept(make_files):
+def test_requests_wait_at_most_one_second_for_the_cache_lock(make_files):
     """Else all who ask for the same that is private were answered one after another."""
     locations = make_files({"cache": {"valid": "1m"}})["locations/shop.conf"]
     assert locations.count("_cache_lock on;") == locations.count("_cache_lock_timeout 1s;") == 8
@@ -217,7 +217,7 @@ def test_nobody_waits_long_for_what_may_not_be_kept(make_files):
 # An nginx that another hand runs
 
 
-def test_the_default_site_is_another_hands(make_files, problems):
+def test_unmanaged_nginx_keeps_its_own_default_site(make_files, problems):
     unmanaged = {"nginx": {"manage": False}}
     assert problems({}, **unmanaged) == [
         "domains: missing; with wsgi:nginx:manage: false the default site is another hand's"
@@ -227,7 +227,7 @@ def test_the_default_site_is_another_hands(make_files, problems):
     assert "listen" not in files["wsgi.conf"]
 
 
-def test_the_formulas_own_servers_are_there_all_the_same(make_files):
+def test_unmanaged_nginx_serves_metrics_and_the_status_page(make_files):
     own = {"domains": ["shop.test"]}
     entry = make_files(own, nginx={"manage": False, "metrics": True}, status_page={})["wsgi.conf"]
     assert re.findall("listen (.*);", entry) == ["127.0.0.1:8078", "127.0.0.1:8079"]

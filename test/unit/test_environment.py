@@ -60,7 +60,7 @@ FILES = {
     ],
     ids=str,
 )
-def test_code_comments_and_blanks_make_no_other_environment(required, changed):
+def test_code_comments_and_blank_lines_do_not_change_the_id(required, changed):
     before = required("requirements.txt", FILES)
     assert required("requirements.txt", changed).identity == before.identity
     assert not before.local
@@ -71,12 +71,12 @@ def test_code_comments_and_blanks_make_no_other_environment(required, changed):
     [{"requirements.txt": "tiny<3"}, {"more/base.txt": "others"}, {"more/deeper.txt": "deeper"}, {"pins.txt": "tiny"}],
     ids=str,
 )
-def test_any_file_that_is_pointed_at_makes_another(required, changed):
+def test_every_included_file_changes_the_id(required, changed):
     before = required("requirements.txt", FILES).identity
     assert required("requirements.txt", changed).identity != before
 
 
-def test_files_that_point_at_each_other_come_to_an_end(required):
+def test_files_that_include_each_other_are_read_once(required):
     assert required("a.txt", {"a.txt": "-r x/../b.txt\ntiny", "b.txt": "-r x/../a.txt"}).identity == [
         "-r x/../b.txt",
         "-r x/../a.txt",
@@ -102,7 +102,7 @@ def test_files_that_point_at_each_other_come_to_an_end(required):
         "-r up/../secret",
     ],
 )
-def test_nothing_out_of_the_code_is_read(required, tmp_path, line):
+def test_no_file_outside_of_the_code_is_read(required, tmp_path, line):
     """Root does it, and what it reads decides the environment's id."""
     code = tmp_path / "code"
     code.mkdir()
@@ -119,12 +119,12 @@ def test_nothing_out_of_the_code_is_read(required, tmp_path, line):
 
 
 @pytest.mark.parametrize("line", ["-r pipe", "-c pipe", "./pipe", "-f ."])
-def test_a_pipe_in_the_code_makes_nobody_wait(required, tmp_path, line):
+def test_named_pipe_in_the_code_blocks_nothing(required, tmp_path, line):
     os.mkfifo(tmp_path / "pipe")
     assert required("requirements.txt", {"requirements.txt": line}).identity
 
 
-def test_a_link_that_stays_in_the_code_is_followed(required, tmp_path):
+def test_link_within_the_code_is_followed(required, tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/requirements.txt").symlink_to("../base.txt")
     assert required("sub/requirements.txt", {"base.txt": "tiny"}).identity[-1] == "tiny"
@@ -138,31 +138,31 @@ def test_a_link_that_stays_in_the_code_is_followed(required, tmp_path):
     ],
     ids=["long", "not UTF-8"],
 )
-def test_a_file_that_cannot_be_read_is_named(required, tmp_path, text, told):
+def test_unreadable_file_is_named(required, tmp_path, text, told):
     (tmp_path / "requirements.txt").write_bytes(text)
     with pytest.raises(Problem) as problem:
         required("requirements.txt")
     assert str(problem.value).startswith(f"wsgi:apps:shop:requirements: {told}")
 
 
-def test_many_files_are_no_more_than_one(required):
+def test_many_files_share_the_limit_of_one(required):
     line = "#" * (TEXT // 2) + "\n"
     files = {"requirements.txt": line + "-r a.txt", "a.txt": line + "-r b.txt", "b.txt": line}
     with pytest.raises(Problem, match="'a.txt' and those that point at it have more than 16 MiB"):
         required("requirements.txt", files)
 
 
-def test_a_long_chain_of_files_is_refused(required):
+def test_long_chain_of_files_is_refused(required):
     files = {f"{number}.txt": f"-r {number + 1}.txt" for number in range(2000)}
     with pytest.raises(Problem, match="'51.txt' is the last of 50 files, each of which points at the next"):
         required("0.txt", files)
 
 
-def test_a_long_line_is_read_in_time(required):
+def test_long_line_is_parsed_in_time(required):
     assert required("requirements.txt", {"requirements.txt": "a" * 2**20}).identity
 
 
-def test_a_link_that_leads_out_of_the_code_is_not_followed(required, tmp_path):
+def test_link_out_of_the_code_is_not_followed(required, tmp_path):
     (tmp_path / "requirements.txt").symlink_to("/etc/passwd")
     with pytest.raises(Problem, match="'requirements.txt' is not in salt://shop"):
         required("requirements.txt")
@@ -181,7 +181,7 @@ def test_a_link_that_leads_out_of_the_code_is_not_followed(required, tmp_path):
         "lib/sub ; python_version > '3'",
     ],
 )
-def test_all_code_counts_where_a_project_in_it_is_meant(required, line):
+def test_all_code_counts_if_a_project_in_it_is_installed(required, line):
     files = {"requirements.txt": line, "lib/lib.py": "", "shop.py": ""}
     before = required("requirements.txt", files)
     assert before.local
@@ -191,7 +191,7 @@ def test_all_code_counts_where_a_project_in_it_is_meant(required, line):
 @pytest.mark.parametrize(
     "line", ["./x.whl", "wheels/x.whl", "x.whl", "-f wheels", "x @ file:wheels/x.whl", "wheels/x.whl[a]"]
 )
-def test_a_wheel_counts_where_it_is_meant_and_the_code_beside_it_does_not(required, line):
+def test_required_wheel_counts_and_the_code_beside_it_does_not(required, line):
     before = required(
         "requirements.txt", {"requirements.txt": line, "wheels/x.whl": "", "x.whl": "", "shop.py": ""}
     ).identity
@@ -213,12 +213,12 @@ def test_a_wheel_counts_where_it_is_meant_and_the_code_beside_it_does_not(requir
         "-r https://example.com/base.txt",
     ],
 )
-def test_code_does_not_count_where_none_of_it_is_meant(required, line):
+def test_code_does_not_count_if_none_of_it_is_installed(required, line):
     before = required("requirements.txt", {"requirements.txt": line, "shop.py": ""}).identity
     assert required("requirements.txt", {"shop.py": "changed"}).identity == before
 
 
-def test_a_project_s_dependencies_count_and_nothing_else_of_it(required):
+def test_only_the_dependencies_of_a_project_count(required):
     before = required("pyproject.toml", {"pyproject.toml": PROJECT})
     assert before.lines == ["tiny<2", "other"]
     # The same as a list: one environment for both.
@@ -228,7 +228,7 @@ def test_a_project_s_dependencies_count_and_nothing_else_of_it(required):
 
 
 @pytest.mark.parametrize("known", [("tomllib",), ("pip._vendor.tomli",), ()])
-def test_toml_is_read_by_what_salt_s_python_has_for_it(required, monkeypatch, known):
+def test_toml_is_parsed_by_the_library_of_the_python_of_salt(required, monkeypatch, known):
     class Toml:
         TOMLDecodeError = ValueError
 
@@ -264,14 +264,14 @@ def test_toml_is_read_by_what_salt_s_python_has_for_it(required, monkeypatch, kn
         ("pdm.lock", "", "`pdm export --output requirements.txt`"),
     ],
 )
-def test_what_cannot_be_installed_from_is_refused_with_what_can(required, file, text, said):
+def test_unknown_kind_of_requirements_file_is_refused_with_the_known_ones(required, file, text, said):
     with pytest.raises(Problem) as problem:
         required(file, {file: text})
     assert str(problem.value).startswith("wsgi:apps:shop:requirements: ")
     assert said in str(problem.value)
 
 
-def test_a_file_that_is_not_there_is_named_without_the_source_s_password(required):
+def test_missing_file_is_named_without_the_password_of_the_source(required):
     with pytest.raises(Problem, match=r"'r.txt' is not in git\+https://me:\*\*\*@example.com/shop@v1"):
         required("r.txt", source="git+https://me:hunter22@example.com/shop@v1")
 
@@ -286,7 +286,7 @@ def test_a_file_that_is_not_there_is_named_without_the_source_s_password(require
         ("pylock.web.toml", '[[packages]]\ndirectory = { path = "." }\n', True),
     ],
 )
-def test_a_lock_counts_as_it_is_and_the_code_where_it_is_locked(required, file, lock, local):
+def test_lock_file_counts_and_so_does_code_that_it_installs(required, file, lock, local):
     before = required(file, {file: lock, "shop.py": ""})
     assert before.lock in ("uv.lock", "pylock.toml")
     assert before.local == local
@@ -295,14 +295,14 @@ def test_a_lock_counts_as_it_is_and_the_code_where_it_is_locked(required, file, 
 
 
 @pytest.mark.parametrize("form", ["requirements.txt", ["tiny"]], ids=str)
-def test_what_the_source_needs_is_required_too(required, form):
+def test_requirements_of_the_source_are_installed_too(required, form):
     files = {"requirements.txt": "tiny"}
     found = required(form, files, needed=["shop==1.4"])
     assert "shop==1.4" in found.lines
     assert found.identity != required(form, files).identity
 
 
-def test_new_credentials_make_no_other_environment(recipe):
+def test_new_credentials_do_not_change_the_id(recipe):
     before = recipe(
         index="https://me:old-token@example.com/simple", requirements=["a @ https://old-token@example.com/a.whl"]
     )
@@ -313,7 +313,7 @@ def test_new_credentials_make_no_other_environment(recipe):
     assert recipe(index="https://example.org/simple").environment.id != recipe().environment.id
 
 
-def test_wheels_in_the_source_count(recipe, tmp_path):
+def test_wheels_in_the_source_change_the_id(recipe, tmp_path):
     (tmp_path / "wheels").mkdir()
     before = recipe(wheels="wheels").environment.id
     (tmp_path / "wheels/x.whl").write_text("")
@@ -321,7 +321,7 @@ def test_wheels_in_the_source_count(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["/dev", "..", "file", None])
-def test_wheels_that_are_no_folder_of_the_source_are_refused(recipe, tmp_path, target):
+def test_wheels_key_that_is_not_a_folder_of_the_source_is_refused(recipe, tmp_path, target):
     (tmp_path / "file").touch()
     if target:
         (tmp_path / "wheels").symlink_to(target)
@@ -331,11 +331,11 @@ def test_wheels_that_are_no_folder_of_the_source_are_refused(recipe, tmp_path, t
         recipe(wheels="wheels")
 
 
-def test_machines_with_and_without_uv_agree_on_the_id(recipe):
+def test_id_does_not_depend_on_the_installer(recipe):
     assert len({recipe(installer=installer).environment.id for installer in (None, "pip", "uv")}) == 1
 
 
-def test_uv_is_taken_where_it_is_unless_pip_is_asked_for(recipe, monkeypatch, tmp_path):
+def test_uv_is_used_if_installed_unless_pip_is_configured(recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "UV", str(tmp_path / "uv"))
     monkeypatch.setattr(environment, "PATH", f"{tmp_path}/bin:/usr/bin")
     assert isinstance(recipe()._installer(), Pip)
@@ -349,14 +349,14 @@ def test_uv_is_taken_where_it_is_unless_pip_is_asked_for(recipe, monkeypatch, tm
     assert isinstance(recipe(installer="pip")._installer(), Pip)
 
 
-def test_a_lock_for_uv_is_not_given_to_pip(recipe, monkeypatch, tmp_path):
+def test_lock_file_of_uv_is_refused_for_pip(recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "UV", str(tmp_path / "uv"))
     (tmp_path / "uv.lock").write_text("")
     with pytest.raises(Problem, match="wsgi:apps:shop:requirements: 'uv.lock' is for uv to install: say installer: uv"):
         recipe(requirements="uv.lock", installer="pip")._installer()
 
 
-def test_an_interpreter_that_is_not_there_is_named_with_those_that_are(recipe, monkeypatch, tmp_path):
+def test_missing_interpreter_is_named_with_the_available_ones(recipe, monkeypatch, tmp_path):
     for name in ("python3", "python3.11", "pypy3.9", "python3-config", "python3.11-config", "python2.7"):
         (tmp_path / name).touch(mode=0o755)
     monkeypatch.setattr(environment, "PATH", str(tmp_path))
@@ -381,7 +381,7 @@ def configured(monkeypatch, tmp_path):
     return of
 
 
-def test_uv_is_told_what_pip_is_configured_with(configured):
+def test_uv_gets_the_configuration_of_pip(configured):
     text = "[global]\ncert = /etc/ours.pem\nindex-url = https://a/simple\n[install]\nextra-index-url =\n  https://b\n  https://c\n"
     found = configured(text, PIP_FIND_LINKS="/opt/a /opt/b", PIP_INDEX_URL="https://d/simple").variables
     assert found["SSL_CERT_FILE"] == "/etc/ours.pem"
@@ -390,13 +390,13 @@ def test_uv_is_told_what_pip_is_configured_with(configured):
     assert found["UV_FIND_LINKS"] == "/opt/a,/opt/b"
 
 
-def test_pillar_wins_over_the_machine_s_configuration(configured):
+def test_pillar_wins_over_the_configuration_of_the_machine(configured):
     found = configured("[global]\nindex-url = https://a/simple\n", "https://p/simple", ["https://q", "https://r"])
     assert found.variables["UV_DEFAULT_INDEX"] == "https://p/simple"
     assert found.variables["UV_INDEX"] == "https://q https://r"
 
 
-def test_uv_s_own_configuration_wins_over_pip_s(configured, tmp_path):
+def test_configuration_of_uv_wins_over_that_of_pip(configured, tmp_path):
     assert (
         configured("", UV_DEFAULT_INDEX="https://u", PIP_INDEX_URL="https://p").variables["UV_DEFAULT_INDEX"]
         == "https://u"
@@ -408,20 +408,20 @@ def test_uv_s_own_configuration_wins_over_pip_s(configured, tmp_path):
 
 
 @pytest.mark.parametrize(("index", "words"), [(None, ["--no-index"]), ("https://a/simple", [])])
-def test_a_machine_without_an_index_has_none_under_uv_either(configured, index, words):
+def test_machine_without_an_index_has_none_under_uv_either(configured, index, words):
     assert [
         word for word in configured("[global]\nno-index = true\n", index).install("/env") if word == "--no-index"
     ] == words
 
 
-def test_a_broken_configuration_of_pip_is_told_without_its_lines(configured):
+def test_broken_configuration_of_pip_is_reported_without_its_lines(configured):
     with pytest.raises(Problem) as problem:
         configured("index-url = https://me:hunter22@example.com\n")
     assert "hunter22" not in str(problem.value)
     assert problem.value.__suppress_context__
 
 
-def test_the_stamp_of_a_whole_environment_is_root_s(monkeypatch, tmp_path):
+def test_stamp_of_a_finished_environment_must_belong_to_root(monkeypatch, tmp_path):
     """While it is made, its user may write there."""
     monkeypatch.setattr(environment, "SRV", str(tmp_path))
     made = Environment("shop", "abc")
@@ -445,6 +445,6 @@ class Stat:
         self.st_uid, self.st_gid, self.st_mode = uid, found.st_gid, found.st_mode
 
 
-def test_passwords_are_known_as_they_stand_and_as_they_are_meant():
+def test_passwords_in_urls_are_redacted_in_encoded_and_decoded_form():
     found = passwords_of(["a @ https://me:p%40ss-word@h/x", "https://tok%2Fen@h/", "tiny"])
     assert found == {"p%40ss-word", "p@ss-word", "tok%2Fen", "tok/en"}

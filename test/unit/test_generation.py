@@ -151,7 +151,7 @@ def staged(machine):
 
 
 @pytest.mark.parametrize("id", ["good", "bad"])
-def test_killed_at_any_operation_what_is_written_down_is_true(machine, monkeypatch, id):
+def test_records_are_true_when_a_change_is_killed_at_any_file_operation(machine, monkeypatch, id):
     """The bad one is live for a moment, and then rollback_on_failure takes it back."""
     monkeypatch.setattr(history, "_counted", lambda found: found)
     deploy_on(machine, "old")
@@ -185,7 +185,7 @@ def test_killed_at_any_operation_what_is_written_down_is_true(machine, monkeypat
     assert number > 20
 
 
-def test_a_record_that_cant_be_written_does_not_fail_what_is_live(machine, monkeypatch):
+def test_record_that_cannot_be_written_does_not_fail_the_live_generation(machine, monkeypatch):
     deploy_on(machine, "old")
     real, full = history.settle, OSError(28, "No space left on device")
 
@@ -201,7 +201,7 @@ def test_a_record_that_cant_be_written_does_not_fail_what_is_live(machine, monke
     assert [each["generation"] for each in went(machine)] == ["old", "good"]
 
 
-def test_what_an_older_formula_was_linking_is_taken_away(machine):
+def test_link_of_a_killed_older_formula_is_removed(machine):
     deploy_on(machine, "old")
     stale = f"{LIB}/live/shop.new"
     os.symlink("/run/wsgi/shop/gone", stale)
@@ -213,7 +213,7 @@ def test_what_an_older_formula_was_linking_is_taken_away(machine):
     assert not os.path.exists(shortcut)
 
 
-def test_a_dry_run_settles_nothing_and_tells_as_if_it_were_settled(machine, monkeypatch):
+def test_dry_run_settles_nothing_but_reports_the_settled_state(machine, monkeypatch):
     deploy_on(machine, "old")
     number = 1
     while killed(machine, "good", number) and history.live_id("shop") == "old":

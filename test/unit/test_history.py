@@ -32,7 +32,7 @@ def went(host, *ids, back_to=None):
             json.dump({"release": f"release-of-{id}", "settings": {}}, file)
 
 
-def test_a_damaged_release_is_known_by_what_the_history_tells_of_it(host, tmp_path, monkeypatch):
+def test_facts_of_a_damaged_release_are_restored_from_the_history(host, tmp_path, monkeypatch):
     monkeypatch.setattr(releases, "SRV", str(tmp_path))
     facts = {"source": "git+https://h/s.git@v1", "revision": {"commit": "0f1e", "ref": "v1"}}
     history.add(host, "shop", "live", generation="a", release="r", **facts)
@@ -46,42 +46,42 @@ def test_a_damaged_release_is_known_by_what_the_history_tells_of_it(host, tmp_pa
     assert release.record == {"environment": "e", "live": live_at, **facts}
 
 
-def test_the_way_back_leads_to_the_one_before(host):
+def test_rollback_leads_to_the_previous_generation(host):
     went(host, "a", "b", "c")
     assert history.rollback_target("shop", "c") == "b"
     assert history.rollback_target("shop", "a") is None
 
 
-def test_after_a_way_back_the_next_one_leads_further_and_not_forward(host):
+def test_second_rollback_leads_further_back(host):
     went(host, "a", "b", "c")
     went(host, "b", back_to="b")
     assert history.rollback_target("shop", "b") == "a"
 
 
-def test_a_generation_gone_back_to_may_have_another_id(host):
+def test_rollback_may_give_a_generation_another_id(host):
     went(host, "a", "b", "c")
     went(host, "b2", back_to="b")
     assert history.rollback_target("shop", "b2") == "a"
 
 
-def test_one_that_went_live_again_is_the_last_one_again(host):
+def test_generation_that_went_live_again_counts_as_the_last(host):
     went(host, "a", "b", "c", "a")
     assert history.rollback_target("shop", "a") == "c"
 
 
-def test_an_equal_one_is_no_way_back(host):
+def test_equal_generation_is_skipped_by_a_rollback(host):
     went(host, "a", "b", "b-2", "b-3")
     assert history.rollback_target("shop", "b-3") == "a"
 
 
-def test_what_failed_or_is_not_kept_is_no_way_back(host):
+def test_failed_or_removed_generation_is_skipped_by_a_rollback(host):
     went(host, "a", "b", "c")
     history.add(host, "shop", "failed", release="r", error="no")
     files.remove(f"{history.HISTORY}/shop/b.json")
     assert history.rollback_target("shop", "c") == "a"
 
 
-def test_a_failure_that_comes_again_is_counted(host):
+def test_repeated_failure_is_counted_in_one_entry(host):
     for second in range(3):
         history.add(host, "shop", "failed", release="r", error=f"did not start\nat second {second}")
     history.add(host, "shop", "failed", release="other", error="did not start")
@@ -91,7 +91,7 @@ def test_a_failure_that_comes_again_is_counted(host):
     ]
 
 
-def test_no_more_is_kept_than_so_many_entries_and_characters(host, monkeypatch):
+def test_number_and_length_of_entries_are_limited(host, monkeypatch):
     monkeypatch.setattr(history, "KEEP_ENTRIES", 3)
     for number in range(5):
         history.add(host, "shop", "failed", error=f"{number}\n" + "x" * 10_000 + "why")
@@ -101,7 +101,7 @@ def test_no_more_is_kept_than_so_many_entries_and_characters(host, monkeypatch):
     assert max(len(entry["error"]) for entry in found) == len("2\n") + REASON
 
 
-def test_the_settings_of_a_release_that_is_gone_are_forgotten(host):
+def test_settings_of_a_removed_release_are_deleted(host):
     went(host, "a", "b", "c")
     history.forget_settings("shop", {"release-of-b"}, 3, "c")
     assert [id for id in "abc" if history.kept_settings("shop", id)] == ["b", "c"]
@@ -117,7 +117,7 @@ def keep(id, release):
     Path(f"{history.HISTORY}/shop/{id}.json").write_text(json.dumps({"release": release, "settings": {}}))
 
 
-def test_settings_are_kept_of_so_many_generations_as_releases_and_of_the_last_of_each_release(host):
+def test_settings_are_kept_for_the_last_generations_and_the_last_of_each_release(host):
     went(host, "a", "b", "c", "d", "e", "f")
     for id in "def":
         keep(id, "release-of-d")
@@ -127,7 +127,7 @@ def test_settings_are_kept_of_so_many_generations_as_releases_and_of_the_last_of
     assert kept_after(host, 1, "f", releases={"release-of-d"}) == ["f"]
 
 
-def test_what_went_live_again_is_the_last_to_be_forgotten(host):
+def test_settings_that_went_live_again_are_deleted_last(host):
     went(host, "a", "b", "c")
     went(host, "a-2", back_to="a")
     keep("a-2", "release-of-a")
@@ -135,14 +135,14 @@ def test_what_went_live_again_is_the_last_to_be_forgotten(host):
     assert kept_after(host, 2, "a-2") == ["a", "a-2", "c"]
 
 
-def test_settings_of_what_never_went_live_are_forgotten_and_those_that_are_needed_never(host):
+def test_settings_that_never_went_live_are_deleted_unless_they_are_needed(host):
     went(host, "a", "b")
     keep("x", "release-of-a")
     keep("pinned", "release-of-a")
     assert kept_after(host, 3, "b", "pinned") == ["a", "b", "pinned"]
 
 
-def test_damaged_settings_are_no_way_back_and_go(host):
+def test_damaged_settings_are_skipped_by_a_rollback_and_deleted(host):
     went(host, "a", "b", "c")
     for contents in ("", "[]", '{"release": "release-of-b"}'):
         Path(f"{history.HISTORY}/shop/b.json").write_text(contents)
@@ -151,7 +151,7 @@ def test_damaged_settings_are_no_way_back_and_go(host):
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b"\xff", b"[]", b"{}", b'{"event": "live", "at": 1}', b"[" * 100_000])
-def test_a_line_of_the_history_that_is_no_entry_is_left_out(host, line):
+def test_damaged_line_of_the_history_is_omitted(host, line):
     went(host, "a", "b")
     log = Path(f"{history.HISTORY}/shop/log")
     first, second = log.read_bytes().splitlines(keepends=True)
@@ -162,7 +162,7 @@ def test_a_line_of_the_history_that_is_no_entry_is_left_out(host, line):
     assert [entry["generation"] for entry in history.entries("shop")] == ["a", "b", "c"]
 
 
-def test_a_change_that_is_taken_back_again_and_again_is_counted(host):
+def test_repeatedly_rolled_back_change_is_counted_in_one_entry(host):
     went(host, "a")
     for second in range(3):
         history.add(host, "shop", "live", generation="b", change=f"live {second}")
@@ -175,7 +175,7 @@ def test_a_change_that_is_taken_back_again_and_again_is_counted(host):
     ]
 
 
-def test_the_entry_of_a_killed_change_is_there_and_is_written_down_once(host, monkeypatch):
+def test_entry_of_a_killed_change_is_written_once(host, monkeypatch):
     went(host, "a")
     entry = history.entry(host, "live", generation="b", change="1f")
     monkeypatch.setattr(history, "going_live", lambda name: {"entry": entry})

@@ -30,14 +30,14 @@ def write(path, text="new"):
     files.write(str(path), text, 0o640, *owner())
 
 
-def test_a_file_is_replaced_whole(tmp_path):
+def test_file_is_replaced_atomically(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     write(path)
     assert (path.read_text(), path.stat().st_mode & 0o777, os.listdir(tmp_path)) == ("new", 0o640, ["file"])
 
 
-def test_file_and_folder_are_on_the_disk_when_it_is_written(tmp_path, monkeypatch):
+def test_file_and_folder_are_synced_to_disk(tmp_path, monkeypatch):
     done, real = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), real(handle)))
     write(tmp_path / "file")
@@ -47,7 +47,7 @@ def test_file_and_folder_are_on_the_disk_when_it_is_written(tmp_path, monkeypatc
     assert done[2:] == [str(tmp_path)]
 
 
-def test_what_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+def test_failed_write_leaves_the_file_unchanged(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_text("old")
 
@@ -61,7 +61,7 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["write(path, 'new', 0o600, *owner)", "replace_symlink('elsewhere', path, *owner)"])
-def test_what_a_killed_run_was_writing_is_swept_away_and_what_another_one_is_writing_is_not(tmp_path, what):
+def test_staged_files_of_killed_runs_are_removed_and_those_of_running_ones_kept(tmp_path, what):
     program = (
         "import os, signal, sys, time; sys.path.insert(0, sys.argv[1]); from wsgi_formula import files\n"
         "os.rename = lambda *_: (print('written', flush=True), time.sleep(60))\n"
@@ -88,7 +88,7 @@ def test_what_a_killed_run_was_writing_is_swept_away_and_what_another_one_is_wri
     [b"", b"{", b"\xff\xfe", b"[1]", b"null", b'"text"', b"{}", b'{"key": 1}', b"[" * 100_000, b"\0" * 4096],
     ids=lambda contents: repr(contents[:9]),
 )
-def test_a_damaged_record_counts_as_none_and_is_told_once(tmp_path, contents):
+def test_damaged_record_counts_as_missing_and_is_reported_once(tmp_path, contents):
     path = tmp_path / "record.json"
     path.write_bytes(contents)
     for _ in range(2):
@@ -100,7 +100,7 @@ def test_a_damaged_record_counts_as_none_and_is_told_once(tmp_path, contents):
     assert path.read_bytes() == contents
 
 
-def test_a_damaged_record_is_set_aside_by_the_one_that_takes_its_place(tmp_path):
+def test_damaged_record_is_set_aside_when_it_is_replaced(tmp_path):
     path = tmp_path / "record.json"
     for contents in ("{", "["):
         path.write_text(contents)
@@ -112,7 +112,7 @@ def test_a_damaged_record_is_set_aside_by_the_one_that_takes_its_place(tmp_path)
     assert (tmp_path / "record.json.damaged").read_text() == "["
 
 
-def test_a_record_that_is_not_there_is_none(tmp_path):
+def test_missing_record_is_none_without_a_warning(tmp_path):
     assert files.read_json(str(tmp_path / "record.json"), {"key": str}) is None
     assert files.take_damage_reports() == []
 
@@ -137,7 +137,7 @@ time.sleep(600)
     process.wait()
 
 
-def test_a_process_may_have_any_name_and_its_socket_any_path(odd_process):
+def test_process_and_socket_with_undecodable_names_are_listed(odd_process):
     assert any("\udcff\udcfe.sock" in path for path, _ in process.unix_sockets())
     assert odd_process in process.pids()
     assert process.start_ticks(odd_process)
@@ -145,7 +145,7 @@ def test_a_process_may_have_any_name_and_its_socket_any_path(odd_process):
     step._between_programs(odd_process)
 
 
-def test_spawn_bears_a_process_of_any_name_and_a_socket_of_any_path(odd_process):
+def test_spawn_lists_sockets_with_undecodable_paths(odd_process):
     path = str(ROOT / "wsgi/common")
     code = "from wsgi_process import unix_sockets; print(any('sock' in path for path, _ in unix_sockets()))"
     done = subprocess.run([sys.executable, "-B", "-c", code], cwd=path, capture_output=True, text=True, check=True)
@@ -162,7 +162,7 @@ def test_spawn_bears_a_process_of_any_name_and_a_socket_of_any_path(odd_process)
         (["top.sls", "nowsgi/defaults.yaml"], ""),
     ],
 )
-def test_a_formula_that_is_no_file_root_of_its_own_is_told_so(served, told):
+def test_formula_that_is_not_its_own_file_root_is_refused(served, told):
     salt = {"cp.cache_file": lambda url, saltenv: "", "cp.list_master": lambda saltenv: served}
     host = Host(salt, pillar={}, grains={"os_family": "Debian"}, saltenv="dev")
     with pytest.raises(Problem) as problem:
@@ -173,11 +173,11 @@ def test_a_formula_that_is_no_file_root_of_its_own_is_told_so(served, told):
     )
 
 
-def test_a_problem_is_what_salt_tells_without_a_traceback():
+def test_problem_is_an_error_that_salt_shows_without_a_traceback():
     assert issubclass(Problem, salt.exceptions.CommandExecutionError)
 
 
-def test_as_another_user_than_root_nothing_is_tried(monkeypatch):
+def test_other_users_than_root_are_refused(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(Problem, match="wsgi must run as root, and this is the user with the UID 1000"):
         Host.of_run({}, {}, {}, {}, {}, "base")

@@ -19,6 +19,6 @@ BIN = Path(sysconfig.get_path("scripts"))
     ],
     ids=["ruff check", "ruff format", "salt-lint"],
 )
-def test_a_linter_finds_nothing(command):
+def test_linter_finds_nothing(command):
     done = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

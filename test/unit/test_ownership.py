@@ -56,7 +56,7 @@ def found(tree):
     }
 
 
-def test_a_tree_that_is_taken_over_is_root_s_and_nobody_else_may_write_to_it(tree):
+def test_taken_tree_belongs_to_root_and_only_root_may_write(tree):
     build(tree)
     for path in (tree, tree / "inner", tree / "inner/low.py"):
         path.chmod(0o7777)
@@ -74,7 +74,7 @@ def test_a_tree_that_is_taken_over_is_root_s_and_nobody_else_may_write_to_it(tre
     assert os.lstat("/etc/hostname") == outside
 
 
-def test_access_control_lists_and_capabilities_go(tree):
+def test_access_control_lists_and_capabilities_are_removed(tree):
     capability = bytes.fromhex("0100000202000000000000000000000000000000")
     attributes = {"top.py": ("security.capability", capability), "inner": ("system.posix_acl_default", OPEN_TO_ALL)}
     attributes["inner/low.py"] = attributes["."] = ("system.posix_acl_access", OPEN_TO_ALL)
@@ -90,7 +90,7 @@ def test_access_control_lists_and_capabilities_go(tree):
     assert {mode & 0o7022 for _, _, mode in found(tree).values()} == {0}
 
 
-def test_a_file_with_another_name_is_copied_and_the_other_one_left(tree, tmp_path):
+def test_hard_linked_file_is_copied_and_the_other_name_left_alone(tree, tmp_path):
     build(tree)
     outside = tmp_path / "cache.py"
     os.link(tree / "top.py", outside)
@@ -106,7 +106,7 @@ def test_a_file_with_another_name_is_copied_and_the_other_one_left(tree, tmp_pat
     assert len(found(tree)) == 5
 
 
-def test_a_file_of_root_s_is_neither_given_nor_copied(tree, tmp_path):
+def test_file_of_root_is_neither_given_away_nor_copied(tree, tmp_path):
     """As by a hard link where the kernel does not forbid that."""
     build(tree)
     secret = tmp_path / "shadow"
@@ -132,14 +132,14 @@ def make_socket(path):
         (lambda path: os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3)), "a character device"),
     ],
 )
-def test_what_is_no_file_folder_or_link_is_refused_and_not_opened(tree, make, kind):
+def test_special_file_is_refused_and_not_opened(tree, make, kind):
     make(tree / "inner/odd")
     build(tree)
     with pytest.raises(Problem, match=f"{tree}/inner/odd is {kind}; only files, folders and symbolic links"):
         take(tree)
 
 
-def test_a_file_that_somebody_goes_on_writing_to_is_refused(tree):
+def test_file_that_is_open_for_writing_is_refused(tree):
     """Whoever got it handed over, in whatever namespace they are."""
     build(tree)
     with open(tree / "top.py", "a"), pytest.raises(Problem, match=f"{tree}/top.py is open to be written to"):
@@ -148,7 +148,7 @@ def test_a_file_that_somebody_goes_on_writing_to_is_refused(tree):
     take(tree)
 
 
-def test_folders_in_each_other_are_taken_over_and_removed_however_many_they_are(tree):
+def test_deeply_nested_folders_are_taken_and_removed(tree):
     build(tree)
     before = os.getcwd()
     os.chdir(tree)
@@ -168,7 +168,7 @@ def test_folders_in_each_other_are_taken_over_and_removed_however_many_they_are(
         subprocess.run(["rm", "-rf", tree], check=True, cwd="/")
 
 
-def test_what_is_named_is_removed(tree):
+def test_named_paths_are_removed(tree):
     """Else a build could say itself that it is finished."""
     (tree / ".complete").mkdir()
     (tree / ".complete/more").touch()
@@ -177,7 +177,7 @@ def test_what_is_named_is_removed(tree):
     assert sorted(found(tree)) == [".", "inner", "inner/low.py", "top.py"]
 
 
-def test_a_tree_that_is_given_away_follows_no_link_and_gives_nothing_of_another_user(tree, tmp_path):
+def test_giving_a_tree_follows_no_link_and_skips_files_of_other_users(tree, tmp_path):
     build(tree)
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -205,13 +205,13 @@ def test_a_tree_that_is_given_away_follows_no_link_and_gives_nothing_of_another_
     assert (outside.stat().st_uid, (outside / "passwd").stat().st_uid) == kept
 
 
-def test_folders_in_each_other_without_end_are_refused(tree):
+def test_too_deeply_nested_folders_are_refused(tree):
     os.makedirs(str(tree) + "/d" * 300)
     with pytest.raises(Problem, match="has more than 200 folders in each other"):
         ownership.give_tree(str(tree), APP, APP, {0})
 
 
-def test_a_folder_that_another_may_write_to_is_not_root_s(tree):
+def test_folder_that_others_may_write_to_does_not_count_as_owned_by_root(tree):
     assert ownership.is_roots(str(tree))
     assert not ownership.is_roots(str(tree / "nowhere"))
     assert not ownership.is_roots(str(tree / "top.py"))
@@ -253,7 +253,7 @@ def running():
 @pytest.mark.parametrize(
     "command", [[], ["unshare", "--user", "--map-root-user", "--pid", "--fork"]], ids=["", "hidden"]
 )
-def test_every_process_of_the_build_user_is_ended_wherever_it_hides(command):
+def test_every_process_of_the_build_user_is_killed(command):
     process = started(*command)
     try:
         assert running()
@@ -266,7 +266,7 @@ def test_every_process_of_the_build_user_is_ended_wherever_it_hides(command):
         process.stdout.close()
 
 
-def test_a_container_s_process_with_the_build_user_s_id_is_left_alone():
+def test_process_of_a_container_with_the_same_user_id_is_left_alone():
     contained = ["setpriv", "--reuid", str(BUILDER), "--clear-groups", "sh", "-c", "echo; exec sleep 60"]
     outer = subprocess.Popen(["unshare", "--pid", "--fork", *contained], stdout=subprocess.PIPE)
     try:
@@ -281,7 +281,7 @@ def test_a_container_s_process_with_the_build_user_s_id_is_left_alone():
         outer.stdout.close()
 
 
-def test_a_process_that_can_not_be_ended_is_told(monkeypatch):
+def test_process_that_cannot_be_killed_is_reported(monkeypatch):
     monkeypatch.setattr(process, "kill", lambda pid, is_meant: None)
     running = started()
     try:
@@ -313,7 +313,7 @@ def undamaged(releases):
     return undamaged_release("shop", "abc").id
 
 
-def test_a_damaged_release_is_built_beside_it_under_the_next_number(releases):
+def test_damaged_release_is_rebuilt_under_the_next_number(releases):
     assert undamaged(releases) == "abc"
     make_release(releases, "abc")
     assert undamaged(releases) == "abc"
@@ -330,7 +330,7 @@ def test_a_damaged_release_is_built_beside_it_under_the_next_number(releases):
     assert undamaged(releases) == "abc"
 
 
-def test_a_release_whose_environment_is_damaged_is_not_whole(releases):
+def test_release_with_a_damaged_environment_is_damaged(releases):
     make_release(releases, "abc")
     os.chown(releases.parent / "environments/e", OTHER, OTHER)
     assert undamaged(releases) == "abc-2"

@@ -55,11 +55,11 @@ SAID = {"apps": {"shop": {"domains": ["a.test", "b.test"], "env": {"A": "1"}, "w
     ],
     ids=lambda given: type(given).__name__,
 )
-def test_mappings_sequences_and_texts_of_any_class_come_to_plain_ones(given):
+def test_mappings_sequences_and_texts_of_any_class_become_plain(given):
     assert check_plain(plain.plain(given)) == SAID
 
 
-def test_what_the_loader_of_salt_hands_out_comes_to_plain_data():
+def test_pillar_of_the_loader_of_salt_becomes_plain():
     named = LoaderContext().named_context("__pillar__", default=SAID)
     assert check_plain(plain.plain(named)) == SAID
 
@@ -73,19 +73,19 @@ ANYTHING = st.recursive(
 
 @given(ANYTHING)
 @settings(derandomize=True, database=None, deadline=None)
-def test_a_masked_value_comes_to_what_was_masked(anything):
+def test_masked_value_is_unmasked(anything):
     secret = pytest.importorskip("salt.utils.secret", reason="this Salt masks no pillar")
     found = check_plain(plain.plain(secret.hide(anything)))
     assert found == anything
     assert repr(found) == repr(anything)
 
 
-def test_what_is_neither_mapping_nor_sequence_nor_text_stays_as_it_is():
+def test_other_values_stay_unchanged():
     values = [b"bytes", {1, 2}, 1.5, None, True, object()]
     assert all(found is value for found, value in zip(plain.plain(values), values))
 
 
-def test_a_value_that_holds_itself_and_one_that_is_nested_too_deep_are_copied():
+def test_recursive_and_deeply_nested_values_are_copied():
     itself = []
     itself.append(itself)
     found = plain.plain(itself)
@@ -97,7 +97,7 @@ def test_a_value_that_holds_itself_and_one_that_is_nested_too_deep_are_copied():
     assert len(plain.plain(deep)) == 1
 
 
-def test_what_anchors_repeat_is_copied_once():
+def test_anchored_value_is_copied_once():
     laughs = ["lol"]
     for _ in range(60):
         laughs = [laughs, laughs]
@@ -108,7 +108,7 @@ def test_what_anchors_repeat_is_copied_once():
 SECRET = "hunter2"
 
 
-def test_no_secret_is_in_a_problem_or_in_what_is_shown(load):
+def test_no_secret_is_in_problems_or_shown_settings(load):
     app = {
         "server": "gunicorn",
         "source": f"git+https://me:{SECRET}@example.com/shop.git@v1",

@@ -108,17 +108,17 @@ def said(make_generation, monkeypatch, tmp_path):
     return generation_of
 
 
-def test_a_failure_tells_what_was_said_since_its_generation_began_without_secrets(said):
+def test_failure_shows_the_log_of_its_own_generation_without_secrets(said):
     generation = said("an equal one, of yesterday, ends in dépit\n".encode(), b"ImportError: hunter2\n")
     assert generation.failure(generation.log) == "  ImportError: ***"
     assert generation.log_tail() == "  an equal one, of yesterday, ends in dépit\n  ImportError: ***"
 
 
-def test_a_log_need_be_no_text(said):
+def test_log_may_be_undecodable(said):
     assert said(b"caf\xe9").log_tail() == "  caf\ufffd"
 
 
-def test_an_apps_server_comes_first_then_each_process_as_often_as_it_counts(make_generation):
+def test_server_comes_first_and_then_each_process_count_times(make_generation):
     programs = make_generation(BESIDE).programs
     assert [program.unit for program in programs] == [
         "shop.0123456789",
@@ -133,7 +133,7 @@ def test_an_apps_server_comes_first_then_each_process_as_often_as_it_counts(make
     assert programs[1].command == ["celery", "worker", "--name", '100% "it"']
 
 
-def test_a_process_has_its_own_time_to_end_or_that_of_its_app(make_generation):
+def test_process_has_its_own_graceful_timeout_or_that_of_its_app(make_generation):
     own = {"processes": {"one": {**WORKER, "count": 1}, "two": {"command": "two"}}}
     server, one, two = make_generation(own).programs
     assert (one.stop_timeout, two.stop_timeout) == (7, 20)
@@ -141,7 +141,7 @@ def test_a_process_has_its_own_time_to_end_or_that_of_its_app(make_generation):
     assert server.stop_timeout > 20
 
 
-def test_a_generation_from_before_there_were_any_has_its_server_alone(make_generation):
+def test_generation_of_an_older_formula_has_only_its_server(make_generation):
     generation = make_generation(BESIDE, "processes", "schedule")
     assert [part.unit for part in generation.parts] == ["shop.0123456789"]
     assert program_status(generation) == {}
@@ -155,13 +155,13 @@ def test_a_generation_from_before_there_were_any_has_its_server_alone(make_gener
         ({"process_manager": "circus"}, Circus, Circus),
     ],
 )
-def test_the_process_manager_keeps_them_but_the_emperor_can_not(make_generation, own, manager, others):
+def test_processes_run_under_the_manager_of_the_app_or_systemd_for_the_emperor(make_generation, own, manager, others):
     server, *workers = make_generation({**BESIDE, **own}).programs
     assert type(server.manager) is manager
     assert {type(worker.manager) for worker in workers} == {others}
 
 
-def test_what_an_app_makes_use_of_is_known(load):
+def test_process_managers_of_an_app_are_known(load):
     def managers(**own):
         return managers_of(load({"apps": {"shop": {**SHOP, **own}}}).apps["shop"])
 
@@ -171,7 +171,7 @@ def test_what_an_app_makes_use_of_is_known(load):
     assert managers(server="uwsgi", processes={"worker": WORKER}) == ["emperor", "systemd"]
 
 
-def test_a_process_under_supervisor_has_a_section_of_its_own(make_generation):
+def test_process_under_supervisor_has_a_section_of_its_own(make_generation):
     files = files_of(make_generation({**BESIDE, "process_manager": "supervisor"}))
     text = files["/etc/supervisor/conf.d/wsgi-shop.0123456789.worker.2.conf"]
     section = configparser.RawConfigParser(inline_comment_prefixes=(";",))
@@ -185,13 +185,13 @@ def test_a_process_under_supervisor_has_a_section_of_its_own(make_generation):
 
 
 @pytest.mark.parametrize("word", ["%(here)s", "%%(here)s", "it's %(here)s", "%", "%s", " ;x", "%(host_node_name)s"])
-def test_supervisor_gets_each_word_as_it_is(word):
+def test_supervisor_gets_each_argument_unchanged(word):
     """It puts a folder in the place of each %(here)s, then expands %, then splits as a shell does."""
     line = Supervisor.line(["run", word])
     assert shlex.split(line.replace("%(here)s", "/etc") % {}) == ["run", word]
 
 
-def test_a_process_under_systemd_has_a_pipe_of_its_own_to_the_common_log(make_generation):
+def test_process_under_systemd_has_a_pipe_of_its_own_to_the_shared_log(make_generation):
     files = files_of(make_generation({**BESIDE, "process_manager": "systemd"}))
     unit = options_of(files[f"{ETC}.worker.2.service"])
     assert unit["Type"] == "exec"
@@ -202,7 +202,7 @@ def test_a_process_under_systemd_has_a_pipe_of_its_own_to_the_common_log(make_ge
     assert log["ExecStart"].endswith(" /var/log/wsgi/shop/0123456789.worker.log")
 
 
-def test_a_gaffers_job_has_no_more_than_the_one_dot_that_it_can_read(make_generation):
+def test_job_name_of_gaffer_has_only_one_dot(make_generation):
     generation = make_generation(BESIDE)
     gaffer = Gaffer(generation.host)
     (text,) = gaffer.files(generation.programs[2]).values()
@@ -210,7 +210,7 @@ def test_a_gaffers_job_has_no_more_than_the_one_dot_that_it_can_read(make_genera
     assert gaffer._job(generation.programs[2].unit) == "jobs/shop/0123456789-worker-2"
 
 
-def test_a_scheduled_command_is_a_timer_and_a_service(make_generation):
+def test_scheduled_command_is_a_timer_and_a_service(make_generation):
     files = files_of(make_generation(BESIDE))
     assert options_of(files[f"{ETC}.cleanup.timer"])["OnCalendar"] == "Mon..Fri 04:30"
     unit = options_of(files[f"{ETC}.cleanup.service"])
@@ -220,13 +220,13 @@ def test_a_scheduled_command_is_a_timer_and_a_service(make_generation):
 
 
 @pytest.mark.parametrize("command", ["it's", "", " ", "one\ntwo", [], "''\0"])
-def test_a_command_whose_words_nobody_could_tell_is_refused(load, command):
+def test_ambiguous_command_is_refused(load, command):
     problems = load({"apps": {"shop": {**SHOP, "processes": {"worker": {"command": command}}}}}).problems
     assert len(problems) == 1
     assert problems[0].startswith("wsgi:apps:shop:processes:worker:command: ")
 
 
-def test_a_calendar_that_systemd_does_not_take_is_named(monkeypatch, load, tmp_path):
+def test_invalid_calendar_is_named(monkeypatch, load, tmp_path):
     analyze = tmp_path / "systemd-analyze"
     analyze.write_text("#!/bin/sh\n[ \"$1 $2 $3\" = 'calendar -- daily' ] || { echo Failed to parse; exit 1; }\n")
     analyze.chmod(0o755)
@@ -239,7 +239,7 @@ def test_a_calendar_that_systemd_does_not_take_is_named(monkeypatch, load, tmp_p
     assert "schedule:one" not in str(problem.value)
 
 
-def test_a_process_that_fails_is_told_of_with_its_own_log(make_generation):
+def test_failed_process_is_reported_with_its_own_log(make_generation):
     generation = make_generation(BESIDE)
     for program in generation.programs:
         program.manager = Manager(failing="shop.0123456789.worker.2")
@@ -248,7 +248,7 @@ def test_a_process_that_fails_is_told_of_with_its_own_log(make_generation):
     assert failed.value.log == "/var/log/wsgi/shop/0123456789.worker.log"
 
 
-def test_a_process_that_never_had_a_pid_is_not_up(make_generation, monkeypatch):
+def test_process_without_a_pid_is_not_up(make_generation, monkeypatch):
     monkeypatch.setattr(programs, "SETTLED", 0.01)
     monkeypatch.setattr(base, "BOOT_TIME", 0)
     generation = make_generation(BESIDE)
@@ -260,7 +260,7 @@ def test_a_process_that_never_had_a_pid_is_not_up(make_generation, monkeypatch):
     wait_until_settled(generation)
 
 
-def test_all_of_a_generation_is_stopped_side_by_side(make_generation, monkeypatch):
+def test_programs_of_a_generation_are_stopped_in_parallel(make_generation, monkeypatch):
     generation = make_generation(BESIDE)
     # Breaks where one waits for another one to end.
     together = threading.Barrier(len(generation.parts), timeout=20)
@@ -269,7 +269,7 @@ def test_all_of_a_generation_is_stopped_side_by_side(make_generation, monkeypatc
     stop_programs(generation)
 
 
-def test_scheduled_commands_rest_before_those_of_the_next_generation_start(make_generation, monkeypatch):
+def test_old_schedule_stops_before_the_new_one_starts(make_generation, monkeypatch):
     seen = []
     monkeypatch.setattr(Job, "rest", lambda job: seen.append(("rests", job.generation.id)))
     monkeypatch.setattr(Job, "start", lambda job: seen.append(("starts", job.generation.id)))
@@ -280,13 +280,13 @@ def test_scheduled_commands_rest_before_those_of_the_next_generation_start(make_
     assert seen == [("starts", new.id), ("rests", old.id), ("starts", new.id)]
 
 
-def test_times_are_as_people_write_them():
+def test_times_of_systemd_are_converted():
     assert _time("Mon 2026-11-23 06:10:00 UTC") == "2026-11-23 06:10:00"
     assert _time("n/a") is None
     assert _time("") is None
 
 
-def test_a_log_is_whole_once_what_writes_it_has_caught_up(monkeypatch, tmp_path):
+def test_log_is_complete_once_its_writer_has_caught_up(monkeypatch, tmp_path):
     append, log = str(ROOT / "wsgi/common/append"), tmp_path / "log"
     monkeypatch.setattr(processes, "APPEND", append)
     with subprocess.Popen(["/bin/sh", append, str(log)], stdin=subprocess.PIPE, text=True) as writer:
@@ -304,7 +304,7 @@ def test_a_log_is_whole_once_what_writes_it_has_caught_up(monkeypatch, tmp_path)
             writer.kill()
 
 
-def test_circus_itself_stops_what_it_may_have_started_again(monkeypatch):
+def test_circus_is_asked_again_to_stop_a_restarted_watcher(monkeypatch):
     asked = []
     circus = Circus(None)
     with subprocess.Popen(["sleep", "600"]) as child:
@@ -347,7 +347,7 @@ def test_circus_itself_stops_what_it_may_have_started_again(monkeypatch):
         (["circus/shop.ab-2.ini", "circus/other.ab.ini", "systemd/wsgi-shop.abc.service"], None),
     ],
 )
-def test_a_generation_is_found_by_its_name_under_every_process_manager(make_host, tmp_path, monkeypatch, files, known):
+def test_generation_is_found_under_every_process_manager(make_host, tmp_path, monkeypatch, files, known):
     folders = {name: tmp_path / name for name in MANAGERS}
     for folder in folders.values():
         folder.mkdir()
@@ -362,7 +362,7 @@ def test_a_generation_is_found_by_its_name_under_every_process_manager(make_host
         assert (found["process_manager"], counts, [*found["schedule"]]) == known
 
 
-def test_all_processes_of_a_unit_are_ended_whoever_their_parent_is_and_no_other():
+def test_only_processes_of_the_unit_are_killed_whatever_their_parent():
     me, unit = pwd.getpwuid(os.geteuid()).pw_name, f"unit-test.{uuid.uuid4().hex}"
     environment = {"PATH": os.environ["PATH"], MARK: unit}
     orphan = subprocess.run(
@@ -380,9 +380,7 @@ def test_all_processes_of_a_unit_are_ended_whoever_their_parent_is_and_no_other(
 
 
 @pytest.mark.parametrize("vassals", [[], [{"id": "other.0123456789.ini", "pid": 7}]])
-def test_an_emperor_of_before_is_restarted_if_it_holds_nothing_and_else_asked_for(
-    make_generation, monkeypatch, tmp_path, vassals
-):
+def test_old_emperor_is_restarted_if_it_has_no_vassals(make_generation, monkeypatch, tmp_path, vassals):
     told = []
     monkeypatch.setattr(emperor, "EMPEROR_STATS", str(tmp_path))
     monkeypatch.setattr(emperor, "VASSALS", str(tmp_path / "vassals"))

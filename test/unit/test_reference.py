@@ -39,24 +39,24 @@ def stated(key, text=OF_APPS):
     return found[1].strip() if found else yaml.safe_dump(PILLAR["defaults"].get(key)).split("\n")[0]
 
 
-def test_it_is_a_valid_pillar(load):
+def test_example_is_a_valid_pillar(load):
     settings = load(PILLAR)
     assert settings.problems == []
     assert settings.apps
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_it_names_every_key(key):
+def test_example_has_every_key(key):
     assert re.search(rf"(^[ #]*|[{{,] *){key}:", TEXT, re.MULTILINE)
 
 
 @pytest.mark.parametrize("key", sorted({*SHIPPED} - {*NO_DEFAULT}))
-def test_it_states_every_default_as_it_is_shipped(key):
+def test_example_states_every_shipped_default(key):
     assert yaml.safe_load(stated(key)) == SHIPPED[key], stated(key)
 
 
 @pytest.mark.parametrize("part", ["nginx", "status_page"])
-def test_it_states_the_defaults_of_what_apps_share(part):
+def test_example_states_the_defaults_of_shared_settings(part):
     text = {"nginx": OF_NGINX, "status_page": OF_STATUS_PAGE}[part]
     assert {key: yaml.safe_load(stated(key, text)) for key in DEFAULTS[part]} == DEFAULTS[part]
 
@@ -85,6 +85,6 @@ def examples():
 
 
 @pytest.mark.parametrize("wsgi", list(examples()))
-def test_what_the_page_of_the_edge_shows_is_valid(load, wsgi):
+def test_examples_in_docs_edge_are_valid(load, wsgi):
     apps = {name: {**ANY_APP, **app} for name, app in wsgi.get("apps", {"shop": {}}).items()}
     assert load({**wsgi, "apps": apps}).problems == []

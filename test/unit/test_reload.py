@@ -65,7 +65,7 @@ def master():
         process.terminate()
 
 
-def test_a_reload_tells_clients_before_and_takes_that_back(places, master, monkeypatch):
+def test_reload_sets_and_removes_the_drain_marker(places, master, monkeypatch):
     seen, kill = [], os.kill
 
     def observed(pid, signal):
@@ -81,7 +81,7 @@ def test_a_reload_tells_clients_before_and_takes_that_back(places, master, monke
     assert os.readlink(places / "short") == "shortcuts"
 
 
-def test_another_run_waits_for_a_reload_and_leaves_its_marker(places, make_host):
+def test_second_run_waits_for_a_reload_and_leaves_its_marker(places, make_host):
     host = make_host({"apps": {}})
     host.family["nginx"]["own_dir"] = str(places / "live")
     pid = os.fork()  # before the lock is held, which a child would hold, too
@@ -99,17 +99,17 @@ def test_another_run_waits_for_a_reload_and_leaves_its_marker(places, make_host)
     assert os.waitpid(pid, 0)[1] == 0
 
 
-def test_whoever_waits_too_long_is_told(places):
+def test_waiting_too_long_is_reported(places):
     second = reload.alone(patience=0.1)
     with reload.alone(), pytest.raises(TimeoutError, match="another run has held nginx's files"):
         second.__enter__()
 
 
-def test_it_needs_nothing_but_the_standard_library():
+def test_reload_program_needs_only_the_standard_library():
     done = subprocess.run([sys.executable, "-S", PROGRAM], check=False, capture_output=True, text=True)
     assert "main() missing 1 required positional argument" in done.stderr
 
 
-def test_it_knows_the_same_places_as_all_others():
+def test_reload_program_uses_the_paths_of_the_package():
     assert (reload.RUN, reload.LIB) == (paths.RUN, paths.LIB)
     assert reload.FAST_PATHS == maintenance.FAST_PATHS

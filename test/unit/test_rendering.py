@@ -102,7 +102,7 @@ def make_conf(make_files, tmp_path, monkeypatch):
 # The server's configuration
 
 
-def test_gunicorn_gets_the_neutral_settings_as_its_own(make_conf):
+def test_portable_settings_are_rendered_for_gunicorn(make_conf):
     own = {"workers": 3, "threads": 2, "request_timeout": 7, "graceful_timeout": 8}
     conf = make_conf(own)
     assert (conf["wsgi_app"], conf["pythonpath"]) == ("wsgi_application:application", "/etc/wsgi/shop/0123456789")
@@ -112,7 +112,7 @@ def test_gunicorn_gets_the_neutral_settings_as_its_own(make_conf):
     assert (conf["timeout"], conf["graceful_timeout"]) == (12, 8)
 
 
-def test_uwsgi_gets_the_neutral_settings_as_its_own(make_files):
+def test_portable_settings_are_rendered_for_uwsgi(make_files):
     own = {"workers": 3, "request_timeout": 7, "graceful_timeout": 8}
     options = dict(options_of(make_files({**own, "server": "uwsgi"})["uwsgi.ini"]))
     assert (options["module"], options["pythonpath"]) == ("wsgi_application:application", "/etc/wsgi/shop/0123456789")
@@ -122,7 +122,7 @@ def test_uwsgi_gets_the_neutral_settings_as_its_own(make_files):
     assert (options["harakiri"], options["worker-reload-mercy"]) == ("7", "8")
 
 
-def test_uwsgi_with_threads_ends_a_worn_worker_itself(make_files):
+def test_uwsgi_with_threads_recycles_workers_itself(make_files):
     own = {"server": "uwsgi", "workers": 3, "threads": 2, "max_requests": 90, "memory_limit": 200}
     files = make_files(own)
     options = dict(options_of(files["uwsgi.ini"]))
@@ -132,7 +132,7 @@ def test_uwsgi_with_threads_ends_a_worn_worker_itself(make_files):
     assert "max_requests" not in files["wsgi_application.py"]
 
 
-def test_uwsgis_own_cheaper_is_left_to_pillar(make_files):
+def test_cheaper_option_of_pillar_is_kept_for_uwsgi(make_files):
     own = {"server": "uwsgi", "workers": 3, "server_options": {"uwsgi": {"cheaper": 1, "cheaper-algo": "busyness"}}}
     options = options_of(make_files(own)["uwsgi.ini"])
     assert [value for option, value in options if option in ("processes", "cheaper", "cheaper-algo")] == [
@@ -143,25 +143,25 @@ def test_uwsgis_own_cheaper_is_left_to_pillar(make_files):
     assert "master-fifo" not in dict(options)
 
 
-def test_one_thread_is_one_request_at_a_time_under_gunicorn(make_conf):
+def test_gunicorn_with_one_thread_uses_the_sync_worker(make_conf):
     assert make_conf({"threads": 1})["worker_class"] == "sync"
 
 
 @pytest.mark.parametrize(
     "value", [True, False, 0, -1.5, "", 'it\'s "quoted" \\ {{ 7 }} %s', "ünïcode", "x " * 99, [1, "a b", True]]
 )
-def test_gunicorns_own_options_reach_it_as_they_are(make_conf, value):
+def test_options_reach_gunicorn_unchanged(make_conf, value):
     conf = make_conf({"server_options": {"gunicorn": {"statsd_prefix": value}}})
     assert conf["statsd_prefix"] == value
     assert type(conf["statsd_prefix"]) is type(value)
 
 
-def test_an_option_that_gunicorn_does_not_know_is_refused_by_its_configuration(make_conf):
+def test_unknown_option_is_refused_by_the_configuration_of_gunicorn(make_conf):
     with pytest.raises(ValueError, match="server_options:gunicorn has no such settings: worker_clas"):
         make_conf({"server_options": {"gunicorn": {"worker_clas": "gevent"}}})
 
 
-def test_uwsgis_own_options_reach_it_in_its_words_a_list_as_often_as_it_has_items(make_files):
+def test_options_are_rendered_for_uwsgi_and_lists_are_repeated(make_files):
     own = {
         "post-buffering": 65536,
         "memory-report": True,
@@ -180,14 +180,14 @@ def test_uwsgis_own_options_reach_it_in_its_words_a_list_as_often_as_it_has_item
 
 
 @pytest.mark.parametrize(("server", "other"), [SERVERS, SERVERS[::-1]])
-def test_the_options_of_another_server_wait_there(make_files, server, other):
+def test_options_of_another_server_change_nothing(make_files, server, other):
     plain = make_files({"server": server})
     assert make_files({"server": server, "server_options": {other: {"nothing-of": "this"}}}) == plain
 
 
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("setting", ["workers", "threads", "graceful_timeout"])
-def test_an_option_that_holds_a_setting_is_reserved_for_it(make_host, make_files, server, setting):
+def test_option_that_a_setting_renders_is_reserved(make_host, make_files, server, setting):
     row = make_host({}).servers[server]
     text = make_files({"server": server, setting: 777})[row["config"]]
     holding = re.findall(r"^([\w-]+) = 77[78]$", text, re.MULTILINE)  # 778: with a place for a successor
@@ -197,7 +197,7 @@ def test_an_option_that_holds_a_setting_is_reserved_for_it(make_host, make_files
 # What its process manager gets
 
 
-def test_supervisor_runs_the_server_as_the_apps_user_in_its_environment(make_files):
+def test_supervisor_runs_the_server_as_the_user_of_the_app(make_files):
     program = dict(options_of(make_files({"user": "www"})["wsgi-shop.0123456789.conf"]))
     launch, wrapped = program["command"].split(" -- ")
     assert launch.startswith("/usr/local/lib/wsgi/launch --unit shop.0123456789 --user www ")
@@ -206,7 +206,7 @@ def test_supervisor_runs_the_server_as_the_apps_user_in_its_environment(make_fil
     assert command.endswith("/bin/gunicorn --config /etc/wsgi/shop/0123456789/gunicorn.conf.py")
 
 
-def test_nginx_is_let_in_by_a_folder_that_no_app_can_write_to(make_files):
+def test_published_sockets_are_in_a_folder_that_no_app_can_write_to(make_files):
     text = make_files({"server": "uwsgi", "metrics": True})["tmpfiles.d/wsgi-shop.0123456789.conf"]
     lines = {path: rest for _, path, *rest in (line.split() for line in text.splitlines())}
     assert lines["/run/wsgi/shop/0123456789"][:2] == ["0750", "0"]
@@ -217,7 +217,7 @@ def test_nginx_is_let_in_by_a_folder_that_no_app_can_write_to(make_files):
     assert "stats.sock" not in make_files({"server": "uwsgi"})["launch"]
 
 
-def test_the_emperor_is_told_which_uwsgi_to_run(make_files):
+def test_vassal_names_the_uwsgi_to_run(make_files):
     files = make_files({"server": "uwsgi"})
     assert set(files) == {
         "uwsgi.ini",
@@ -242,13 +242,13 @@ def test_the_emperor_is_told_which_uwsgi_to_run(make_files):
         ("2.0.30.post1", "py-call-uwsgi-fork-hooks"),
     ],
 )
-def test_uwsgi_tells_python_of_a_fork_in_the_way_that_its_version_knows(make_files, version, hook):
+def test_fork_hook_option_fits_the_version_of_uwsgi(make_files, version, hook):
     options = options_of(make_files({"server": "uwsgi"}, version)["uwsgi.ini"])
     assert [option for option in options if "fork" in option[0]] == [(hook, "true")]
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_each_time_out_leaves_time_for_the_one_within_it(make_files, server):
+def test_timeouts_are_ordered_from_the_app_outwards(make_files, server):
     own = {"server": server, "process_manager": "supervisor", "request_timeout": 70, "graceful_timeout": 90}
     files = make_files(own)
     program = dict(options_of(files["wsgi-shop.0123456789.conf"]))
@@ -267,14 +267,14 @@ def test_each_time_out_leaves_time_for_the_one_within_it(make_files, server):
     ],
     ids=str,
 )
-def test_options_of_a_server_without_a_file_are_words_of_its_command_line(options, words):
+def test_options_of_a_server_without_a_file_become_arguments(options, words):
     assert long_options(options) == words
 
 
 # What the formula's own programs get
 
 
-def test_the_guard_keeps_what_the_server_cant(make_files):
+def test_guard_enforces_limits_that_the_server_does_not_support(make_files):
     own = {"request_timeout": 7, "graceful_timeout": 8, "max_requests": 90, "memory_limit": 200}
     kept = {
         server: set(
@@ -289,7 +289,7 @@ def test_the_guard_keeps_what_the_server_cant(make_files):
     }
 
 
-def test_a_server_of_one_process_is_spawned_once_for_each_worker(make_files):
+def test_server_of_one_process_is_spawned_once_per_worker(make_files):
     files = make_files({"server": "waitress", "workers": 3, "graceful_timeout": 8, "memory_limit": 200})
     command = command_of(files)
     assert (
@@ -301,7 +301,7 @@ def test_a_server_of_one_process_is_spawned_once_for_each_worker(make_files):
     assert directive(files["site"], "server unix:/var/lib/wsgi/live/shop/http-3.sock") == ["max_fails=0"]
 
 
-def test_a_command_that_waits_changes_nothing_of_another_server(make_files):
+def test_unused_command_key_does_not_change_another_server(make_files):
     waiting = ["/opt/run", "{socket}", "{workers}"]
     assert "/spawn --workers 4 " in command_of(make_files({"server": "waitress", "command": waiting}))
 
@@ -316,7 +316,7 @@ def test_a_command_that_waits_changes_nothing_of_another_server(make_files):
         (["/opt/run", "{socket}", "{workers}", "{threads}"], "/opt/run {run}/http.sock 4 2"),
     ],
 )
-def test_any_program_can_be_a_server(make_files, words, command):
+def test_command_placeholders_are_filled_in(make_files, words, command):
     own = {"server": "command", "command": words, "application": None, "threads": 2 if "{threads}" in words else 1}
     assert command_of(make_files(own)).endswith(" " + command.format(run="/run/wsgi/shop/0123456789.own"))
 
@@ -347,19 +347,19 @@ def environment_after(text, folder):
     return dict(variable.split("=", 1) for variable in seen.split("\0") if variable)
 
 
-def test_any_value_of_a_variable_reaches_the_app_as_it_is(make_files, tmp_path):
+def test_value_of_a_variable_reaches_the_app_unchanged(make_files, tmp_path):
     seen = environment_after(make_files({"env": NASTY})["env"], tmp_path)
     assert {name: seen[name] for name in NASTY} == {name: str(value) for name, value in NASTY.items()}
 
 
-def test_an_app_has_its_own_home_and_its_environments_programs_first(make_files, tmp_path):
+def test_home_user_and_path_are_those_of_the_app(make_files, tmp_path):
     seen = environment_after(make_files({"user": "www"})["env"], tmp_path)
     assert seen["HOME"] == "/var/lib/wsgi/home/shop"
     assert seen["USER"] == seen["LOGNAME"] == "www"
     assert seen["PATH"].startswith("/srv/wsgi/shop/environments/")
 
 
-def test_what_pillar_says_of_a_variable_wins(make_files, tmp_path):
+def test_variable_of_pillar_wins(make_files, tmp_path):
     own = {"PATH": "/opt/bin", "HOME": "/nowhere", "LANG": "de_DE.UTF-8"}
     seen = environment_after(make_files({"env": own})["env"], tmp_path)
     assert {name: seen[name] for name in own} == own
@@ -368,12 +368,12 @@ def test_what_pillar_says_of_a_variable_wins(make_files, tmp_path):
 @pytest.mark.parametrize(
     "own", [{"server": "uwsgi"}, {"server": "uwsgi", "process_manager": "supervisor"}, {}], ids=str
 )
-def test_the_values_of_variables_are_in_no_other_file(make_files, own):
+def test_values_of_variables_are_in_no_other_file(make_files, own):
     files = make_files({**own, "env": {"PASSWORD": "hunter2"}})
     assert [name for name, text in files.items() if "hunter2" in text] == ["env"]
 
 
-def test_what_is_remembered_of_a_generation_has_no_value_of_a_variable(make_app):
+def test_record_of_a_generation_has_no_values_of_variables(make_app):
     _, app, _ = make_app({"env": {"PASSWORD": "hunter2"}})
     assert "hunter2" not in str(settings_record(app))
 
@@ -387,39 +387,39 @@ def directive(site, name):
     return [line[len(name) + 1 : -1] for line in lines if line.startswith(f"{name} ")]
 
 
-def test_a_site_answers_to_the_apps_domains_on_its_port(make_files):
+def test_site_has_the_domains_and_the_port_of_the_app(make_files):
     site = make_files({"domains": ["shop.example.com", "*.example.org"], "listen": 8080})["site"]
     assert directive(site, "server_name") == ["shop.example.com *.example.org"]
     assert directive(site, "listen")[0] == "8080"
     assert "default_server" not in site
 
 
-def test_an_app_without_domains_is_its_ports_default_site(make_files):
+def test_app_without_domains_is_the_default_site_of_its_port(make_files):
     files = make_files({"listen": 8080})
     assert directive(files["site"], "listen")[0] == "8080 default_server"
     assert "listen" not in files["wsgi.conf"]
 
 
-def test_unknown_hosts_get_no_answer_where_no_app_is_the_default_site(make_files):
+def test_unknown_hosts_get_no_response_without_a_default_site(make_files):
     default = make_files({"domains": ["shop.example.com"], "listen": 8080})["wsgi.conf"]
     assert directive(default, "listen")[0] == "8080 default_server"
     assert directive(default, "return") == ["444"]
 
 
-def test_the_site_for_unknown_hosts_can_be_left_to_others(make_host, tmp_path):
+def test_default_site_can_be_disabled(make_host, tmp_path):
     host = make_host({"nginx": {"default_site": False}, "apps": {"shop": {**SHOP, "domains": ["shop.example.com"]}}})
     host.family["nginx"]["conf_dir"] = str(tmp_path)
     assert "server {" not in nginx.needed_changes(host, "shop")[f"{tmp_path}/wsgi.conf"]
 
 
-def test_hosts_are_known_by_their_whole_names_as_far_as_nginx_can_hold_them():
+def test_known_domains_are_those_that_fit_the_hash_of_nginx():
     names = ["shop.test", "*.shop.test", "localhost", f"{'a' * 41}.test", f"{'a' * 42}.test", r"~^(?<word>.+)\.test$"]
     sites = [f"server {{\n    server_name {' '.join(names)};\n}}\n", 'server {\n    server_name "";\n}\n']
     assert nginx._known_domains(sites) == [f"{'a' * 41}.test", "shop.test"]
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_a_site_is_the_same_under_every_server(make_files, server):
+def test_site_is_the_same_under_every_server(make_files, server):
     """A change of server needs no reload."""
     assert make_files({"server": server})["site"] == make_files()["site"]
 
@@ -427,7 +427,7 @@ def test_a_site_is_the_same_under_every_server(make_files, server):
 @pytest.mark.parametrize(
     "header", ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Real-IP", "Forwarded", "Proxy"]
 )
-def test_what_clients_say_of_themselves_is_not_passed_on(make_files, header):
+def test_forwarded_headers_of_clients_are_not_passed_on(make_files, header):
     site = make_files()["site"]
     assert directive(site, f"proxy_set_header {header}")
     assert directive(site, f"uwsgi_param HTTP_{header.upper().replace('-', '_')}")
@@ -435,7 +435,7 @@ def test_what_clients_say_of_themselves_is_not_passed_on(make_files, header):
     assert "add_x_forwarded_for" not in site
 
 
-def test_maintenance_is_looked_for_before_the_app_is_asked(make_files):
+def test_maintenance_is_checked_before_the_request_is_proxied(make_files):
     site = make_files({"maintenance": {"retry_after": 77}})["site"]
     locations = re.findall(r"(?ms)^location .*?^}", site)
     before = [location.partition("proxy_pass")[0] for location in locations]
@@ -445,7 +445,7 @@ def test_maintenance_is_looked_for_before_the_app_is_asked(make_files):
     assert directive(site, "add_header Retry-After") == ["77 always"]
 
 
-def test_what_is_as_usual_takes_a_shortcut_and_all_else_is_looked_into(make_files):
+def test_usual_request_takes_the_fast_path_and_others_are_checked(make_files):
     first, unusual = re.findall(r"(?ms)^location .*?^}", make_files()["site"])[:2]
     shortcuts = [f"/var/lib/wsgi/short/shop.{marker}" for marker in MARKERS]
     assert re.findall(r"\(-f (.*)\)", first) == shortcuts
@@ -460,37 +460,37 @@ def test_what_is_as_usual_takes_a_shortcut_and_all_else_is_looked_into(make_file
 @pytest.mark.parametrize(
     "own", [{"cors": {"origins": ["*"]}}, {"request_buffering": False}, {"nginx": {"location": "return 402;"}}]
 )
-def test_where_more_may_decide_no_shortcut_goes_before_it(make_files, own):
+def test_app_with_access_rules_has_no_fast_path(make_files, own):
     first = re.search(r"(?ms)^location .*?^}", make_files(own)["site"])[0]
     assert re.search(r"if \((.*)\)", first)[1] == "-f /run/wsgi/nginx.closing"
     assert "/short/" not in make_files(own)["site"]
 
 
-def test_a_server_that_keeps_connections_has_one_socket(make_host):
+def test_server_with_keepalive_has_one_socket(make_host):
     """nginx looks for one marker after the other, and takes the first."""
     rows = make_host({"apps": {}}).servers
     assert [name for name, row in rows.items() if row.get("keepalive") and row.get("spawned")] == []
 
 
-def test_an_apps_own_page_goes_before_the_plain_one_and_needs_no_other_site(make_files):
+def test_own_maintenance_page_wins_and_does_not_change_the_site(make_files):
     site = make_files()["site"]
     pages = "/var/lib/wsgi/maintenance/shop.html /usr/local/lib/wsgi/maintenance.html"
     assert directive(site, "try_files") == [f"{pages} =503"]
     assert make_files({"maintenance": {"page": "salt://shop/down.html"}})["site"] == site
 
 
-def test_a_503_that_is_not_of_maintenance_is_left_alone(make_files):
+def test_other_503_responses_are_left_alone(make_files):
     site = make_files()["site"]
     assert not [words for words in directive(site, "error_page") if words.startswith("503 ")]
 
 
-def test_the_plain_page_loads_nothing_from_elsewhere():
+def test_default_maintenance_page_loads_nothing():
     page = (ROOT / "wsgi/nginx/maintenance.html").read_text()
     assert re.search(r"(?:src|href|url\(|@import|//)", page) is None
 
 
 @pytest.mark.parametrize("what", ["maintenance", "a change"])
-def test_what_comes_as_a_shortcut_is_made_has_the_last_word(tmp_path, monkeypatch, what):
+def test_change_during_the_creation_of_the_fast_path_wins(tmp_path, monkeypatch, what):
     for name in ("FOLDER", "FAST_PATHS", "LIB"):
         monkeypatch.setattr(maintenance, name, f"{tmp_path}/{name}")
     live = tmp_path / "LIB" / "live" / "shop"
@@ -513,7 +513,7 @@ def test_what_comes_as_a_shortcut_is_made_has_the_last_word(tmp_path, monkeypatc
     assert list((tmp_path / "FAST_PATHS").iterdir()) == []
 
 
-def test_shortcuts_say_what_the_live_generation_speaks_and_no_more(tmp_path, monkeypatch):
+def test_fast_path_markers_are_those_of_the_live_generation(tmp_path, monkeypatch):
     monkeypatch.setattr(maintenance, "FOLDER", f"{tmp_path}/maintenance")
     monkeypatch.setattr(maintenance, "FAST_PATHS", f"{tmp_path}/shortcuts")
     monkeypatch.setattr(maintenance, "LIB", str(tmp_path))
@@ -531,13 +531,13 @@ def test_shortcuts_say_what_the_live_generation_speaks_and_no_more(tmp_path, mon
     assert not list((tmp_path / "shortcuts").iterdir())
 
 
-def test_a_page_that_salt_does_not_serve_is_refused_with_its_key(make_host):
+def test_maintenance_page_that_salt_does_not_serve_is_refused(make_host):
     host = make_host({"apps": {"shop": {**SHOP, "maintenance": {"page": "salt://wsgi/nginx/nothing.html"}}}})
     with pytest.raises(Problem, match=r"wsgi:apps:shop:maintenance:page: salt://wsgi/nginx/nothing\.html is"):
         maintenance.pending(host, "shop")
 
 
-def test_a_page_is_put_in_place_where_it_differs_and_taken_away_where_none_is_wanted(make_host, tmp_path, monkeypatch):
+def test_maintenance_page_is_installed_if_it_differs_and_removed_if_unset(make_host, tmp_path, monkeypatch):
     monkeypatch.setattr(maintenance, "FOLDER", str(tmp_path))
     served, there = ROOT / "wsgi/nginx/maintenance.html", tmp_path / "shop.html"
     url = f"salt://{served.relative_to(ROOT)}"
@@ -563,11 +563,11 @@ BASE = {
 }
 
 
-def test_the_same_settings_give_the_same_id(make_id):
+def test_equal_settings_give_the_same_id(make_id):
     assert make_id(BASE) == make_id(BASE)
 
 
-def test_the_order_of_keys_is_of_no_account(make_id):
+def test_order_of_keys_does_not_change_the_id(make_id):
     def backwards(value):
         if not isinstance(value, dict):
             return value
@@ -648,32 +648,32 @@ NO_PROCESS = {
 }
 
 
-def test_every_key_is_known_to_reach_the_process_or_not():
+def test_every_key_is_listed_here():
     assert {*PROCESS, *NO_PROCESS, "env_files"} == {*APP} - {"state"}
 
 
 @pytest.mark.parametrize("key", PROCESS)
-def test_a_setting_of_the_process_makes_another_generation(make_id, key):
+def test_setting_that_reaches_the_process_makes_a_new_generation(make_id, key):
     base = {**BASE, **BESIDE.get(key, {})}
     assert make_id({**base, key: PROCESS[key]}) != make_id(base)
 
 
 @pytest.mark.parametrize("key", NO_PROCESS)
-def test_any_other_setting_makes_none(make_id, key):
+def test_other_setting_makes_no_new_generation(make_id, key):
     assert make_id({**BASE, key: NO_PROCESS[key]}) == make_id(BASE)
 
 
-def test_options_of_another_server_make_none(make_id):
+def test_options_of_another_server_make_no_new_generation(make_id):
     options = {**BASE["server_options"], "gunicorn": {"backlog": 64}}
     assert make_id({**BASE, "server_options": options}) == make_id(BASE)
 
 
-def test_a_variable_that_goes_makes_another_generation(make_id):
+def test_removed_variable_makes_a_new_generation(make_id):
     assert make_id({**BASE, "env": {"A": "1"}}) != make_id(BASE)
 
 
 @pytest.mark.parametrize("template", ["uwsgi/uwsgi.ini.jinja", "supervisor/program.conf.jinja"])
-def test_a_new_version_of_a_template_makes_another_generation(make_app, template):
+def test_changed_template_makes_a_new_generation(make_app, template):
     host, app, release = make_app({**BASE, "process_manager": "supervisor"})
     before = desired_id(host, app, release)
     assert host.template_text(template)
@@ -681,21 +681,21 @@ def test_a_new_version_of_a_template_makes_another_generation(make_app, template
     assert desired_id(host, app, release) != before
 
 
-def test_another_command_for_a_server_makes_another_generation(make_app):
+def test_changed_command_of_a_server_makes_a_new_generation(make_app):
     host, app, release = make_app(BASE)
     before = desired_id(host, app, release)
     host.servers["uwsgi"]["command"].append("--of-a-later-version")
     assert desired_id(host, app, release) != before
 
 
-def test_what_all_sites_share_is_sound_without_any_app(make_host):
+def test_shared_configuration_is_valid_without_any_app(make_host):
     host = make_host({"apps": {}})
     text = nginx.needed_changes(host)[nginx.entry_path(host)]
     known = re.findall(r"^(?:map|geo) .*\$(wsgi_\w+) \{|\?<(wsgi_\w+)>", text, re.MULTILINE)
     assert {*re.findall(r"\$(wsgi_\w+)", text)} <= {name for names in known for name in names}
 
 
-def test_macros_are_made_once_for_an_app(make_app, monkeypatch):
+def test_macros_are_compiled_once_per_app(make_app, monkeypatch):
     made, make_module = Counter(), jinja2.Template.make_module
 
     def observed(template, *args, **more):
@@ -709,12 +709,12 @@ def test_macros_are_made_once_for_an_app(make_app, monkeypatch):
     assert {name: times for name, times in made.items() if times > 1} == {}
 
 
-def test_each_feature_of_nginx_has_a_template_of_macros():
+def test_each_nginx_feature_has_a_template():
     templates = {path.stem for path in (ROOT / "wsgi/nginx").glob("*.jinja") if "." not in path.stem}
     assert {*FEATURES} == templates
 
 
-def test_what_stands_in_braces_is_indented(make_files):
+def test_blocks_are_indented(make_files):
     own = {
         "mount": "/shop",
         "tls": "self_signed",

@@ -50,13 +50,13 @@ def record(files, saltenv=None, pillarenv=None):
     return {"saltenv": files, "options": {"saltenv": saltenv, "pillarenv": pillarenv}}
 
 
-def test_the_pillar_is_compiled_anew_and_the_connection_is_closed(compiled):
+def test_pillar_is_compiled_and_the_connection_is_closed(compiled):
     found, (source,) = compiled({"new": True})
     assert found == ({"new": True}, "base")
     assert source.destroyed
 
 
-def test_a_master_that_does_not_answer_is_no_empty_pillar(compiled):
+def test_unreachable_master_is_an_error_and_not_an_empty_pillar(compiled):
     with pytest.raises(CommandExecutionError, match="could not be compiled, and nothing was touched: .*timed out"):
         compiled(SaltClientError("Pillar timed out after 60 seconds"))
 
@@ -73,22 +73,18 @@ def test_a_master_that_does_not_answer_is_no_empty_pillar(compiled):
         (None, record("dev", "dev"), {"saltenv": "prod", "lock_saltenv": True}, "prod", ("prod", None)),
     ],
 )
-def test_environments_are_those_of_the_call_then_of_the_last_run_then_of_the_minion(
-    compiled, saltenv, kept, opts, served_from, asked
-):
+def test_saltenv_comes_from_the_call_or_the_last_run_or_the_minion(compiled, saltenv, kept, opts, served_from, asked):
     (_, found), (source,) = compiled({}, saltenv, kept, opts)
     assert (found, source.asked) == (served_from, asked)
 
 
 @pytest.mark.parametrize(("pillarenv", "times"), [(None, 0), ("dev", 1)])
-def test_what_salt_call_compiled_at_its_start_is_taken_unless_another_pillarenv_is_asked_for(
-    compiled, pillarenv, times
-):
+def test_pillar_that_salt_call_compiled_is_used_unless_the_pillarenv_differs(compiled, pillarenv, times):
     _, sources = compiled({}, None, record("dev", "dev", pillarenv), {"__cli": "salt-call"})
     assert len(sources) == times
 
 
-def test_a_run_is_remembered_and_a_run_in_the_same_environments_writes_nothing(compiled, monkeypatch, tmp_path):
+def test_environments_of_a_run_are_recorded_only_when_they_change(compiled, monkeypatch, tmp_path):
     written = []
     monkeypatch.setattr(files, "ensure_dir", lambda *_: None)
     monkeypatch.setattr(files, "write", lambda path, text, mode: written.append((text, mode)))
@@ -99,7 +95,7 @@ def test_a_run_is_remembered_and_a_run_in_the_same_environments_writes_nothing(c
     assert written == []
 
 
-def test_a_highstate_and_state_apply_in_base_are_remembered_alike(compiled, monkeypatch, tmp_path):
+def test_highstate_and_state_apply_in_base_are_recorded_alike(compiled, monkeypatch, tmp_path):
     (tmp_path / "environments.json").write_text(json.dumps(record("base")))
     monkeypatch.setattr(files, "write", lambda *_: pytest.fail("written"))
     for saltenv in (None, "base"):
@@ -110,10 +106,10 @@ def test_a_highstate_and_state_apply_in_base_are_remembered_alike(compiled, monk
     ("named", "kept", "found"),
     [("dev", None, "dev"), ("dev", "prod", "dev"), ("base", "prod", "prod"), (None, None, "base")],
 )
-def test_base_says_nothing_of_where_the_formula_is(compiled, named, kept, found):
+def test_base_is_not_recorded_as_the_saltenv_of_the_formula(compiled, named, kept, found):
     compiled({}, record=kept and record(kept))
     assert salt_run.saltenv_of(named) == found
 
 
-def test_outside_of_salt_no_state_run_asks():
+def test_caller_outside_of_salt_is_not_a_state_run():
     assert not salt_run.in_state_run()

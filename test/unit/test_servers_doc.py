@@ -43,12 +43,12 @@ def parts():
     return before, found, after
 
 
-def test_the_table_of_settings_is_what_the_servers_rows_say():
+def test_table_of_settings_matches_servers_yaml():
     assert parts()[1] == table(), "to mend it: python test/unit/test_servers_doc.py"
 
 
 @pytest.mark.parametrize("name", [*SERVERS, *sorted(PROCESS_MANAGERS)])
-def test_it_tells_of_each_in_five_lines(name):
+def test_each_server_has_five_lines(name):
     section = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", DOC.read_text(), re.MULTILINE | re.DOTALL)
     assert section, f"docs/servers.md has no section '### {name}'"
     assert len(re.findall("^- ", section[1], re.MULTILINE)) == 5

@@ -31,7 +31,7 @@ def problems(load):
 # What an app gets
 
 
-def test_an_app_that_says_the_least_gets_the_shipped_defaults(load):
+def test_minimal_app_gets_the_shipped_defaults(load):
     settings = load({"apps": {"shop": SHOP}})
     assert settings.problems == []
     shop = settings.apps["shop"]
@@ -43,7 +43,7 @@ def test_every_app_has_every_key_of_the_schema(load):
     assert set(load({"apps": {"shop": SHOP}}).apps["shop"]) == set(APP)
 
 
-def test_what_an_app_says_wins_over_wsgi_defaults_and_that_over_what_is_shipped(load):
+def test_app_wins_over_wsgi_defaults_and_these_over_shipped_defaults(load):
     settings = load(
         {
             "defaults": {"workers": 8, "threads": 2},
@@ -55,7 +55,7 @@ def test_what_an_app_says_wins_over_wsgi_defaults_and_that_over_what_is_shipped(
     assert (blog["workers"], blog["threads"]) == (8, 2)
 
 
-def test_what_is_shipped_wins_over_the_os_family_which_fills_in_what_nothing_else_says(make_host):
+def test_os_family_supplies_only_settings_without_a_shipped_default(make_host):
     host = make_host({"apps": {"shop": SHOP}})
     host.family["app"] = {"workers": 2, "user": "www"}
     shop = host.settings.apps["shop"]
@@ -93,7 +93,7 @@ def test_mappings_are_merged_and_lists_replaced(load):
     assert shop["domains"] == ["shop.example.com"]
 
 
-def test_merging_leaves_the_pillar_as_it_was_and_shares_nothing_with_it(load):
+def test_merging_neither_changes_nor_shares_the_pillar(load):
     pillar = {"defaults": {"env": {"A": "1"}}, "apps": {"shop": {**SHOP, "domains": ["a.example.com"]}}}
     shop = load(pillar).apps["shop"]
     shop["env"]["A"] = "changed"
@@ -103,7 +103,7 @@ def test_merging_leaves_the_pillar_as_it_was_and_shares_nothing_with_it(load):
 
 
 @pytest.mark.parametrize("key", sorted(set(APP) - set(SHOP)))
-def test_null_says_nothing(load, key):
+def test_null_counts_as_unset(load, key):
     plain = load({"apps": {"shop": SHOP}})
     for pillar in (
         {"apps": {"shop": {**SHOP, key: None}}},
@@ -114,7 +114,7 @@ def test_null_says_nothing(load, key):
         assert settings.apps == plain.apps
 
 
-def test_null_says_nothing_within_a_mapping_either(load):
+def test_null_in_a_mapping_counts_as_unset(load):
     settings = load(
         {
             "nginx": {"default_site": None, "client_max_body_size": None},
@@ -127,19 +127,19 @@ def test_null_says_nothing_within_a_mapping_either(load):
 
 
 @pytest.mark.parametrize("pillar", [None, {}, {"apps": None}, {"defaults": {"server": "uwsgi"}}])
-def test_a_pillar_without_apps_touches_nothing(load, pillar):
+def test_pillar_without_apps_is_refused(load, pillar):
     settings = load(pillar)
     assert settings.problems == ["wsgi:apps: missing; it must be a mapping, {} for no app at all"]
     assert settings.host_wide
 
 
 @pytest.mark.parametrize("pillar", [{"apps": {}}, {"apps": {}, "defaults": None, "nginx": None}])
-def test_a_pillar_that_names_no_app_is_valid(load, pillar):
+def test_pillar_with_an_empty_mapping_of_apps_is_valid(load, pillar):
     settings = load(pillar)
     assert (settings.problems, settings.apps, settings.host_wide) == ([], {}, False)
 
 
-def test_an_app_runs_as_a_user_of_its_own_unless_it_names_one(load):
+def test_app_runs_as_a_user_of_its_own_by_default(load):
     settings = load({"apps": {"shop": SHOP, "blog": {**SHOP, "user": "www", "listen": 81}}})
     assert settings.apps["shop"]["user"] == "wsgi-shop"
     assert settings.apps["blog"]["user"] == "www"
@@ -157,13 +157,13 @@ def test_an_app_runs_as_a_user_of_its_own_unless_it_names_one(load):
         ({"uwsgi": None}, "uwsgi", "emperor"),
     ],
 )
-def test_the_process_manager_follows_the_server_unless_pillar_names_one(load, said, server, manager):
+def test_default_process_manager_depends_on_the_server(load, said, server, manager):
     settings = load({"apps": {"shop": {**SHOP, "server": server, "process_manager": said}}})
     assert settings.problems == []
     assert settings.apps["shop"]["process_manager"] == manager
 
 
-def test_an_absent_app_needs_to_say_nothing_else(load):
+def test_absent_app_needs_no_other_key(load):
     settings = load({"apps": {"shop": {"state": "absent", "purge": True}, "blog": SHOP}})
     assert settings.problems == []
     assert list(settings.apps) == ["blog"]
@@ -335,7 +335,7 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
     ],
     ids=str,
 )
-def test_a_problem_names_the_app_the_key_the_value_and_what_is_allowed(problems, own, problem):
+def test_problem_names_the_app_the_key_the_value_and_what_is_allowed(problems, own, problem):
     assert problems(own) == [f"wsgi:apps:shop:{problem}"]
 
 
@@ -363,12 +363,12 @@ def test_a_problem_names_the_app_the_key_the_value_and_what_is_allowed(problems,
     ],
     ids=str,
 )
-def test_a_problem_of_the_whole_host_lets_nothing_be_touched(load, pillar, problem):
+def test_problem_of_the_host_stops_everything(load, pillar, problem):
     settings = load(pillar)
     assert (settings.problems, settings.host_wide) == ([problem], True)
 
 
-def test_a_problem_of_the_whole_host_is_told_together_with_those_of_the_apps(load):
+def test_problems_of_the_host_and_of_apps_are_reported_together(load):
     settings = load({"nginx": {"default_site": 1}, "apps": {"shop": {**SHOP, "workers": 0}}})
     assert settings.problems == [
         "wsgi:nginx:default_site: 1 must be true or false",
@@ -380,7 +380,7 @@ def test_a_problem_of_the_whole_host_is_told_together_with_those_of_the_apps(loa
 @pytest.mark.parametrize(
     "name", ["Shop", "9shop", "-shop", "sho p", "shöp", "../shop", "a" * 28, "", "shop\n", 7, None]
 )
-def test_a_name_that_no_user_and_no_file_can_have_is_refused(load, name):
+def test_app_name_unfit_for_users_and_files_is_refused(load, name):
     settings = load({"apps": {name: SHOP}})
     (problem,) = settings.problems
     assert problem == (
@@ -390,25 +390,25 @@ def test_a_name_that_no_user_and_no_file_can_have_is_refused(load, name):
     assert settings.broken == {str(name)}
 
 
-def test_a_name_that_the_formula_needs_itself_is_refused(load):
+def test_app_name_that_the_formula_reserves_is_refused(load):
     assert load({"apps": {"vassals": SHOP}}).problems == [
         "wsgi:apps:vassals: 'vassals' can't be an app's name: the formula has a folder of that name"
     ]
 
 
 @pytest.mark.parametrize("name", ["a", "a" * 27, "shop-2_b"])
-def test_a_name_that_a_user_and_files_can_have_is_taken(load, name):
+def test_valid_app_name_is_accepted(load, name):
     assert list(load({"apps": {name: SHOP}}).apps) == [name]
 
 
-def test_what_is_missing_is_said(load):
+def test_missing_keys_are_reported(load):
     assert load({"apps": {"shop": None}}).problems == [
         "wsgi:apps:shop:application: missing; it must be module:callable",
         f"wsgi:apps:shop:source: missing; it {SOURCE}",
     ]
 
 
-def test_all_problems_are_told_at_once(load):
+def test_all_problems_are_reported_at_once(load):
     settings = load(
         {
             "defaults": {"threads": 0},
@@ -433,13 +433,13 @@ def test_all_problems_are_told_at_once(load):
     ]
 
 
-def test_an_app_with_a_problem_leaves_the_others_alone(load):
+def test_app_with_a_problem_leaves_the_others_alone(load):
     settings = load({"apps": {"shop": {**SHOP, "domains": "x"}, "blog": SHOP, "wiki": {"state": "absent"}}})
     assert (list(settings.apps), list(settings.absent), settings.broken) == (["blog"], ["wiki"], {"shop"})
     assert not settings.host_wide
 
 
-def test_an_app_that_is_to_go_stays_while_it_has_a_problem(load):
+def test_absent_app_with_a_problem_is_not_removed(load):
     settings = load({"apps": {"shop": {"state": "absent", "purge": "no"}}})
     assert (settings.absent, settings.broken) == ({}, {"shop"})
 
@@ -448,13 +448,13 @@ PLAIN = [key for key, rule in APP.items() if rule.allowed != MAPPING.allowed and
 
 
 @pytest.mark.parametrize("key", PLAIN)
-def test_wsgi_defaults_are_checked_like_an_app_and_hold_every_app_while_they_have_a_problem(load, key):
+def test_problem_in_wsgi_defaults_stops_every_app(load, key):
     settings = load({"defaults": {key: -1.5}, "apps": {"shop": {**SHOP, "state": "present"}}})
     assert settings.problems == [f"wsgi:defaults:{key}: -1.5 must be {APP[key].allowed}"]
     assert (settings.apps, settings.broken, settings.host_wide) == ({}, {"shop"}, False)
 
 
-def test_mappings_in_wsgi_defaults_are_checked_too(load):
+def test_mappings_in_wsgi_defaults_are_validated(load):
     assert load(
         {
             "apps": {},
@@ -489,24 +489,24 @@ def test_mappings_in_wsgi_defaults_are_checked_too(load):
         ("uwsgi", "socket", "leave it out"),
     ],
 )
-def test_an_option_that_would_fight_the_formulas_own_is_refused(problems, server, option, instead):
+def test_reserved_server_option_is_refused(problems, server, option, instead):
     assert problems({"server_options": {server: {option: "anything"}}}) == [
         f"wsgi:apps:shop:server_options:{server}:{option}: is the formula's own; {instead}"
     ]
 
 
-def test_what_stands_for_a_reserved_option_is_a_key_of_the_schema(make_host):
+def test_replacement_of_a_reserved_option_is_a_key_of_the_schema(make_host):
     for server, row in make_host({}).servers.items():
         for option, instead in row["reserved"].items():
             assert instead is None or instead in APP, f"{server}: {option}"
 
 
 @pytest.mark.parametrize("value", [True, False, 0, -1, 1.5, "", "text", "ünïcode", [], ["a", 1, True]])
-def test_any_one_line_value_can_be_an_option(problems, value):
+def test_server_option_may_have_any_value_of_one_line(problems, value):
     assert problems({"server_options": {"gunicorn": {"option": value}, "uwsgi": {"option": value}}}) == []
 
 
-def test_a_setting_that_the_server_cant_keep_is_refused_and_its_default_is_not(make_host):
+def test_unsupported_setting_is_refused_unless_it_is_the_default(make_host):
     host = make_host(
         {
             "apps": {
@@ -521,7 +521,7 @@ def test_a_setting_that_the_server_cant_keep_is_refused_and_its_default_is_not(m
     assert set(host.settings.apps) == {"blog", "wiki"}
 
 
-def test_a_setting_that_the_server_keeps_for_one_interface_is_refused_for_the_other(load):
+def test_setting_is_refused_for_an_interface_that_does_not_support_it(load):
     app = {**SHOP, "server": "uvicorn", "threads": 4}
     assert load({"apps": {"shop": {**app, "interface": "wsgi"}}}).problems == []
     assert load({"apps": {"shop": {**app, "interface": "asgi"}}}).problems == [
@@ -567,13 +567,13 @@ def test_a_setting_that_the_server_keeps_for_one_interface_is_refused_for_the_ot
     ],
     ids=str,
 )
-def test_a_server_is_had_as_it_can_be_or_not_at_all(problems, own, problem):
+def test_invalid_install_or_version_is_refused(problems, own, problem):
     (found,) = problems(own)
     assert found.startswith(f"wsgi:apps:shop:{problem}")
 
 
 @pytest.mark.parametrize("manager", ["gaffer", {"gunicorn": "gaffer"}], ids=str)
-def test_gaffer_is_refused_where_there_is_no_python_2_and_circus_named(make_host, manager):
+def test_gaffer_is_refused_without_python_2_in_favour_of_circus(make_host, manager):
     wsgi = {"apps": {"shop": {**SHOP, "process_manager": manager}}}
     (problem,) = make_host(wsgi).settings.problems
     assert problem.split(": ", 1)[1] == (
@@ -583,7 +583,7 @@ def test_gaffer_is_refused_where_there_is_no_python_2_and_circus_named(make_host
     assert make_host(wsgi, system="Debian-11").settings.problems == []
 
 
-def test_a_server_that_the_system_does_not_have_is_refused_and_the_others_named(make_host):
+def test_unavailable_server_is_refused_and_the_available_ones_named(make_host):
     apps = {"shop": {**SHOP, "server": "granian"}, "other": {**SHOP, "domains": ["other.example.com"]}}
     assert make_host({"apps": apps}).settings.problems == []
     settings = make_host({"apps": apps}, system="Debian-11").settings
@@ -596,7 +596,7 @@ def test_a_server_that_the_system_does_not_have_is_refused_and_the_others_named(
     assert list(settings.apps) == ["other"]
 
 
-def test_a_server_comes_in_the_version_that_the_system_can_run(make_host):
+def test_default_version_of_a_server_fits_the_system(make_host):
     for system, version in (("Debian-11", "23.0.0"), ("Debian-12", "27.0.1"), ("Debian-13", "27.0.1")):
         host = make_host({"apps": {"shop": {**SHOP, "server": "gunicorn"}}}, system=system)
         assert requirement_of(host.settings.apps["shop"], host.servers) == [f"gunicorn=={version}"]
@@ -615,12 +615,12 @@ def test_a_server_comes_in_the_version_that_the_system_can_run(make_host):
     ],
     ids=str,
 )
-def test_what_a_server_can_be_had_as(problems, own):
+def test_valid_install_and_version_are_accepted(problems, own):
     assert problems(own) == []
 
 
 @pytest.mark.parametrize("server", ROWS)
-def test_the_shipped_version_of_a_server_has_no_known_hole(make_host, server):
+def test_default_version_of_a_server_has_no_known_vulnerability(make_host, server):
     row = make_host({}).servers[server]
     assert row["version"] is None or vulnerabilities(row, row["version"]) == []
 
@@ -636,14 +636,14 @@ def test_the_shipped_version_of_a_server_has_no_known_hole(make_host, server):
     ids=str,
 )
 @pytest.mark.parametrize("line", ["pyzmq", "PyZMQ[all] >= 27 ; python_version > '3.8'", "pyzmq @ https://a.example/b"])
-def test_a_library_that_threads_and_forks_break_is_warned_of(load, own, keys, line):
+def test_library_that_breaks_with_threads_or_forks_gives_a_warning(load, own, keys, line):
     app = load({"apps": {"shop": {**SHOP, **own}}}).apps["shop"]
     found = hazards("wsgi:apps:shop", app, ["flask", line])
     assert [sentence.split(": ")[0] for sentence in found] == [f"wsgi:apps:shop:{key}" for key in keys]
     assert hazards("wsgi:apps:shop", app, ["flask", f"# {line}", "-r other.txt"]) == []
 
 
-def test_threads_are_no_danger_to_a_library_that_only_forks_break(load):
+def test_library_that_breaks_only_with_forks_gives_no_warning_for_threads(load):
     app = load({"apps": {"shop": {**SHOP, "threads": 2, "preload": True}}}).apps["shop"]
     assert hazards("wsgi:apps:shop", app, ["grpcio==1.80.0"]) == [
         "wsgi:apps:shop:preload: grpcio may break when what it made crosses a fork; false is safe"
@@ -653,7 +653,7 @@ def test_threads_are_no_danger_to_a_library_that_only_forks_break(load):
 # Two apps in one place
 
 
-def test_two_apps_cant_have_one_domain_on_one_port(load):
+def test_two_apps_cannot_have_the_same_domain_and_port(load):
     settings = load(
         {
             "apps": {
@@ -670,7 +670,7 @@ def test_two_apps_cant_have_one_domain_on_one_port(load):
     assert (list(settings.apps), settings.broken) == (["wiki"], {"shop", "blog"})
 
 
-def test_two_apps_cant_both_be_the_default_site_of_a_port(load):
+def test_two_apps_cannot_be_the_default_site_of_a_port(load):
     settings = load({"apps": {"shop": SHOP, "blog": SHOP, "wiki": {**SHOP, "listen": 8080}}})
     assert settings.problems == [
         "wsgi:apps:blog:domains: the default site (no domains) on port 80 is shop's already",
@@ -679,7 +679,7 @@ def test_two_apps_cant_both_be_the_default_site_of_a_port(load):
     assert list(settings.apps) == ["wiki"]
 
 
-def test_an_app_that_is_gone_or_has_a_problem_takes_no_domain(load):
+def test_absent_or_broken_app_does_not_occupy_its_domain(load):
     settings = load(
         {
             "apps": {
@@ -692,7 +692,7 @@ def test_an_app_that_is_gone_or_has_a_problem_takes_no_domain(load):
     assert (list(settings.apps), settings.broken) == (["wiki"], {"blog"})
 
 
-def test_one_app_may_name_a_domain_twice(problems):
+def test_app_may_list_a_domain_twice(problems):
     assert problems({"domains": ["a.example.com", "A.example.com"]}) == []
 
 
@@ -716,7 +716,7 @@ def test_one_app_may_name_a_domain_twice(problems):
     ],
     ids=str,
 )
-def test_the_value_of_a_variable_is_in_no_problem(load, own):
+def test_no_problem_shows_the_value_of_a_variable(load, own):
     for pillar in (
         {"apps": {"shop": {**SHOP, **own}}},
         {"apps": [{"shop": own}]},
@@ -741,7 +741,7 @@ JUNK = [
 ]  # fmt: skip
 
 
-def test_no_pillar_whatever_makes_it_raise(load):
+def test_no_pillar_raises_an_exception(load):
     for junk in JUNK:
         for pillar in (junk, *({top: junk} for top in TOP), {"apps": {"shop": junk}}):
             load(pillar)
@@ -761,7 +761,7 @@ def test_no_pillar_whatever_makes_it_raise(load):
             assert bool(settings.problems) != bool(taken), f"{key}: {junk!r}: {settings}"
 
 
-def test_every_key_of_junk_is_told_by_name(load):
+def test_unknown_key_of_any_type_is_named(load):
     for name in (None, 1, True, 1.5, ("a", 1), "a b"):
         for key, pillar in (
             (f"wsgi:{name}", {name: 1}),
@@ -780,7 +780,7 @@ def test_every_key_of_junk_is_told_by_name(load):
 # What is asked of a new generation
 
 
-def test_a_health_check_asks_for_the_first_domain_that_is_a_name(load):
+def test_health_check_uses_the_first_domain_without_a_wildcard(load):
     apps = {
         "one": {**SHOP, "domains": ["*.example.com", "shop.example.com"]},
         "two": {**SHOP, "domains": ["*.example.org"]},
@@ -791,7 +791,7 @@ def test_a_health_check_asks_for_the_first_domain_that_is_a_name(load):
     assert hosts == {"one": "shop.example.com", "two": "localhost", "three": "other.example.com", "four": "localhost"}
 
 
-def test_settings_are_shown_without_secrets_however_deep(load):
+def test_shown_settings_have_no_secrets_at_any_depth(load):
     own = {
         "env": {"PASSWORD": "hunter2"},
         "tls": {"certificate": "/etc/ssl/a.pem", "key": "-----BEGIN hunter2"},
@@ -806,7 +806,7 @@ def test_settings_are_shown_without_secrets_however_deep(load):
 
 
 @pytest.mark.parametrize("server", ["mod_wsgi", "passenger"])
-def test_max_requests_is_off_where_a_worn_worker_ends_before_its_successor_serves(load, server):
+def test_max_requests_defaults_to_off_if_a_worker_ends_before_its_successor_serves(load, server):
     settings = load({"apps": {"shop": {**SHOP, "server": server}, "blog": {**SHOP, "domains": ["blog.example.com"]}}})
     assert settings.problems == []
     assert [settings.apps[name]["max_requests"] for name in ("shop", "blog")] == [0, 1000]
@@ -814,7 +814,7 @@ def test_max_requests_is_off_where_a_worn_worker_ends_before_its_successor_serve
 
 @pytest.mark.parametrize("defaults", [{}, {"max_requests": 500}])
 @pytest.mark.parametrize("server", ["mod_wsgi", "passenger"])
-def test_one_worker_cannot_be_worn_where_it_ends_before_its_successor_serves(load, server, defaults):
+def test_max_requests_is_refused_for_one_worker_that_ends_before_its_successor_serves(load, server, defaults):
     own = {**SHOP, "server": server, "workers": 1, **({} if defaults else {"max_requests": 500})}
     problem = (
         "wsgi:apps:shop:max_requests: 500 would leave nobody to answer while the next worker loads the app, because "
@@ -825,14 +825,14 @@ def test_one_worker_cannot_be_worn_where_it_ends_before_its_successor_serves(loa
         assert load({"defaults": defaults, "apps": {"shop": {**own, **mended}}}).problems == []
 
 
-def test_uwsgi_replaces_late_with_threads_and_with_a_cheaper_of_pillars(load):
+def test_max_requests_defaults_to_off_for_uwsgi_with_threads_or_cheaper(load):
     own = {**SHOP, "server": "uwsgi"}
     for late in ({"server_options": {"uwsgi": {"cheaper": 1}}}, {"threads": 2}):
         assert load({"apps": {"shop": {**own, **late}}}).apps["shop"]["max_requests"] == 0
     assert load({"apps": {"shop": own}}).apps["shop"]["max_requests"] == 1000
 
 
-def test_a_program_that_counts_requests_itself_replaces_late(load):
+def test_max_requests_defaults_to_off_for_a_command_that_counts_requests(load):
     command = ["/opt/serve", "--max={max_requests}", "--unix={socket}"]
     own = {**SHOP, "server": "command", "command": command, "workers": 1}
     assert load({"apps": {"shop": own}}).apps["shop"]["max_requests"] == 0

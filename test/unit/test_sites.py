@@ -39,7 +39,7 @@ def inner(host, files):
     return {path[len(own) + 1 :]: text for path, text in files.items()}
 
 
-def test_each_app_has_a_site_of_its_own(make_sites):
+def test_apps_of_different_domains_have_sites_of_their_own(make_sites):
     sites, _ = make_sites({"shop": {}, "blog": {"domains": ["*.example.org"]}, "rest": {"domains": []}})
     assert {id: site.apps for id, site in sites.items()} == {
         "example.com_80": ("shop",),
@@ -48,7 +48,7 @@ def test_each_app_has_a_site_of_its_own(make_sites):
     }
 
 
-def test_apps_of_one_host_share_a_site_each_at_its_mount(make_sites):
+def test_apps_of_one_domain_share_a_site_at_their_mounts(make_sites):
     sites, problems = make_sites({"shop": {"mount": "/shop"}, "home": {}})
     assert problems == []
     assert sites["example.com_80"].apps == ("home", "shop")
@@ -80,24 +80,24 @@ def test_apps_of_one_host_share_a_site_each_at_its_mount(make_sites):
     ],
     ids=str,
 )
-def test_what_nginx_could_not_tell_apart_is_refused(make_sites, other, problem):
+def test_conflicting_sites_are_refused(make_sites, other, problem):
     shop = {"tls": {"certificate": "self_signed", "hsts": 60}} if "mount" in other else {}
     _, problems = make_sites({"shop": shop, "other": other})
     assert any(found.startswith(f"wsgi:apps:other:{problem}") for found in problems), problems
 
 
-def test_one_app_of_a_site_speaks_for_all(make_sites):
+def test_tls_of_one_app_applies_to_its_site(make_sites):
     sites, problems = make_sites({"home": {}, "shop": {"mount": "/shop", "tls": "self_signed"}})
     assert problems == []
     assert sites["example.com_80"].tls["certificate"] == "self_signed"
 
 
 @pytest.mark.parametrize("said", ["none", {"certificate": "none"}, None])
-def test_no_tls_is_a_word_too(make_sites, said):
+def test_tls_none_disables_tls(make_sites, said):
     assert make_sites({"shop": {"tls": said}})[0]["example.com_80"].tls is None
 
 
-def test_a_mount_is_before_each_path_of_the_app():
+def test_mount_is_prefixed_to_each_path_of_the_app():
     assert sites.mounted({"mount": "/"}, "/static/") == "/static/"
     assert sites.mounted({"mount": "/shop"}, "/static/") == "/shop/static/"
 
@@ -105,7 +105,7 @@ def test_a_mount_is_before_each_path_of_the_app():
 # What of it is on the disk
 
 
-def test_a_site_leads_to_each_of_its_apps_locations(disk):
+def test_site_includes_the_locations_of_each_app(disk):
     host = disk({"home": {}, "shop": {"mount": "/shop"}})
     found = inner(host, nginx.needed_changes(host, "home"))
     assert {*found} == {
@@ -115,7 +115,7 @@ def test_a_site_leads_to_each_of_its_apps_locations(disk):
     assert members == ["home.con[f];", "shop.con[f];"]
 
 
-def test_an_app_that_moves_takes_its_old_site_away(disk):
+def test_moving_an_app_removes_its_old_site(disk):
     before = disk({"shop": {"domains": ["old.example.com"]}})
     files = inner(before, nginx.needed_changes(before, "shop"))
     host = disk({"shop": {}}, files)
@@ -124,7 +124,7 @@ def test_an_app_that_moves_takes_its_old_site_away(disk):
     assert "example.com" in found["sites/example.com_80.conf"]
 
 
-def test_an_app_that_goes_leaves_its_site_to_the_others(disk):
+def test_removing_an_app_keeps_the_site_for_the_others(disk):
     before = disk({"home": {}, "shop": {"mount": "/shop"}})
     files = inner(before, nginx.needed_changes(before, "home", "shop"))
     host = disk({"home": {}}, files)
@@ -133,7 +133,7 @@ def test_an_app_that_goes_leaves_its_site_to_the_others(disk):
     assert "shop" not in found["sites/example.com_80.conf"].partition("\n")[2]
 
 
-def test_a_site_one_of_whose_apps_has_a_problem_stays_as_it_is(disk):
+def test_site_with_a_broken_app_stays_unchanged(disk):
     apps = {"home": {"tls": "self_signed"}, "shop": {"mount": "/shop"}}
     before = disk(apps)
     files = inner(before, nginx.needed_changes(before, "home", "shop"))
@@ -142,7 +142,7 @@ def test_a_site_one_of_whose_apps_has_a_problem_stays_as_it_is(disk):
     assert nginx.needed_changes(host, "shop") == {}
 
 
-def test_another_app_can_join_such_a_site(disk):
+def test_another_app_can_join_a_site_with_a_broken_app(disk):
     apps = {"home": {}}
     before = disk(apps)
     files = inner(before, nginx.needed_changes(before, "home"))
@@ -153,7 +153,7 @@ def test_another_app_can_join_such_a_site(disk):
 
 
 @pytest.mark.parametrize(("server", "known"), [("gunicorn", 3), ("uwsgi", 3), ("waitress", 2)])
-def test_nginx_learns_of_another_number_of_workers_where_each_has_a_socket(disk, server, known):
+def test_upstream_changes_with_workers_only_if_each_has_a_socket(disk, server, known):
     before = disk({"shop": {"server": "waitress", "workers": 3}})
     files = inner(before, nginx.needed_changes(before, "shop"))
     host = disk({"shop": {"server": server, "workers": 2}}, files)

@@ -46,7 +46,7 @@ HASH = "0f" * 32
         ("/opt/shop/", SourceSpec("path", "/opt/shop")),
     ],
 )
-def test_a_source_is_read(text, source):
+def test_source_is_parsed(text, source):
     assert parse_source(text) == source
 
 
@@ -78,7 +78,7 @@ def test_a_source_is_read(text, source):
         ("/", "must be a folder's absolute path, without .."),
     ],
 )
-def test_what_is_no_source_is_told(text, told):
+def test_invalid_source_is_refused(text, told):
     with pytest.raises(ValueError) as error:
         parse_source(text)
     assert str(error.value).startswith(told)
@@ -93,7 +93,7 @@ def test_what_is_no_source_is_told(text, told):
         (f"shop == 1.4 --hash=sha256:{HASH}", "1.5", "shop==1.5"),
     ],
 )
-def test_another_revision_keeps_all_else(text, revision, other):
+def test_changing_the_revision_keeps_the_rest_of_the_source(text, revision, other):
     assert with_revision(text, revision) == other
 
 
@@ -107,7 +107,7 @@ def test_another_revision_keeps_all_else(text, revision, other):
         ("shop==1.4", "1.5; rm", "must be "),
     ],
 )
-def test_what_has_no_such_revision_is_told(text, revision, told):
+def test_source_without_revisions_refuses_one(text, revision, told):
     with pytest.raises(ValueError) as error:
         with_revision(text, revision)
     assert told in str(error.value)
@@ -129,7 +129,7 @@ def source_of(make_host):
     return of
 
 
-def test_a_salt_folder_is_its_files(source_of):
+def test_identity_of_a_salt_folder_is_that_of_its_files(source_of):
     hello = source_of("salt://wsgi/examples/hello")
     assert hello.identity == source_of("salt://wsgi/examples#subdirectory=hello").identity
     assert hello.identity != source_of("salt://wsgi/examples/flask").identity
@@ -137,7 +137,7 @@ def test_a_salt_folder_is_its_files(source_of):
     assert hello.read("no.py") is None
 
 
-def test_a_commit_is_what_it_is_wherever_it_comes_from(source_of):
+def test_identity_of_a_commit_does_not_depend_on_its_url(source_of):
     source = source_of(f"git+https://me:secret@h/s.git@{COMMIT}#subdirectory=web")
     assert source.identity == source_of(f"git+ssh://git@other/s.git@{COMMIT}#subdirectory=web").identity
     assert source.identity != source_of(f"git+ssh://git@other/s.git@{COMMIT}").identity
@@ -146,7 +146,7 @@ def test_a_commit_is_what_it_is_wherever_it_comes_from(source_of):
     assert source.read("requirements.txt") is None
 
 
-def test_a_commit_that_a_deploy_found_by_a_branch_or_a_tag_is_told_with_it(source_of):
+def test_revision_of_a_deploy_has_its_branch_or_tag(source_of):
     source = f"git+https://h/s.git@{COMMIT}"
     # Pillar's own comes first, as it does in a run.
     assert source_of(source).revision == {"commit": COMMIT}
@@ -155,7 +155,7 @@ def test_a_commit_that_a_deploy_found_by_a_branch_or_a_tag_is_told_with_it(sourc
     assert source_of(source, ref="v1").identity == source_of(source).identity
 
 
-def test_a_key_that_was_looked_up_is_not_taken_for_the_one_that_was_not(source_of):
+def test_sources_with_resolved_and_unresolved_keys_are_distinct(source_of):
     source = f"git+ssh://git@h/s.git@{COMMIT}"
     found, earlier = source_of(source, deploy_key="looked up"), source_of(source, deploy_key="sdb://keys/shop")
     assert found.app["deploy_key"] == "looked up"
@@ -163,18 +163,18 @@ def test_a_key_that_was_looked_up_is_not_taken_for_the_one_that_was_not(source_o
     assert source_of(source, deploy_key="looked up") is found
 
 
-def test_an_archive_is_its_hash(source_of):
+def test_identity_of_an_archive_is_its_hash(source_of):
     source = source_of(f"https://me:secret@h/s.zip#sha256={HASH}")
     assert source.identity == source_of(f"salt://s.zip#sha256={HASH}").identity
     assert source.revision == {"sha256": HASH}
 
 
-def test_a_requirement_is_all_that_is_required(source_of):
+def test_requirement_as_a_source_is_the_only_requirement(source_of):
     assert source_of("shop==1.4").requirements == ["shop==1.4"]
     assert source_of("shop==1.4").identity != source_of("shop==1.5").identity
 
 
-def test_a_folder_is_its_files_links_and_executable_bits(source_of, tmp_path):
+def test_identity_of_a_folder_is_that_of_its_files_links_and_executable_bits(source_of, tmp_path):
     folder = tmp_path / "shop"
     folder.mkdir()
     (folder / "shop.py").write_text("1")
@@ -205,7 +205,7 @@ def test_a_folder_is_its_files_links_and_executable_bits(source_of, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["/etc/shadow", "../out", "sub/../../out", "sub/up", "missing/../../out"])
-def test_a_link_that_leads_out_of_a_source_is_refused(source_of, tmp_path, target):
+def test_link_out_of_a_source_is_refused(source_of, tmp_path, target):
     folder = tmp_path / "shop"
     (folder / "sub").mkdir(parents=True)
     (tmp_path / "copy").mkdir()
@@ -219,7 +219,7 @@ def test_a_link_that_leads_out_of_a_source_is_refused(source_of, tmp_path, targe
 
 
 @pytest.mark.parametrize("target", ["sub", "sub/../file", "missing/file", "link", ".", "sub/top/sub"])
-def test_a_link_that_stays_in_a_source_is_kept(source_of, tmp_path, target):
+def test_link_within_a_source_is_kept(source_of, tmp_path, target):
     folder = tmp_path / "shop"
     (folder / "sub").mkdir(parents=True)
     (tmp_path / "copy").mkdir()
@@ -242,7 +242,7 @@ LIMITS = {"size": "1k", "files": 5, "depth": 3}
     ],
     ids=["a file", "files together", "many", "deep"],
 )
-def test_a_folder_beyond_a_limit_is_refused_before_it_is_read(source_of, tmp_path, files, told):
+def test_folder_beyond_a_limit_is_refused_before_it_is_read(source_of, tmp_path, files, told):
     for name, size in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * size)
@@ -251,7 +251,7 @@ def test_a_folder_beyond_a_limit_is_refused_before_it_is_read(source_of, tmp_pat
     assert str(problem.value).startswith(f"wsgi:apps:shop:source_limits:{told}")
 
 
-def test_limits_are_no_part_of_what_a_source_is(source_of, make_host):
+def test_limits_do_not_change_the_identity_of_a_source(source_of, make_host):
     assert (
         source_of("salt://wsgi/examples/hello").identity
         == source_of("salt://wsgi/examples/hello", name="other", source_limits=LIMITS).identity
@@ -265,12 +265,12 @@ def test_limits_are_no_part_of_what_a_source_is(source_of, make_host):
     assert len(ids) == 1
 
 
-def test_what_salt_serves_has_limits_too(source_of, tmp_path):
+def test_limits_apply_to_salt_folders_too(source_of, tmp_path):
     with pytest.raises(Problem, match="^wsgi:apps:shop:source_limits:size: the source holds more than 1;"):
         source_of("salt://wsgi/examples/hello", source_limits={**LIMITS, "size": 1}).fetch(str(tmp_path), 0, 0)
 
 
-def test_a_folder_that_changes_while_it_is_copied_is_no_release(source_of, tmp_path):
+def test_folder_that_changes_while_it_is_copied_is_refused(source_of, tmp_path):
     (tmp_path / "shop.py").write_text("1")
     source = source_of(str(tmp_path))
     assert source.identity
@@ -296,7 +296,7 @@ REFERENCES = {
     ("revision", "commit"),
     [("main", "a"), ("v1.5", "e"), ("refs/tags/v1.5", "e"), ("refs/heads/both", "b"), ("refs/tags/both", "c")],
 )
-def test_a_reference_is_found(revision, commit):
+def test_reference_is_resolved(revision, commit):
     assert git.find(REFERENCES, revision) == commit * 40
 
 
@@ -310,13 +310,13 @@ def test_a_reference_is_found(revision, commit):
         ("zzz", "'zzz' is neither a branch nor a tag of it"),
     ],
 )
-def test_what_is_no_reference_is_told(revision, told):
+def test_unknown_reference_is_refused(revision, told):
     with pytest.raises(Refused) as error:
         git.find(REFERENCES, revision)
     assert str(error.value).startswith(told)
 
 
-def test_credentials_leave_the_url(monkeypatch):
+def test_credentials_are_removed_from_the_url(monkeypatch):
     repository = Repository("https://me:s%40cret@h:44/s.git")
     assert repository.url == "https://h:44/s.git"
     assert repository.mirror == Repository("https://other@h:44/s.git").mirror
@@ -325,7 +325,7 @@ def test_credentials_leave_the_url(monkeypatch):
     assert "cret" not in repository._configuration()
 
 
-def test_the_helper_gives_git_the_credentials_of_its_host_alone(tmp_path):
+def test_credential_helper_answers_only_for_its_host(tmp_path):
     repository = Repository("https://me:s%25%5Cn'%22cret@h/s.git")
     (tmp_path / ".gitconfig").write_text(repository._configuration())
     environment = {"PATH": os.environ["PATH"], **repository._environment(str(tmp_path))}
@@ -346,7 +346,7 @@ def test_the_helper_gives_git_the_credentials_of_its_host_alone(tmp_path):
     assert asked("elsewhere").returncode != 0
 
 
-def test_authorities_of_salts_environment_reach_git(monkeypatch):
+def test_certificate_authorities_of_the_environment_reach_git(monkeypatch):
     monkeypatch.delenv("GIT_SSL_CAINFO", raising=False)
     monkeypatch.setenv("SSL_CERT_FILE", "/etc/own.pem")
     assert Repository("https://h/s.git")._environment("/home")["GIT_SSL_CAINFO"] == "/etc/own.pem"
@@ -355,7 +355,7 @@ def test_authorities_of_salts_environment_reach_git(monkeypatch):
 @pytest.mark.parametrize(
     ("url", "file"), [("https://h/s.git", False), ("ssh://h/s.git", False), ("file:///s.git", True)]
 )
-def test_a_local_repository_is_read_where_the_source_is_one_alone(url, file):
+def test_local_repositories_are_allowed_only_for_a_local_source(url, file):
     repository = Repository(url)
     assert ("file" in repository._environment("/home")["GIT_ALLOW_PROTOCOL"].split(":")) is file
     assert ("safe" in repository._configuration()) is file
@@ -372,7 +372,7 @@ def test_a_local_repository_is_read_where_the_source_is_one_alone(url, file):
         ("https://h/shop.git", "ssh://git@h/shared.git", "ssh://git@h/shared.git"),
     ],
 )
-def test_a_submodule_may_be_beside_its_repository(url, relative, absolute):
+def test_relative_url_of_a_submodule_is_resolved(url, relative, absolute):
     assert git.beside(url, relative) == absolute
 
 
@@ -401,7 +401,7 @@ def test_a_submodule_may_be_beside_its_repository(url, relative, absolute):
         ("", set()),
     ],
 )
-def test_a_submodule_comes_by_what_its_repository_may_come_by(main, url, schemes):
+def test_submodule_may_use_only_the_schemes_of_its_repository(main, url, schemes):
     repository = Repository(main)
     if repository.scheme in schemes:
         assert repository._submodule("lib", url, (7, 7)).scheme in ("https", "ssh", "file")
@@ -410,7 +410,7 @@ def test_a_submodule_comes_by_what_its_repository_may_come_by(main, url, schemes
             repository._submodule("lib", url, (7, 7))
 
 
-def test_a_submodule_has_the_credentials_of_its_host_alone():
+def test_submodule_gets_only_the_credentials_of_its_own_host():
     repository = Repository("https://me:token@h:44/shop.git")
     found = {
         url: repository._submodule("lib", url, (7, 7))._credentials
@@ -455,7 +455,7 @@ def unpacked(archive, folder, subdirectory="", size="10m", files=1000, depth=20)
 LINK, HARD, FOLDER, DEVICE, PIPE = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE
 
 
-def test_a_tar_is_unpacked_without_its_owners_and_other_bits(tmp_path):
+def test_tar_archive_is_unpacked_without_owners_and_special_bits(tmp_path):
     archive = tar(
         tmp_path / "a.tar",
         ("./shop", {"type": FOLDER, "mode": 0o7777}),
@@ -476,7 +476,7 @@ def test_a_tar_is_unpacked_without_its_owners_and_other_bits(tmp_path):
     assert {path.stat().st_uid for path in out.iterdir()} == {os.getuid()}
 
 
-def test_a_zip_is_unpacked_with_executable_bits_and_links(tmp_path):
+def test_zip_archive_is_unpacked_with_executable_bits_and_links(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for name, mode, text in (("tool", 0o100755, "tool"), ("link", 0o120777, "tool"), ("sub/x", 0o100644, "x")):
             entry = zipfile.ZipInfo(name)
@@ -490,7 +490,7 @@ def test_a_zip_is_unpacked_with_executable_bits_and_links(tmp_path):
     assert stat.S_IMODE((tmp_path / "out/sub/x").stat().st_mode) == 0o644
 
 
-def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):
+def test_tar_archive_that_ends_in_a_zip_is_a_tar(tmp_path):
     inner = io.BytesIO()
     with zipfile.ZipFile(inner, "w") as archive:
         archive.writestr("wrong", "wrong")
@@ -524,7 +524,7 @@ def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_hostile_entry_is_refused(tmp_path, entries, told):
+def test_hostile_entry_of_a_tar_is_refused(tmp_path, entries, told):
     (tmp_path / "escaped").write_text("as it was")
     archive = tar(tmp_path / "a.tar", *((name, dict(settings)) for name, settings in entries))
     done = unpacked(archive, tmp_path / "out")
@@ -534,7 +534,7 @@ def test_a_hostile_entry_is_refused(tmp_path, entries, told):
 
 
 @pytest.mark.parametrize("name", ["../escaped", "/escaped", "a/../../escaped"])
-def test_a_hostile_entry_of_a_zip_is_refused(tmp_path, name):
+def test_hostile_entry_of_a_zip_is_refused(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(name, "x")
     assert "leads out of it" in unpacked(tmp_path / "a.zip", tmp_path / "out").stderr
@@ -596,7 +596,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_bomb_is_refused_with_its_limit_before_it_fills_the_disk(tmp_path, kind):
+def test_archive_bomb_is_refused_with_its_limit(tmp_path, kind):
     make, told = BOMBS[kind]
     done = unpacked(make(tmp_path / "a"), tmp_path / "out", "shop" if kind.startswith("outside") else "")
     assert done.returncode == 1
@@ -607,7 +607,7 @@ def test_a_bomb_is_refused_with_its_limit_before_it_fills_the_disk(tmp_path, kin
     assert len(written) <= 1000
 
 
-def test_a_header_that_would_take_all_memory_is_refused(tmp_path):
+def test_header_that_would_take_all_memory_is_refused(tmp_path):
     """tarfile reads the header of a long name as a whole."""
     entry = tarfile.TarInfo("././@LongLink")
     entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 2**40
@@ -617,11 +617,11 @@ def test_a_header_that_would_take_all_memory_is_refused(tmp_path):
     assert done.stderr.startswith(f"{KEY}:files: to unpack it takes more than 1025 MiB of memory")
 
 
-def test_a_folder_that_is_not_there_is_told_with_those_that_are(tmp_path):
+def test_missing_folder_is_reported_with_the_existing_ones(tmp_path):
     done = unpacked(tar(tmp_path / "a.tar", ("shop-1/x", {}), ("docs/x", {})), tmp_path / "out", "shop")
     assert done.stderr.strip() == "there is no folder 'shop' in it; at its top are: docs, shop-1"
 
 
-def test_what_is_no_archive_is_told(tmp_path):
+def test_file_that_is_not_an_archive_is_refused(tmp_path):
     (tmp_path / "a.tar").write_text("nothing of that kind")
     assert unpacked(tmp_path / "a.tar", tmp_path / "out").stderr.strip() == "File is not a zip file"

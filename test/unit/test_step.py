@@ -34,11 +34,11 @@ def alive(pid):
         return False
 
 
-def test_a_step_returns_what_it_printed():
+def test_step_returns_its_output():
     assert shell("echo out; echo err >&2") == "out\nerr\n"
 
 
-def test_a_step_sees_what_it_is_given_and_no_more(monkeypatch):
+def test_step_gets_only_its_own_environment_variables(monkeypatch):
     monkeypatch.setenv("SALT_SECRET", "hunter2")
     monkeypatch.setenv("PIP_INDEX_URL", "https://pypi.example.com")
     seen = dict(line.split("=", 1) for line in shell("env", env={"A": "1"}).splitlines())
@@ -47,7 +47,7 @@ def test_a_step_sees_what_it_is_given_and_no_more(monkeypatch):
     assert "SALT_SECRET" not in seen
 
 
-def test_a_step_that_fails_tells_the_last_lines_without_secrets():
+def test_failed_step_shows_its_last_lines_without_secrets():
     with pytest.raises(Problem) as raised:
         shell(
             "for i in $(seq 30); do echo line $i; done; echo hunter2 https://me:hunter3@example.com; exit 3",
@@ -58,15 +58,15 @@ def test_a_step_that_fails_tells_the_last_lines_without_secrets():
     assert str(raised.value).endswith("\n  *** https://me:***@example.com")
 
 
-def test_a_short_value_is_no_secret():
+def test_short_values_are_not_redacted():
     assert redact("a 1 b", ["1"]) == "a 1 b"
 
 
-def test_the_longer_of_two_secrets_goes_first():
+def test_longer_secrets_are_redacted_first():
     assert redact("hunter2-and-more", ["hunter2", "hunter2-and-more"]) == "***"
 
 
-def test_a_step_that_takes_too_long_ends_with_all_that_it_started():
+def test_step_that_exceeds_its_timeout_is_killed_with_its_children():
     with pytest.raises(Problem, match="it did not end within 3 s:\n  begun"):
         shell(f"setsid sleep {SECONDS} & echo begun; sleep {SECONDS}", what="it", timeout=3)
     assert step.kill_steps(STEP) == []
@@ -76,7 +76,7 @@ def test_a_step_that_takes_too_long_ends_with_all_that_it_started():
     )
 
 
-def test_what_a_step_leaves_running_ends_with_it_and_nothing_else_does():
+def test_processes_that_a_step_leaves_are_killed_and_no_others():
     other = subprocess.Popen(["sleep", "60"], env={"WSGI_STEP": step.mark(f"{STEP}-of-another")})
     try:
         pid = int(shell("setsid sleep 4323 > /dev/null 2>&1 & echo $!"))
@@ -103,14 +103,14 @@ def contained():
     outer.stdout.close()
 
 
-def test_a_marked_process_of_a_container_is_another_machine_s(contained):
+def test_marked_process_of_a_container_is_left_alone(contained):
     assert os.getpid() in process.pids()
     assert contained not in process.pids()
     assert step.kill_steps(STEP) == []
     assert alive(contained)
 
 
-def test_a_container_that_shares_the_host_s_pid_namespace_has_other_marks(tmp_path):
+def test_container_in_the_pid_namespace_of_the_host_has_other_marks(tmp_path):
     """What it does not share is its root directory."""
 
     def tell(pipe):
@@ -126,7 +126,7 @@ def test_a_container_that_shares_the_host_s_pid_namespace_has_other_marks(tmp_pa
     process.join(10)
 
 
-def test_a_process_that_is_about_to_run_another_program_is_looked_at_again(monkeypatch):
+def test_process_between_fork_and_exec_is_read_again(monkeypatch):
     """It shows no environment at that moment."""
     looks, look = {}, step._environ
 
@@ -139,7 +139,7 @@ def test_a_process_that_is_about_to_run_another_program_is_looked_at_again(monke
     assert not alive(pid)
 
 
-def test_a_process_without_any_environment_is_not_waited_for():
+def test_process_with_an_empty_environment_is_not_waited_for():
     bare = subprocess.Popen(["sleep", "60"], env={})
     try:
         # It is there a moment before its program is.
@@ -160,7 +160,7 @@ def test_a_process_without_any_environment_is_not_waited_for():
         ("kill -40 $$", "was ended by signal 40"),
     ],
 )
-def test_a_step_that_fails_in_silence_tells_how_it_ended(command, said):
+def test_silent_failure_reports_the_exit_status(command, said):
     with pytest.raises(Problem) as raised:
         shell(command, what="it")
     assert str(raised.value) == f"it failed:\n  it printed nothing, and {said}"
@@ -175,7 +175,7 @@ def cause(*said):
     return [line[2:] for line in failure_excerpt("\n".join([*BANNER, *said]), 60).splitlines()]
 
 
-def test_the_cause_is_the_first_traceback_whatever_came_after_it():
+def test_excerpt_has_the_first_traceback_and_the_end():
     told = cause(*FIRST, *INTERRUPTED * 30, "goodbye")
     assert told[:4] == [*FIRST, INTERRUPTED[0]]
     assert told[59:62] == [INTERRUPTED[2], "…", INTERRUPTED[1]]
@@ -183,17 +183,17 @@ def test_the_cause_is_the_first_traceback_whatever_came_after_it():
     assert len(told) == 60 + 1 + 15
 
 
-def test_nothing_is_left_out_between_the_first_traceback_and_an_end_that_is_near():
+def test_excerpt_is_complete_if_the_end_is_near_the_first_traceback():
     said = [*FIRST, *INTERRUPTED * 23, "goodbye"]
     assert cause(*said) == said
 
 
 @pytest.mark.parametrize("said", [["goodbye"], [*FIRST, *INTERRUPTED, "goodbye"]])
-def test_the_cause_is_the_end_of_what_was_said_where_nothing_came_after_it(said):
+def test_excerpt_is_the_end_of_the_output_if_nothing_follows_the_traceback(said):
     assert cause(*said) == [*BANNER, *said][-60:]
 
 
-def test_a_program_that_is_not_there_is_told_as_such():
+def test_missing_program_raises_file_not_found():
     with pytest.raises(FileNotFoundError):
         step.run(["/nowhere/program"], STEP, **ME)
 
@@ -223,14 +223,14 @@ def another(run):
     process.join(10)
 
 
-def test_who_holds_an_app_may_do_so_again(run):
+def test_lock_is_reentrant_within_a_run(run):
     with app_lock("shop", "a change"), app_lock("shop", "a build", patience=0):
         pass
     with app_lock("shop", "again", patience=0):
         pass
 
 
-def test_another_run_is_refused_and_told_by_whom(another):
+def test_second_run_is_refused_with_the_name_of_the_first(another):
     process, _ = another
     refused = rf"shop is being changed by wsgi.deploy \(PID {process.pid}, since [\d:]+\)"
     with pytest.raises(Problem, match=refused), app_lock("shop", "wsgi.rollback", patience=0):
@@ -239,14 +239,14 @@ def test_another_run_is_refused_and_told_by_whom(another):
         pass
 
 
-def test_another_run_waits_its_patience(another):
+def test_second_run_waits_for_the_first(another):
     process, pipe = another
     pipe.send("enough")
     with app_lock("shop", "wsgi.rollback", patience=10):
         process.join(10)
 
 
-def test_the_lock_of_a_run_that_died_is_taken_over_and_what_it_left_running_ended(another):
+def test_lock_of_a_killed_run_is_taken_over_and_its_processes_killed(another):
     process, _ = another
     left = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)"],
@@ -260,7 +260,7 @@ def test_the_lock_of_a_run_that_died_is_taken_over_and_what_it_left_running_ende
         assert left.wait(5) == -signal.SIGKILL
 
 
-def test_a_run_that_came_to_its_end_leaves_nothing_to_take_over(run, monkeypatch):
+def test_finished_run_leaves_nothing_to_take_over(run, monkeypatch):
     with app_lock("shop", "a change"):
         pass
     monkeypatch.setattr(step, "kill_steps", lambda name: pytest.fail("nobody died"))

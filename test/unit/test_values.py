@@ -108,7 +108,7 @@ TOO_LONG = "is {} bytes long; it may have {} at most"
     ],
     ids=lambda value: None if isinstance(value, dict) else value[:40],
 )
-def test_a_value_that_no_target_takes_is_refused_by_its_key(load_pillar, own, problem):
+def test_unusable_value_is_refused_with_its_key(load_pillar, own, problem):
     (found,) = problems_of(load_pillar, own)
     assert found.startswith(f"wsgi:apps:shop:{problem}")
     # A problem can be read, however long the value is.
@@ -131,18 +131,18 @@ def test_a_value_that_no_target_takes_is_refused_by_its_key(load_pillar, own, pr
     ],
     ids=lambda own: ",".join(own),
 )
-def test_a_value_at_the_limit_is_taken(load_pillar, own):
+def test_value_at_the_limit_is_accepted(load_pillar, own):
     assert problems_of(load_pillar, own) == []
 
 
 @pytest.mark.parametrize("key", sorted({*values.APP} - {"state"}))
-def test_a_mapping_that_holds_itself_is_refused_by_its_key(load_pillar, key):
+def test_recursive_mapping_is_refused_with_its_key(load_pillar, key):
     inside = yaml.safe_load("&a {a: [*a], b: *a}")
     found = problems_of(load_pillar, {key: inside})
     assert found[0] == f"wsgi:apps:shop:{key}: is nested deeper than 16 levels"
 
 
-def test_a_mapping_nested_500_deep_is_refused_by_its_key(load_pillar):
+def test_mapping_nested_500_levels_deep_is_refused_with_its_key(load_pillar):
     deep = {}
     for _ in range(500):
         deep = {"a": [deep]}
@@ -152,7 +152,7 @@ def test_a_mapping_nested_500_deep_is_refused_by_its_key(load_pillar):
     ]
 
 
-def test_anchors_that_make_a_huge_value_of_a_small_one_are_refused_by_their_key(load_pillar):
+def test_huge_value_made_by_anchors_is_refused_with_its_key(load_pillar):
     laughs = ["lol"] * 10
     for _ in range(12):
         laughs = [laughs] * 10
@@ -161,7 +161,7 @@ def test_anchors_that_make_a_huge_value_of_a_small_one_are_refused_by_their_key(
     ]
 
 
-def test_what_anchors_repeat_is_taken(load_pillar):
+def test_values_repeated_by_anchors_are_accepted(load_pillar):
     shared = values.app({"listen": 81, "env": {"A": "1"}, "limits": {"a": {"rate": "1r/s"}}})
     apps = {f"a{number}": {**shared, "domains": [f"a{number}.test"]} for number in range(50)}
     assert load_pillar({"apps": apps, "defaults": {"env": shared["env"]}}).problems == []
@@ -205,27 +205,27 @@ def check_problems(problems):
 
 @given(ODD_VALUE)
 @STABLE
-def test_whatever_stands_below_wsgi_ends_in_problems_that_name_their_keys(load_pillar, anything):
+def test_any_value_of_wsgi_gives_problems_that_name_their_keys(load_pillar, anything):
     check_problems(load_pillar(anything).problems)
 
 
 @given(st.sampled_from(sorted(APP)), ODD_VALUE)
 @STABLE
-def test_whatever_an_app_says_ends_in_problems_that_name_its_keys(load_pillar, key, anything):
+def test_any_value_of_an_app_key_gives_problems_that_name_their_keys(load_pillar, key, anything):
     check_problems(problems_of(load_pillar, {key: anything}))
     check_problems(load_pillar({"defaults": {key: anything}, "apps": {"shop": values.app()}}).problems)
 
 
 @given(st.sampled_from(sorted(NGINX)), st.sampled_from(sorted(STATUS_PAGE)), ODD_VALUE)
 @STABLE
-def test_whatever_is_said_of_the_host_ends_in_problems_that_name_its_keys(load_pillar, key, page_key, anything):
+def test_any_value_of_a_host_key_gives_problems_that_name_their_keys(load_pillar, key, page_key, anything):
     check_problems(load_pillar({"nginx": {key: anything}, "status_page": {page_key: anything}, "apps": {}}).problems)
 
 
 # What each rule takes
 
 
-def test_each_key_of_the_schema_has_values_of_its_own():
+def test_each_key_of_the_schema_has_a_strategy():
     for strategies, rules in (
         (values.APP, APP),
         (values.NGINX, NGINX),
@@ -251,7 +251,7 @@ def passes(value, rule):
 
 
 @pytest.mark.parametrize("key", sorted(values.APP))
-def test_the_values_of_a_key_pass_its_rule(key):
+def test_values_of_a_strategy_pass_the_rule_of_their_key(key):
     @given(values.APP[key])
     @settings(STABLE, max_examples=40)
     def check(value):
@@ -264,7 +264,7 @@ TEXTS = [key for key, rule in APP.items() if not (rule.keys or rule.each)]
 
 
 @pytest.mark.parametrize("key", TEXTS)
-def test_a_text_longer_than_its_rule_allows_is_refused_by_its_key(load_pillar, key):
+def test_too_long_text_is_refused_with_its_key(load_pillar, key):
     for text in ("x" * (APP[key].most + 1), ["x" * (APP[key].most + 1)]):
         found = problems_of(load_pillar, {key: text})
         assert any(problem.startswith(f"wsgi:apps:shop:{key}: ") for problem in found)
@@ -273,7 +273,7 @@ def test_a_text_longer_than_its_rule_allows_is_refused_by_its_key(load_pillar, k
 # What is written of it
 
 
-def test_a_site_of_a_long_domain_has_files_that_can_be_written(load_pillar):
+def test_site_of_a_long_domain_has_valid_file_names(load_pillar):
     names = [values.domain_of(253), "z" + values.domain_of(252)]
     apps = {f"a{number}": values.app({"domains": [name], "tls": "self_signed"}) for number, name in enumerate(names)}
     ids = [*load_pillar({"apps": apps}).sites]
@@ -281,7 +281,7 @@ def test_a_site_of_a_long_domain_has_files_that_can_be_written(load_pillar):
     assert all(len(f"{id}.self-signed.crt") <= 225 for id in ids)
 
 
-def test_no_line_of_a_site_grows_with_the_number_of_its_apps(make_host, tmp_path):
+def test_no_line_of_a_site_grows_with_the_number_of_apps(make_host, tmp_path):
     apps = {f"a{number}{'x' * 20}": values.app({"mount": f"/a{number}"}) for number in range(200)}
     host = make_host({"apps": apps})
     host.family["nginx"].update(conf_dir=str(tmp_path / "conf.d"), own_dir=str(tmp_path / "wsgi"))
@@ -301,7 +301,7 @@ def test_no_line_of_a_site_grows_with_the_number_of_its_apps(make_host, tmp_path
         ([LONG_DOMAIN], "http { include more/*.conf; }", False),
     ],
 )
-def test_nginx_gets_room_for_long_host_names_unless_another_hand_gives_it(make_host, tmp_path, names, elsewhere, said):
+def test_nginx_hash_size_fits_long_domains_unless_it_is_set_elsewhere(make_host, tmp_path, names, elsewhere, said):
     host = make_host({"apps": {"shop": values.app({"domains": names})}})
     host.family["nginx"].update(conf_dir=str(tmp_path / "conf.d"), own_dir=str(tmp_path / "wsgi"))
     (tmp_path / "nginx.conf").write_text(elsewhere)

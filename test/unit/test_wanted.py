@@ -36,7 +36,7 @@ def deploy(host, source, rev=None):
     set_override(host, "shop", deploy_override(host, "shop", source, rev))
 
 
-def test_what_was_deployed_holds_until_pillar_says_something_else(host):
+def test_deployed_revision_stays_until_pillar_changes(host):
     deploy(host(), "git+https://git.example.com/shop.git@v2", "v2")
     assert desired_app(host(), "shop")["source"].endswith("@v2")
     assert describe_override(host(workers=3), "shop").startswith("v2 was deployed at ")
@@ -48,19 +48,19 @@ def test_what_was_deployed_holds_until_pillar_says_something_else(host):
 @pytest.mark.parametrize(
     ("more", "ref"), [({"ref": "v2"}, "v2"), ({"rev": "v2"}, "v2"), ({"rev": "v2", "ref": None}, None)]
 )
-def test_a_deploy_tells_by_which_branch_or_tag_its_commit_was_found(host, more, ref):
+def test_deployed_revision_has_its_branch_or_tag(host, more, ref):
     first = host()
     said = deploy_override(first, "shop", f"git+https://git.example.com/shop.git@{40 * '0'}")
     set_override(first, "shop", {**said, **more})
     assert desired_app(host(), "shop")["ref"] == ref
 
 
-def test_a_sentence_tells_no_credentials(host):
+def test_description_of_an_override_has_no_credentials(host):
     deploy(host(), "https://me:hunter2@example.com/shop.zip#sha256=" + 64 * "0")
     assert "https://me:***@example.com/shop.zip" in describe_override(host(), "shop")
 
 
-def test_a_run_does_not_go_on_where_another_one_said_something_else(host):
+def test_run_stops_if_another_run_changed_the_override(host):
     first, second = host(), host()
     for each in (first, second):
         assert active_override(each, "shop") == {}
@@ -70,14 +70,14 @@ def test_a_run_does_not_go_on_where_another_one_said_something_else(host):
         check_override_unchanged(first, "shop")
 
 
-def test_what_is_only_tried_is_not_kept(host):
+def test_dry_run_does_not_store_the_override(host):
     trying = host()
     set_override(trying, "shop", deploy_override(trying, "shop", "/srv/shop"), write=False)
     assert desired_app(trying, "shop")["source"] == "/srv/shop"
     assert active_override(host(), "shop") == {}
 
 
-def test_the_variables_of_files_come_first_and_those_of_pillar_last(host, tmp_path):
+def test_variables_of_pillar_win_over_those_of_env_files(host, tmp_path):
     one, two = tmp_path / "one.env", tmp_path / "two.env"
     one.write_text("# so\n\nA=1\nB=of one\nC=of one\n  export D = no name\n".replace("  export D = no name\n", ""))
     two.write_text("export B=of two\nQ='a # b'  # c\nE=\nH=x # y\nS=sdb://vault/key\n")
@@ -98,7 +98,7 @@ def test_the_variables_of_files_come_first_and_those_of_pillar_last(host, tmp_pa
         ("A=hunter2\0", "line 1 of '{path}' holds a character that no variable can, such as NUL"),
     ],
 )
-def test_a_line_that_says_nothing_is_told_by_its_number(host, tmp_path, text, problem):
+def test_invalid_line_of_an_env_file_is_reported_by_its_number(host, tmp_path, text, problem):
     path = tmp_path / "bad.env"
     path.write_text(text)
     with pytest.raises(Problem) as raised:
@@ -110,10 +110,10 @@ def test_a_line_that_says_nothing_is_told_by_its_number(host, tmp_path, text, pr
     ("key", "own"),
     [("env:KEY", {"env": {"KEY": "sdb://vault/none"}}), ("deploy_key", {"deploy_key": "sdb://vault/none"})],
 )
-def test_a_value_that_is_not_in_the_database_is_a_problem(host, key, own):
+def test_missing_sdb_value_is_a_problem(host, key, own):
     with pytest.raises(Problem, match=f"wsgi:apps:shop:{key}: sdb://vault/none is not there"):
         desired_app(host(**own), "shop")
 
 
-def test_a_deploy_key_may_stand_in_the_database(host):
+def test_deploy_key_may_come_from_sdb(host):
     assert desired_app(host(deploy_key="sdb://vault/key"), "shop")["deploy_key"] == "found"
