@@ -3,16 +3,17 @@
 PAIRS = [("uwsgi", "emperor"), ("uwsgi", "supervisor"), ("gunicorn", "supervisor")]
 
 
+# The least that an app needs: the shipped example.
+HELLO = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
 # An app that cannot start, since its module raises an exception.
 BROKEN_AT_IMPORT = {"source": "salt://apps/import_error", "application": "broken:application"}
 
 
 def app(server="gunicorn", **settings):
-    """Return the pillar of the shipped example app, with other settings."""
+    """Return the pillar of HELLO under a server, with further settings."""
     return {
         "server": server,
-        "source": "salt://wsgi/examples/hello",
-        "application": "hello:application",
+        **HELLO,
         "workers": 2,
         "health": {"path": "/healthz", "deadline": 20},
         **settings,

@@ -1,15 +1,13 @@
 """Trees change hands without root touching anything that is not in them, whatever their makers did."""
 
 import os
-import signal
 import socket
 import stat
 import struct
 import subprocess
 
 import pytest
-from wsgi_formula import files, process, step
-from wsgi_formula.app.release import undamaged_release
+from wsgi_formula import files
 from wsgi_formula.build import ownership
 from wsgi_formula.errors import Problem
 
@@ -221,116 +219,3 @@ def test_folder_that_others_may_write_to_does_not_count_as_owned_by_root(tree):
         tree.chmod(0o755)
         change()
         assert not ownership.is_roots(str(tree))
-
-
-class Account:
-    pw_name, pw_uid = "wsgibuild-unit-test", BUILDER
-
-
-def started(*command):
-    """A process of the build user, which has begun."""
-    process = subprocess.Popen(
-        [*command, "sh", "-c", "echo; exec sleep 60"],
-        user=BUILDER,
-        group=BUILDER,
-        env={},
-        stdout=subprocess.PIPE,
-    )
-    process.stdout.readline()
-    return process
-
-
-def running():
-    """The build user's processes, in whatever namespace."""
-    found = {pid: process.status_of(pid) for pid in process.every_pid()}
-    return [
-        pid
-        for pid, status in found.items()
-        if str(BUILDER).encode() in status.get(b"Uid", b"").split() and b"Z" not in status[b"State"]
-    ]
-
-
-@pytest.mark.parametrize(
-    "command", [[], ["unshare", "--user", "--map-root-user", "--pid", "--fork"]], ids=["", "hidden"]
-)
-def test_every_process_of_the_build_user_is_killed(command):
-    process = started(*command)
-    try:
-        assert running()
-        step.kill_user_processes(Account)
-        assert running() == []
-    finally:
-        for pid in running():
-            os.kill(pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-
-
-def test_process_of_a_container_with_the_same_user_id_is_left_alone():
-    contained = ["setpriv", "--reuid", str(BUILDER), "--clear-groups", "sh", "-c", "echo; exec sleep 60"]
-    outer = subprocess.Popen(["unshare", "--pid", "--fork", *contained], stdout=subprocess.PIPE)
-    try:
-        outer.stdout.readline()
-        (pid,) = running()
-        step.kill_user_processes(Account)
-        assert running() == [pid]
-    finally:
-        for pid in running():
-            os.kill(pid, signal.SIGKILL)
-        outer.wait()
-        outer.stdout.close()
-
-
-def test_process_that_cannot_be_killed_is_reported(monkeypatch):
-    monkeypatch.setattr(process, "kill", lambda pid, is_meant: None)
-    running = started()
-    try:
-        with pytest.raises(Problem, match=f"of the user wsgibuild-unit-test can't be ended: {running.pid}"):
-            step.kill_user_processes(Account, patience=0.1)
-    finally:
-        running.kill()
-        running.wait()
-        running.stdout.close()
-
-
-@pytest.fixture
-def releases(tmp_path, monkeypatch):
-    """The folder of the shop's releases, and of its environments, where all belongs to root."""
-    for module in ("app.release", "build.environment"):
-        monkeypatch.setattr(f"wsgi_formula.{module}.SRV", str(tmp_path))
-    environment = tmp_path / "shop/environments/e"
-    environment.mkdir(parents=True)
-    (environment / ".complete").touch()
-    return tmp_path / "shop/releases"
-
-
-def make_release(releases, id):
-    (releases / id / "code").mkdir(parents=True)
-    (releases / id / "release.json").write_text('{"environment": "e"}')
-
-
-def undamaged(releases):
-    return undamaged_release("shop", "abc").id
-
-
-def test_damaged_release_is_rebuilt_under_the_next_number(releases):
-    assert undamaged(releases) == "abc"
-    make_release(releases, "abc")
-    assert undamaged(releases) == "abc"
-    (releases / "abc/code").chmod(0o777)
-    assert undamaged(releases) == "abc-2"
-    # As a killed build leaves it.
-    (releases / "abc-2/code").mkdir(parents=True)
-    assert undamaged(releases) == "abc-2"
-    make_release(releases, "abc-3")
-    assert undamaged(releases) == "abc-3"
-    (releases / "abc/release.json").unlink()
-    assert undamaged(releases) == "abc-3"
-    (releases / "abc-3/code").rmdir()
-    assert undamaged(releases) == "abc"
-
-
-def test_release_with_a_damaged_environment_is_damaged(releases):
-    make_release(releases, "abc")
-    os.chown(releases.parent / "environments/e", OTHER, OTHER)
-    assert undamaged(releases) == "abc-2"

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from pillars import HELLO
 from wsgi_formula.app.secrets import htpasswd
 from wsgi_formula.edge import nginx, words
 from wsgi_formula.edge.nginx import NginxBuild
@@ -10,7 +11,6 @@ from wsgi_formula.errors import Problem
 
 HASH = "$6$saltsalt$hRM5XZ86KXEw9UOmjigeVqFgULtFB2sgpC9lXQDfMib3Zgw7mEiUvBJI2EplzfAqxL5Vvwp2scFtv/uamSo5z0"
 KEY = "wsgi:apps:shop"
-SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
 
 
 @pytest.fixture
@@ -18,24 +18,18 @@ def problems(load):
     """problems({key: value, …}) are those of an app that says so, its pillar key left out."""
 
     def found(own, **host):
-        sentences = load({"apps": {"shop": {**SHOP, **own}}, **host}).problems
+        sentences = load({"apps": {"shop": {**HELLO, **own}}, **host}).problems
         return [sentence[len(KEY) + 1 :] for sentence in sentences]
 
     return found
 
 
 @pytest.fixture
-def make_files(make_host, tmp_path):
-    """make_files({key: value, …}) are all files of nginx's for such an app, by their paths below its folder."""
+def make_files(make_nginx_files):
+    """make_files(own, modules, **pillar) returns nginx's files of the app `shop` with these settings."""
 
-    def files_of(own, modules=(), **said):
-        host = make_host({"apps": {"shop": {**SHOP, **own}}, **said})
-        assert host.settings.problems == []
-        host.nginx_built = NginxBuild((1, 22, 1), modules)
-        for folder in ("conf_dir", "own_dir"):
-            host.family["nginx"][folder] = str(tmp_path)  # not this machine's
-        found = nginx.needed_changes(host, "shop")
-        return {path[len(str(tmp_path)) + 1 :]: text for path, text in found.items()}
+    def files_of(own, modules=(), **pillar):
+        return make_nginx_files({"shop": own}, build=NginxBuild((1, 22, 1), modules), **pillar)
 
     return files_of
 
@@ -125,7 +119,7 @@ def test_limits_in_wsgi_defaults_apply_to_every_app(load):
     settings = load(
         {
             "defaults": {"limits": {"all": {"rate": "50r/s"}}},
-            "apps": {"a": {**SHOP, "domains": ["a.test"]}, "b": {**SHOP, "limits": {"login": {"rate": "1r/m"}}}},
+            "apps": {"a": {**HELLO, "domains": ["a.test"]}, "b": {**HELLO, "limits": {"login": {"rate": "1r/m"}}}},
         }
     )
     assert [sorted(app["limits"]) for app in settings.apps.values()] == [["all"], ["all", "login"]]
@@ -136,7 +130,7 @@ def test_limits_in_wsgi_defaults_apply_to_every_app(load):
     [({"rate": "5r/m"}, 4), ({"rate": "1r/s"}, 0), ({"rate": "5r/m", "burst": 0}, 0), ({"connections": 2}, None)],
 )
 def test_burst_defaults_to_the_whole_rate(load, said, burst):
-    settings = load({"apps": {"shop": {**SHOP, "limits": {"a": said}}}})
+    settings = load({"apps": {"shop": {**HELLO, "limits": {"a": said}}}})
     assert settings.apps["shop"]["limits"]["a"]["burst"] == burst
 
 
@@ -147,7 +141,7 @@ def test_retry_after_is_that_of_the_slowest_limit_of_the_path(load):
         "deep": {"path": "/login/deep/", "rate": "20r/m"},
         "log": {"path": "/log", "connections": 1},
     }
-    found = load({"apps": {"shop": {**SHOP, "limits": limits}}}).apps["shop"]["limits"]
+    found = load({"apps": {"shop": {**HELLO, "limits": limits}}}).apps["shop"]["limits"]
     assert list(words.waits(found).items()) == [("/login/deep/", 12), ("/login", 12), ("/log", 1), ("/", 1)]
 
 

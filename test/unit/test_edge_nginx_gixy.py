@@ -7,12 +7,12 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from pillars import HELLO
 from wsgi_formula.edge import nginx
 from wsgi_formula.pillar import edge
 from wsgi_formula.pillar.schema import APP
 
 GIXY = Path(sysconfig.get_path("scripts")) / "gixy"
-HELLO = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
 USERS = {"realm": "Staff", "users": {"ann": "$6$salt$hash"}}
 # Each word of the edge, in one app; but for one that can't be had with `cache`.
 EVERYTHING = {

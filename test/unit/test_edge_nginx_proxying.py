@@ -3,23 +3,15 @@
 import re
 
 import pytest
-from wsgi_formula.edge import nginx
+from pillars import HELLO
 
-HELLO = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
 SHOP = {**HELLO, "domains": ["shop.example.com"]}
 
 
 @pytest.fixture
-def make_files(make_host, tmp_path):
-    """make_files(app, nginx) are nginx's files for an app `shop` and such settings of the host: name to text."""
-
-    def files_of(own=None, proxy=None):
-        host = make_host({"apps": {"shop": {**SHOP, **(own or {})}}, "nginx": proxy or {}})
-        assert host.settings.problems == []
-        host.family["nginx"].update(conf_dir=str(tmp_path), own_dir=str(tmp_path))
-        return {path[len(str(tmp_path)) + 1 :]: text for path, text in nginx.needed_changes(host, "shop").items()}
-
-    return files_of
+def make_files(make_nginx_files):
+    """make_files(own, nginx) returns nginx's files of the app `shop` with these settings, and with such of the host."""
+    return lambda own=None, nginx=None: make_nginx_files({"shop": {**SHOP, **(own or {})}}, nginx=nginx or {})
 
 
 def block(text, start):
@@ -35,7 +27,7 @@ def test_no_proxy_is_trusted_by_default(make_files):
 
 
 def test_address_and_scheme_of_the_client_come_from_trusted_proxies(make_files):
-    text = make_files(proxy={"trusted_proxies": ["192.0.2.7", "2001:db8::/32"]})["wsgi.conf"]
+    text = make_files(nginx={"trusted_proxies": ["192.0.2.7", "2001:db8::/32"]})["wsgi.conf"]
     assert re.findall(r"set_real_ip_from (\S+);", text) == ["192.0.2.7", "2001:db8::/32"]
     assert "real_ip_header X-Forwarded-For;" in text
     assert "192.0.2.7 1;" in block(text, "geo $realip_remote_addr $wsgi_trusted")
@@ -43,7 +35,7 @@ def test_address_and_scheme_of_the_client_come_from_trusted_proxies(make_files):
 
 def test_proxy_protocol_does_not_make_headers_trusted(make_files):
     """Who speaks it passes on whatever headers the client sends."""
-    files = make_files(proxy={"trusted_proxies": ["192.0.2.7"], "proxy_protocol": True})
+    files = make_files(nginx={"trusted_proxies": ["192.0.2.7"], "proxy_protocol": True})
     assert "real_ip_header proxy_protocol;" in files["wsgi.conf"]
     assert "192.0.2.7 1;" not in files["wsgi.conf"]
     for name in ("wsgi.conf", "sites/shop.example.com_80.conf"):

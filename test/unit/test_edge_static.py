@@ -7,11 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pillars import HELLO
 from wsgi_formula import files
-from wsgi_formula.edge import nginx, static
+from wsgi_formula.edge import static
 from wsgi_formula.errors import Problem
 
-SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
+SHOP = {**HELLO, "domains": ["example.com"]}
 
 
 @pytest.fixture
@@ -53,14 +54,12 @@ def make_release(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def make_files(make_host, tmp_path):
-    """make_files({key: value, …}) are nginx's files with such an app: `wsgi.conf`, and the others as one text."""
+def make_files(make_nginx_files):
+    """make_files({key: value, …}) returns nginx's files of such an app: `wsgi.conf`, and the others as one text, `site`."""
 
     def files_of(own):
-        host = make_host({"apps": {"shop": {**SHOP, **own}}})
-        host.family["nginx"].update(conf_dir=str(tmp_path), own_dir=str(tmp_path))
-        files = nginx.needed_changes(host, "shop")
-        return {"wsgi.conf": files.pop(nginx.entry_path(host)), "site": "\n".join(files.values())}
+        files = make_nginx_files({"shop": {**SHOP, **own}})
+        return {"wsgi.conf": files.pop("wsgi.conf"), "site": "\n".join(files.values())}
 
     return files_of
 

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import nginx_files_of
+from pillars import HELLO
 from wsgi_formula.edge import nginx, nginx_tree, reload, tls
 from wsgi_formula.edge.nginx import NginxBuild, SecretFile
 from wsgi_formula.edge.tls import NAMED, Certificate
@@ -17,7 +19,8 @@ from wsgi_formula.errors import Problem
 OLD = NginxBuild((1, 18, 0), ("http_v2_module",), (1, 1, 1))
 USUAL = NginxBuild((1, 22, 1), ("http_v2_module",), (3, 0, 22))
 NEW = NginxBuild((1, 26, 3), ("http_v2_module", "http_v3_module"), (3, 5, 7))
-SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
+DOMAIN = {"domains": ["example.com"]}
+SHOP = {**HELLO, **DOMAIN}
 PAIR = {"certificate": "/etc/ssl/shop.pem", "key": "/etc/ssl/shop.key"}
 ID = "example.com_80"
 BAG = "Bag Attributes\n-----BEGIN PRIVATE KEY-----\n"
@@ -54,17 +57,13 @@ dWivvIQ9KX5GfI/006XTvofadV6Kxq4aDYMwYOZl4FY=
 
 
 @pytest.fixture
-def make_files(make_host, tmp_path, monkeypatch):
-    """make_files({app: {key: value, …}, …}, built, nginx) are nginx's files of such apps, by their paths below its own folder."""
+def make_files(make_nginx_host, tmp_path, monkeypatch):
+    """make_files({app: {key: value, …}, …}, built, nginx) returns a host with such apps, and its nginx_files_of."""
     monkeypatch.setattr(tls, "CERTBOT", f"{tmp_path}/letsencrypt")
 
-    def files_of(apps, built=USUAL, proxy=None):
-        host = make_host({"apps": {name: {**SHOP, **own} for name, own in apps.items()}, "nginx": proxy or {}})
-        assert host.settings.problems == []
-        host.nginx_built = built
-        host.family["nginx"].update(conf_dir=f"{tmp_path}/conf.d", own_dir=f"{tmp_path}/own")
-        own, found = f"{tmp_path}/own/", nginx.needed_changes(host, *host.settings.apps)
-        return host, {path[len(own) :]: text for path, text in found.items() if path.startswith(own)}
+    def files_of(apps, built=USUAL, nginx=None):
+        host = make_nginx_host({name: {**DOMAIN, **own} for name, own in apps.items()}, built, nginx=nginx or {})
+        return host, nginx_files_of(host)
 
     return files_of
 
@@ -371,7 +370,7 @@ def test_self_signed_certificate_is_made_if_missing_wrong_or_expiring(make_files
     ids=["the same", "another authority", "another key", "ones own authority", "none"],
 )
 def test_certbot_runs_if_its_certificate_differs_from_the_requested_one(make_files, tmp_path, acme, renewal, wanted):
-    host, _ = make_files({"shop": {"tls": "acme"}}, proxy={"acme": acme})
+    host, _ = make_files({"shop": {"tls": "acme"}}, nginx={"acme": acme})
     site = nginx.site_of(host, "shop")
     if renewal:
         (tmp_path / "letsencrypt/renewal").mkdir(parents=True)

@@ -7,12 +7,8 @@ import sys
 import time
 
 import pytest
-import salt.exceptions
-from container import ROOT
-from wsgi_formula import files, process, step
-from wsgi_formula.errors import Problem
+from wsgi_formula import files
 from wsgi_formula.files import STAGED
-from wsgi_formula.host import Host
 
 
 @pytest.fixture(autouse=True)
@@ -115,69 +111,3 @@ def test_damaged_record_is_set_aside_when_it_is_replaced(tmp_path):
 def test_missing_record_is_none_without_a_warning(tmp_path):
     assert files.read_json(str(tmp_path / "record.json"), {"key": str}) is None
     assert files.take_damage_reports() == []
-
-
-@pytest.fixture
-def odd_process(tmp_path):
-    """A process and a socket, both with names that are no UTF-8, as any user of the machine may have them."""
-    code = """
-import ctypes, os, socket, sys, time
-ctypes.CDLL(None).prctl(15, b"\\xff\\xfe) R 1")
-os.chdir(sys.argv[1])
-sock = socket.socket(socket.AF_UNIX)
-sock.bind(b"\\xff\\xfe.sock")
-sock.listen()
-print("ready", flush=True)
-time.sleep(600)
-"""
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"ready\n"
-    yield process.pid
-    process.kill()
-    process.wait()
-
-
-def test_process_and_socket_with_undecodable_names_are_listed(odd_process):
-    assert any("\udcff\udcfe.sock" in path for path, _ in process.unix_sockets())
-    assert odd_process in process.pids()
-    assert process.start_ticks(odd_process)
-    assert odd_process in process.descendants(os.getpid())
-    step._between_programs(odd_process)
-
-
-def test_spawn_lists_sockets_with_undecodable_paths(odd_process):
-    path = str(ROOT / "wsgi/common")
-    code = "from wsgi_process import unix_sockets; print(any('sock' in path for path, _ in unix_sockets()))"
-    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=path, capture_output=True, text=True, check=True)
-    assert done.stdout == "True\n"
-
-
-@pytest.mark.parametrize(
-    ("served", "told"),
-    [
-        (
-            ["top.sls", "formulas/wsgi-formula/wsgi/defaults.yaml"],
-            "; it is in salt://formulas/wsgi-formula of another one",
-        ),
-        (["top.sls", "nowsgi/defaults.yaml"], ""),
-    ],
-)
-def test_formula_that_is_not_its_own_file_root_is_refused(served, told):
-    salt = {"cp.cache_file": lambda url, saltenv: "", "cp.list_master": lambda saltenv: served}
-    host = Host(salt, pillar={}, grains={"os_family": "Debian"}, saltenv="dev")
-    with pytest.raises(Problem) as problem:
-        host.settings  # noqa: B018
-    assert str(problem.value) == (
-        "salt://wsgi/defaults.yaml is not served in saltenv dev: the formula's checkout has to be a file root of its own, "
-        f"in file_roots or gitfs_remotes{told}"
-    )
-
-
-def test_problem_is_an_error_that_salt_shows_without_a_traceback():
-    assert issubclass(Problem, salt.exceptions.CommandExecutionError)
-
-
-def test_other_users_than_root_are_refused(monkeypatch):
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(Problem, match="wsgi must run as root, and this is the user with the UID 1000"):
-        Host.of_run({}, {}, {}, {}, {}, "base")

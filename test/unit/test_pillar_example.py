@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pillars import HELLO
 from wsgi_formula.pillar import edge, schema
 from wsgi_formula.pillar.edge import NGINX, RAW, STATUS_PAGE
 from wsgi_formula.pillar.schema import APP, HEALTH, MAINTENANCE, TOP
@@ -15,7 +16,7 @@ TEXT = (ROOT / "pillar.example").read_text()
 PILLAR = yaml.safe_load(TEXT)["wsgi"]
 DEFAULTS = yaml.safe_load((ROOT / "wsgi/defaults.yaml").read_text())
 EDGE_PAGE = (ROOT / "docs/edge.md").read_text()
-ANY_APP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["shop.example.com"]}
+ANY_APP = {**HELLO, "domains": ["shop.example.com"]}
 MAPPINGS = [
     getattr(schema, name)
     for name in ("HEALTH", "HOOKS", "HOOK", "PROCESS", "SCHEDULED", "MAINTENANCE", "SOURCE_LIMITS")

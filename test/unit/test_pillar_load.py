@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pillars import HELLO
 from wsgi_formula.pillar import schema
 from wsgi_formula.pillar.edge import NGINX
 from wsgi_formula.pillar.hazards import hazards
@@ -19,20 +20,19 @@ SERVER_NAMES = ", ".join(ROWS)
 MANAGER_NAMES = ", ".join(sorted({name for row in ROWS.values() for name in row["process_managers"]}))
 HOLD_GUNICORN = ", ".join(ROWS["gunicorn"]["process_managers"])
 # What an app must say.
-SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
 
 
 @pytest.fixture
 def problems(load):
     """problems({key: value, …}) are those of an app `shop` that says that beside what it must."""
-    return lambda own: load({"apps": {"shop": {**SHOP, **own}}}).problems
+    return lambda own: load({"apps": {"shop": {**HELLO, **own}}}).problems
 
 
 # What an app gets
 
 
 def test_minimal_app_gets_the_shipped_defaults(load):
-    settings = load({"apps": {"shop": SHOP}})
+    settings = load({"apps": {"shop": HELLO}})
     assert settings.problems == []
     shop = settings.apps["shop"]
     assert (shop["server"], shop["workers"], shop["listen"]) == ("gunicorn", 4, 80)
@@ -40,14 +40,14 @@ def test_minimal_app_gets_the_shipped_defaults(load):
 
 
 def test_every_app_has_every_key_of_the_schema(load):
-    assert set(load({"apps": {"shop": SHOP}}).apps["shop"]) == set(APP)
+    assert set(load({"apps": {"shop": HELLO}}).apps["shop"]) == set(APP)
 
 
 def test_app_wins_over_wsgi_defaults_and_these_over_shipped_defaults(load):
     settings = load(
         {
             "defaults": {"workers": 8, "threads": 2},
-            "apps": {"shop": {**SHOP, "workers": 16}, "blog": {**SHOP, "listen": 81}},
+            "apps": {"shop": {**HELLO, "workers": 16}, "blog": {**HELLO, "listen": 81}},
         }
     )
     shop, blog = settings.apps["shop"], settings.apps["blog"]
@@ -56,7 +56,7 @@ def test_app_wins_over_wsgi_defaults_and_these_over_shipped_defaults(load):
 
 
 def test_os_family_supplies_only_settings_without_a_shipped_default(make_host):
-    host = make_host({"apps": {"shop": SHOP}})
+    host = make_host({"apps": {"shop": HELLO}})
     host.family["app"] = {"workers": 2, "user": "www"}
     shop = host.settings.apps["shop"]
     assert (shop["workers"], shop["user"]) == (4, "www")
@@ -73,7 +73,7 @@ def test_mappings_are_merged_and_lists_replaced(load):
             },
             "apps": {
                 "shop": {
-                    **SHOP,
+                    **HELLO,
                     "health": {"deadline": 7},
                     "env": {"B": "3"},
                     "server_options": {"gunicorn": {"backlog": 128}, "uwsgi": {"cheaper": 2}},
@@ -94,7 +94,7 @@ def test_mappings_are_merged_and_lists_replaced(load):
 
 
 def test_merging_neither_changes_nor_shares_the_pillar(load):
-    pillar = {"defaults": {"env": {"A": "1"}}, "apps": {"shop": {**SHOP, "domains": ["a.example.com"]}}}
+    pillar = {"defaults": {"env": {"A": "1"}}, "apps": {"shop": {**HELLO, "domains": ["a.example.com"]}}}
     shop = load(pillar).apps["shop"]
     shop["env"]["A"] = "changed"
     shop["domains"].append("changed")
@@ -102,12 +102,12 @@ def test_merging_neither_changes_nor_shares_the_pillar(load):
     assert pillar["apps"]["shop"]["domains"] == ["a.example.com"]
 
 
-@pytest.mark.parametrize("key", sorted(set(APP) - set(SHOP)))
+@pytest.mark.parametrize("key", sorted(set(APP) - set(HELLO)))
 def test_null_counts_as_unset(load, key):
-    plain = load({"apps": {"shop": SHOP}})
+    plain = load({"apps": {"shop": HELLO}})
     for pillar in (
-        {"apps": {"shop": {**SHOP, key: None}}},
-        {"defaults": {key: None}, "apps": {"shop": SHOP}},
+        {"apps": {"shop": {**HELLO, key: None}}},
+        {"defaults": {key: None}, "apps": {"shop": HELLO}},
     ):
         settings = load(pillar)
         assert settings.problems == []
@@ -118,7 +118,7 @@ def test_null_in_a_mapping_counts_as_unset(load):
     settings = load(
         {
             "nginx": {"default_site": None, "client_max_body_size": None},
-            "apps": {"shop": {**SHOP, "health": {"path": None}, "server_options": {"gunicorn": None}}},
+            "apps": {"shop": {**HELLO, "health": {"path": None}, "server_options": {"gunicorn": None}}},
         }
     )
     assert settings.problems == []
@@ -140,7 +140,7 @@ def test_pillar_with_an_empty_mapping_of_apps_is_valid(load, pillar):
 
 
 def test_app_runs_as_a_user_of_its_own_by_default(load):
-    settings = load({"apps": {"shop": SHOP, "blog": {**SHOP, "user": "www", "listen": 81}}})
+    settings = load({"apps": {"shop": HELLO, "blog": {**HELLO, "user": "www", "listen": 81}}})
     assert settings.apps["shop"]["user"] == "wsgi-shop"
     assert settings.apps["blog"]["user"] == "www"
 
@@ -158,13 +158,13 @@ def test_app_runs_as_a_user_of_its_own_by_default(load):
     ],
 )
 def test_default_process_manager_depends_on_the_server(load, said, server, manager):
-    settings = load({"apps": {"shop": {**SHOP, "server": server, "process_manager": said}}})
+    settings = load({"apps": {"shop": {**HELLO, "server": server, "process_manager": said}}})
     assert settings.problems == []
     assert settings.apps["shop"]["process_manager"] == manager
 
 
 def test_absent_app_needs_no_other_key(load):
-    settings = load({"apps": {"shop": {"state": "absent", "purge": True}, "blog": SHOP}})
+    settings = load({"apps": {"shop": {"state": "absent", "purge": True}, "blog": HELLO}})
     assert settings.problems == []
     assert list(settings.apps) == ["blog"]
     assert settings.absent["shop"]["purge"] is True
@@ -369,7 +369,7 @@ def test_problem_of_the_host_stops_everything(load, pillar, problem):
 
 
 def test_problems_of_the_host_and_of_apps_are_reported_together(load):
-    settings = load({"nginx": {"default_site": 1}, "apps": {"shop": {**SHOP, "workers": 0}}})
+    settings = load({"nginx": {"default_site": 1}, "apps": {"shop": {**HELLO, "workers": 0}}})
     assert settings.problems == [
         "wsgi:nginx:default_site: 1 must be true or false",
         "wsgi:apps:shop:workers: 0 must be an integer from 1 to 1024",
@@ -381,7 +381,7 @@ def test_problems_of_the_host_and_of_apps_are_reported_together(load):
     "name", ["Shop", "9shop", "-shop", "sho p", "shöp", "../shop", "a" * 28, "", "shop\n", 7, None]
 )
 def test_app_name_unfit_for_users_and_files_is_refused(load, name):
-    settings = load({"apps": {name: SHOP}})
+    settings = load({"apps": {name: HELLO}})
     (problem,) = settings.problems
     assert problem == (
         f"wsgi:apps:{name}: {name!r} can't be an app's name: a lower-case letter, then at most 26 of a-z, "
@@ -391,14 +391,14 @@ def test_app_name_unfit_for_users_and_files_is_refused(load, name):
 
 
 def test_app_name_that_the_formula_reserves_is_refused(load):
-    assert load({"apps": {"vassals": SHOP}}).problems == [
+    assert load({"apps": {"vassals": HELLO}}).problems == [
         "wsgi:apps:vassals: 'vassals' can't be an app's name: the formula has a folder of that name"
     ]
 
 
 @pytest.mark.parametrize("name", ["a", "a" * 27, "shop-2_b"])
 def test_valid_app_name_is_accepted(load, name):
-    assert list(load({"apps": {name: SHOP}}).apps) == [name]
+    assert list(load({"apps": {name: HELLO}}).apps) == [name]
 
 
 def test_missing_keys_are_reported(load):
@@ -414,7 +414,7 @@ def test_all_problems_are_reported_at_once(load):
             "defaults": {"threads": 0},
             "apps": {
                 "shop": {"server": "unicorn", "workers": 0, "env": {"A": None}, "process_manager": "emperor"},
-                "Blog": SHOP,
+                "Blog": HELLO,
                 "wiki": 7,
             },
         }
@@ -434,7 +434,7 @@ def test_all_problems_are_reported_at_once(load):
 
 
 def test_app_with_a_problem_leaves_the_others_alone(load):
-    settings = load({"apps": {"shop": {**SHOP, "domains": "x"}, "blog": SHOP, "wiki": {"state": "absent"}}})
+    settings = load({"apps": {"shop": {**HELLO, "domains": "x"}, "blog": HELLO, "wiki": {"state": "absent"}}})
     assert (list(settings.apps), list(settings.absent), settings.broken) == (["blog"], ["wiki"], {"shop"})
     assert not settings.host_wide
 
@@ -449,7 +449,7 @@ PLAIN = [key for key, rule in APP.items() if rule.allowed != MAPPING.allowed and
 
 @pytest.mark.parametrize("key", PLAIN)
 def test_problem_in_wsgi_defaults_stops_every_app(load, key):
-    settings = load({"defaults": {key: -1.5}, "apps": {"shop": {**SHOP, "state": "present"}}})
+    settings = load({"defaults": {key: -1.5}, "apps": {"shop": {**HELLO, "state": "present"}}})
     assert settings.problems == [f"wsgi:defaults:{key}: -1.5 must be {APP[key].allowed}"]
     assert (settings.apps, settings.broken, settings.host_wide) == ({}, {"shop"}, False)
 
@@ -510,9 +510,9 @@ def test_unsupported_setting_is_refused_unless_it_is_the_default(make_host):
     host = make_host(
         {
             "apps": {
-                "shop": {**SHOP, "threads": 2},
-                "blog": {**SHOP, "threads": 1, "listen": 81},
-                "wiki": {**SHOP, "threads": 2, "server": "uwsgi", "listen": 82},
+                "shop": {**HELLO, "threads": 2},
+                "blog": {**HELLO, "threads": 1, "listen": 81},
+                "wiki": {**HELLO, "threads": 2, "server": "uwsgi", "listen": 82},
             }
         }
     )
@@ -522,7 +522,7 @@ def test_unsupported_setting_is_refused_unless_it_is_the_default(make_host):
 
 
 def test_setting_is_refused_for_an_interface_that_does_not_support_it(load):
-    app = {**SHOP, "server": "uvicorn", "threads": 4}
+    app = {**HELLO, "server": "uvicorn", "threads": 4}
     assert load({"apps": {"shop": {**app, "interface": "wsgi"}}}).problems == []
     assert load({"apps": {"shop": {**app, "interface": "asgi"}}}).problems == [
         "wsgi:apps:shop:threads: 4 can't be honoured by uvicorn for asgi; leave it out"
@@ -574,7 +574,7 @@ def test_invalid_install_or_version_is_refused(problems, own, problem):
 
 @pytest.mark.parametrize("manager", ["gaffer", {"gunicorn": "gaffer"}], ids=str)
 def test_gaffer_is_refused_without_python_2_in_favour_of_circus(make_host, manager):
-    wsgi = {"apps": {"shop": {**SHOP, "process_manager": manager}}}
+    wsgi = {"apps": {"shop": {**HELLO, "process_manager": manager}}}
     (problem,) = make_host(wsgi).settings.problems
     assert problem.split(": ", 1)[1] == (
         "'gaffer' is not to be had on Debian-12: gaffer runs on Python 2.7 alone, which no later Debian has; "
@@ -584,7 +584,7 @@ def test_gaffer_is_refused_without_python_2_in_favour_of_circus(make_host, manag
 
 
 def test_unavailable_server_is_refused_and_the_available_ones_named(make_host):
-    apps = {"shop": {**SHOP, "server": "granian"}, "other": {**SHOP, "domains": ["other.example.com"]}}
+    apps = {"shop": {**HELLO, "server": "granian"}, "other": {**HELLO, "domains": ["other.example.com"]}}
     assert make_host({"apps": apps}).settings.problems == []
     settings = make_host({"apps": apps}, system="Debian-11").settings
     (problem,) = settings.problems
@@ -598,7 +598,7 @@ def test_unavailable_server_is_refused_and_the_available_ones_named(make_host):
 
 def test_default_version_of_a_server_fits_the_system(make_host):
     for system, version in (("Debian-11", "23.0.0"), ("Debian-12", "27.0.1"), ("Debian-13", "27.0.1")):
-        host = make_host({"apps": {"shop": {**SHOP, "server": "gunicorn"}}}, system=system)
+        host = make_host({"apps": {"shop": {**HELLO, "server": "gunicorn"}}}, system=system)
         assert requirement_of(host.settings.apps["shop"], host.servers) == [f"gunicorn=={version}"]
 
 
@@ -637,14 +637,14 @@ def test_default_version_of_a_server_has_no_known_vulnerability(make_host, serve
 )
 @pytest.mark.parametrize("line", ["pyzmq", "PyZMQ[all] >= 27 ; python_version > '3.8'", "pyzmq @ https://a.example/b"])
 def test_library_that_breaks_with_threads_or_forks_gives_a_warning(load, own, keys, line):
-    app = load({"apps": {"shop": {**SHOP, **own}}}).apps["shop"]
+    app = load({"apps": {"shop": {**HELLO, **own}}}).apps["shop"]
     found = hazards("wsgi:apps:shop", app, ["flask", line])
     assert [sentence.split(": ")[0] for sentence in found] == [f"wsgi:apps:shop:{key}" for key in keys]
     assert hazards("wsgi:apps:shop", app, ["flask", f"# {line}", "-r other.txt"]) == []
 
 
 def test_library_that_breaks_only_with_forks_gives_no_warning_for_threads(load):
-    app = load({"apps": {"shop": {**SHOP, "threads": 2, "preload": True}}}).apps["shop"]
+    app = load({"apps": {"shop": {**HELLO, "threads": 2, "preload": True}}}).apps["shop"]
     assert hazards("wsgi:apps:shop", app, ["grpcio==1.80.0"]) == [
         "wsgi:apps:shop:preload: grpcio may break when what it made crosses a fork; false is safe"
     ]
@@ -657,9 +657,9 @@ def test_two_apps_cannot_have_the_same_domain_and_port(load):
     settings = load(
         {
             "apps": {
-                "shop": {**SHOP, "domains": ["a.example.com", "b.example.com"]},
-                "blog": {**SHOP, "domains": ["B.example.com"]},
-                "wiki": {**SHOP, "domains": ["b.example.com"], "listen": 8080},
+                "shop": {**HELLO, "domains": ["a.example.com", "b.example.com"]},
+                "blog": {**HELLO, "domains": ["B.example.com"]},
+                "wiki": {**HELLO, "domains": ["b.example.com"], "listen": 8080},
             }
         }
     )
@@ -671,7 +671,7 @@ def test_two_apps_cannot_have_the_same_domain_and_port(load):
 
 
 def test_two_apps_cannot_be_the_default_site_of_a_port(load):
-    settings = load({"apps": {"shop": SHOP, "blog": SHOP, "wiki": {**SHOP, "listen": 8080}}})
+    settings = load({"apps": {"shop": HELLO, "blog": HELLO, "wiki": {**HELLO, "listen": 8080}}})
     assert settings.problems == [
         "wsgi:apps:blog:domains: the default site (no domains) on port 80 is shop's already",
         "wsgi:apps:shop:domains: the default site (no domains) on port 80 is blog's already",
@@ -683,9 +683,9 @@ def test_absent_or_broken_app_does_not_occupy_its_domain(load):
     settings = load(
         {
             "apps": {
-                "shop": {**SHOP, "state": "absent"},
-                "blog": {**SHOP, "workers": 0},
-                "wiki": SHOP,
+                "shop": {**HELLO, "state": "absent"},
+                "blog": {**HELLO, "workers": 0},
+                "wiki": HELLO,
             }
         }
     )
@@ -718,7 +718,7 @@ def test_app_may_list_a_domain_twice(problems):
 )
 def test_no_problem_shows_the_value_of_a_variable(load, own):
     for pillar in (
-        {"apps": {"shop": {**SHOP, **own}}},
+        {"apps": {"shop": {**HELLO, **own}}},
         {"apps": [{"shop": own}]},
         {"apps": {"shop": [own]}},
         {"defaults": own},
@@ -746,14 +746,14 @@ def test_no_pillar_raises_an_exception(load):
         for pillar in (junk, *({top: junk} for top in TOP), {"apps": {"shop": junk}}):
             load(pillar)
     for rules, wrap in (
-        (APP, lambda own: {"defaults": own, "apps": {"shop": SHOP}}),
-        (APP, lambda own: {"apps": {"shop": {**SHOP, **own}}}),
-        (HEALTH, lambda own: {"apps": {"shop": {**SHOP, "health": own}}}),
-        (MAINTENANCE, lambda own: {"apps": {"shop": {**SHOP, "maintenance": own}}}),
-        (HOOKS, lambda own: {"apps": {"shop": {**SHOP, "hooks": own}}}),
-        (HOOK, lambda own: {"apps": {"shop": {**SHOP, "hooks": {"build": [{"command": "x", **own}]}}}}),
-        (PROCESS, lambda own: {"apps": {"shop": {**SHOP, "processes": {"a": {"command": "x", **own}}}}}),
-        (NGINX, lambda own: {"nginx": own, "apps": {"shop": SHOP}}),
+        (APP, lambda own: {"defaults": own, "apps": {"shop": HELLO}}),
+        (APP, lambda own: {"apps": {"shop": {**HELLO, **own}}}),
+        (HEALTH, lambda own: {"apps": {"shop": {**HELLO, "health": own}}}),
+        (MAINTENANCE, lambda own: {"apps": {"shop": {**HELLO, "maintenance": own}}}),
+        (HOOKS, lambda own: {"apps": {"shop": {**HELLO, "hooks": own}}}),
+        (HOOK, lambda own: {"apps": {"shop": {**HELLO, "hooks": {"build": [{"command": "x", **own}]}}}}),
+        (PROCESS, lambda own: {"apps": {"shop": {**HELLO, "processes": {"a": {"command": "x", **own}}}}}),
+        (NGINX, lambda own: {"nginx": own, "apps": {"shop": HELLO}}),
     ):
         for key, junk in itertools.product(rules, JUNK):
             settings = load(wrap({key: junk}))
@@ -766,12 +766,12 @@ def test_unknown_key_of_any_type_is_named(load):
         for key, pillar in (
             (f"wsgi:{name}", {name: 1}),
             (f"wsgi:apps:{name}", {"apps": {name: {}}}),
-            (f"wsgi:apps:shop:{name}", {"apps": {"shop": {**SHOP, name: 1}}}),
-            (f"wsgi:apps:shop:health:{name}", {"apps": {"shop": {**SHOP, "health": {name: 1}}}}),
-            (f"wsgi:apps:shop:hooks:{name}", {"apps": {"shop": {**SHOP, "hooks": {name: ["x"]}}}}),
-            (f"wsgi:apps:shop:processes:{name}", {"apps": {"shop": {**SHOP, "processes": {name: {"command": "x"}}}}}),
-            (f"wsgi:apps:shop:process_manager:{name}", {"apps": {"shop": {**SHOP, "process_manager": {name: 1}}}}),
-            (f"wsgi:apps:shop:server_options:{name}", {"apps": {"shop": {**SHOP, "server_options": {name: 1}}}}),
+            (f"wsgi:apps:shop:{name}", {"apps": {"shop": {**HELLO, name: 1}}}),
+            (f"wsgi:apps:shop:health:{name}", {"apps": {"shop": {**HELLO, "health": {name: 1}}}}),
+            (f"wsgi:apps:shop:hooks:{name}", {"apps": {"shop": {**HELLO, "hooks": {name: ["x"]}}}}),
+            (f"wsgi:apps:shop:processes:{name}", {"apps": {"shop": {**HELLO, "processes": {name: {"command": "x"}}}}}),
+            (f"wsgi:apps:shop:process_manager:{name}", {"apps": {"shop": {**HELLO, "process_manager": {name: 1}}}}),
+            (f"wsgi:apps:shop:server_options:{name}", {"apps": {"shop": {**HELLO, "server_options": {name: 1}}}}),
         ):
             (problem,) = load(pillar).problems
             assert problem.startswith(f"{key}: ")
@@ -782,10 +782,10 @@ def test_unknown_key_of_any_type_is_named(load):
 
 def test_health_check_uses_the_first_domain_without_a_wildcard(load):
     apps = {
-        "one": {**SHOP, "domains": ["*.example.com", "shop.example.com"]},
-        "two": {**SHOP, "domains": ["*.example.org"]},
-        "three": {**SHOP, "domains": ["three.example.com"], "health": {"host": "other.example.com"}},
-        "four": SHOP,
+        "one": {**HELLO, "domains": ["*.example.com", "shop.example.com"]},
+        "two": {**HELLO, "domains": ["*.example.org"]},
+        "three": {**HELLO, "domains": ["three.example.com"], "health": {"host": "other.example.com"}},
+        "four": HELLO,
     }
     hosts = {name: health_host(app) for name, app in load({"apps": apps}).apps.items()}
     assert hosts == {"one": "shop.example.com", "two": "localhost", "three": "other.example.com", "four": "localhost"}
@@ -797,7 +797,7 @@ def test_shown_settings_have_no_secrets_at_any_depth(load):
         "tls": {"certificate": "/etc/ssl/a.pem", "key": "-----BEGIN hunter2"},
         "basic_auth": {"realm": "Staff", "users": {"ann": "$6$a$hunter2"}},
     }
-    settings = load({"apps": {"shop": {**SHOP, **own}}})
+    settings = load({"apps": {"shop": {**HELLO, **own}}})
     assert settings.problems == []
     shown = schema.shown(settings.apps["shop"], APP)
     assert "hunter2" not in str(shown)
@@ -807,7 +807,7 @@ def test_shown_settings_have_no_secrets_at_any_depth(load):
 
 @pytest.mark.parametrize("server", ["mod_wsgi", "passenger"])
 def test_max_requests_defaults_to_off_if_a_worker_ends_before_its_successor_serves(load, server):
-    settings = load({"apps": {"shop": {**SHOP, "server": server}, "blog": {**SHOP, "domains": ["blog.example.com"]}}})
+    settings = load({"apps": {"shop": {**HELLO, "server": server}, "blog": {**HELLO, "domains": ["blog.example.com"]}}})
     assert settings.problems == []
     assert [settings.apps[name]["max_requests"] for name in ("shop", "blog")] == [0, 1000]
 
@@ -815,7 +815,7 @@ def test_max_requests_defaults_to_off_if_a_worker_ends_before_its_successor_serv
 @pytest.mark.parametrize("defaults", [{}, {"max_requests": 500}])
 @pytest.mark.parametrize("server", ["mod_wsgi", "passenger"])
 def test_max_requests_is_refused_for_one_worker_that_ends_before_its_successor_serves(load, server, defaults):
-    own = {**SHOP, "server": server, "workers": 1, **({} if defaults else {"max_requests": 500})}
+    own = {**HELLO, "server": server, "workers": 1, **({} if defaults else {"max_requests": 500})}
     problem = (
         "wsgi:apps:shop:max_requests: 500 would leave nobody to answer while the next worker loads the app, because "
         f"{server} ends the only one before; say workers: 2 or more, or max_requests: 0"
@@ -826,7 +826,7 @@ def test_max_requests_is_refused_for_one_worker_that_ends_before_its_successor_s
 
 
 def test_max_requests_defaults_to_off_for_uwsgi_with_threads_or_cheaper(load):
-    own = {**SHOP, "server": "uwsgi"}
+    own = {**HELLO, "server": "uwsgi"}
     for late in ({"server_options": {"uwsgi": {"cheaper": 1}}}, {"threads": 2}):
         assert load({"apps": {"shop": {**own, **late}}}).apps["shop"]["max_requests"] == 0
     assert load({"apps": {"shop": own}}).apps["shop"]["max_requests"] == 1000
@@ -834,7 +834,7 @@ def test_max_requests_defaults_to_off_for_uwsgi_with_threads_or_cheaper(load):
 
 def test_max_requests_defaults_to_off_for_a_command_that_counts_requests(load):
     command = ["/opt/serve", "--max={max_requests}", "--unix={socket}"]
-    own = {**SHOP, "server": "command", "command": command, "workers": 1}
+    own = {**HELLO, "server": "command", "command": command, "workers": 1}
     assert load({"apps": {"shop": own}}).apps["shop"]["max_requests"] == 0
     problems = load({"apps": {"shop": {**own, "max_requests": 9}}}).problems
     assert [problem.split(" would ")[0] for problem in problems] == ["wsgi:apps:shop:max_requests: 9"]

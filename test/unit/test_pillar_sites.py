@@ -1,10 +1,11 @@
 """Which apps share nginx's server block, and which can't."""
 
 import pytest
+from pillars import HELLO
 from wsgi_formula.edge import nginx
 from wsgi_formula.pillar import sites
 
-SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
+SHOP = {**HELLO, "domains": ["example.com"]}
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import jinja2
 import pytest
+from conftest import nginx_files_of
+from pillars import HELLO
 from wsgi_formula import files
 from wsgi_formula.app.desired import desired_release
 from wsgi_formula.app.release import Release
@@ -23,7 +25,6 @@ from wsgi_formula.pillar.servers import long_options
 from wsgi_formula.run.generation import Generation, desired_id, generation_files, new_record, settings_record
 
 ROOT = Path(__file__).resolve().parents[2]
-SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
 SERVERS = ["uwsgi", "gunicorn"]
 
 
@@ -32,7 +33,7 @@ def make_app(make_host, monkeypatch):
     """make_app({key: value, …}) are a host, its app `shop` that says so, and that app's release."""
 
     def app_of(own=None):
-        host = make_host({"apps": {"shop": {**SHOP, **(own or {})}}})
+        host = make_host({"apps": {"shop": {**HELLO, **(own or {})}}})
         assert host.settings.problems == []
         app = host.settings.apps["shop"]
         release = desired_release(host, "shop")
@@ -57,17 +58,16 @@ def make_files(make_app, tmp_path, monkeypatch):
 
     def files_of(own=None, version="1.0"):
         host, app, release = make_app(own)
-        for folder in ("conf_dir", "own_dir"):
-            host.family["nginx"][folder] = str(tmp_path)  # not this machine's
+        host.family["nginx"].update(conf_dir=f"{tmp_path}/conf.d", own_dir=f"{tmp_path}/own")
         record = new_record(host, app, release, version)
         generation = Generation(host, "shop", "0123456789", record)
-        site = nginx.needed_changes(host, "shop")
+        site = nginx_files_of(host)
         return {
             **{
                 os.path.join("tmpfiles.d" if "tmpfiles" in path else "", os.path.basename(path)): text
                 for path, text in generation_files(generation, app).items()
             },
-            "wsgi.conf": site.pop(nginx.entry_path(host)),
+            "wsgi.conf": site.pop("wsgi.conf"),
             "site": "\n".join(site.values()),
         }
 
@@ -407,7 +407,7 @@ def test_unknown_hosts_get_no_response_without_a_default_site(make_files):
 
 
 def test_default_site_can_be_disabled(make_host, tmp_path):
-    host = make_host({"nginx": {"default_site": False}, "apps": {"shop": {**SHOP, "domains": ["shop.example.com"]}}})
+    host = make_host({"nginx": {"default_site": False}, "apps": {"shop": {**HELLO, "domains": ["shop.example.com"]}}})
     host.family["nginx"]["conf_dir"] = str(tmp_path)
     assert "server {" not in nginx.needed_changes(host, "shop")[f"{tmp_path}/wsgi.conf"]
 
@@ -532,7 +532,7 @@ def test_fast_path_markers_are_those_of_the_live_generation(tmp_path, monkeypatc
 
 
 def test_maintenance_page_that_salt_does_not_serve_is_refused(make_host):
-    host = make_host({"apps": {"shop": {**SHOP, "maintenance": {"page": "salt://wsgi/nginx/nothing.html"}}}})
+    host = make_host({"apps": {"shop": {**HELLO, "maintenance": {"page": "salt://wsgi/nginx/nothing.html"}}}})
     with pytest.raises(Problem, match=r"wsgi:apps:shop:maintenance:page: salt://wsgi/nginx/nothing\.html is"):
         maintenance.pending(host, "shop")
 
@@ -543,7 +543,7 @@ def test_maintenance_page_is_installed_if_it_differs_and_removed_if_unset(make_h
     url = f"salt://{served.relative_to(ROOT)}"
 
     def pending(page):
-        host = make_host({"apps": {"shop": {**SHOP, "maintenance": {"page": page}}}})
+        host = make_host({"apps": {"shop": {**HELLO, "maintenance": {"page": page}}}})
         return maintenance.pending(host, "shop")
 
     assert (pending(None), pending(url)) == ({}, {str(there): str(served)})

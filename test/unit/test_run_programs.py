@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from pillars import HELLO
 from wsgi_formula import files, process
 from wsgi_formula.errors import Problem
 from wsgi_formula.run import generation, processes, programs
@@ -38,7 +39,6 @@ from wsgi_formula.run.programs import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
 WORKER = {"command": "celery worker --name '100% \"it\"'", "count": 2, "graceful_timeout": 7}
 CLEANUP = {"command": ["clean", "50%", "$HOME"], "calendar": "Mon..Fri 04:30", "timeout": 60}
 BESIDE = {"processes": {"worker": WORKER}, "schedule": {"cleanup": CLEANUP}}
@@ -52,7 +52,7 @@ def make_generation(make_host, monkeypatch):
     monkeypatch.setattr(pwd, "getpwnam", lambda name: nobody)
 
     def generation_of(own, *forgotten):
-        host = make_host({"apps": {"shop": {**SHOP, "graceful_timeout": 20, **own}}})
+        host = make_host({"apps": {"shop": {**HELLO, "graceful_timeout": 20, **own}}})
         assert host.settings.problems == []
         settings = settings_record(host.settings.apps["shop"])
         record = {
@@ -163,7 +163,7 @@ def test_processes_run_under_the_manager_of_the_app_or_systemd_for_the_emperor(m
 
 def test_process_managers_of_an_app_are_known(load):
     def managers(**own):
-        return managers_of(load({"apps": {"shop": {**SHOP, **own}}}).apps["shop"])
+        return managers_of(load({"apps": {"shop": {**HELLO, **own}}}).apps["shop"])
 
     assert managers() == ["supervisor"]
     assert managers(processes={"worker": WORKER}) == ["supervisor"]
@@ -221,7 +221,7 @@ def test_scheduled_command_is_a_timer_and_a_service(make_generation):
 
 @pytest.mark.parametrize("command", ["it's", "", " ", "one\ntwo", [], "''\0"])
 def test_ambiguous_command_is_refused(load, command):
-    problems = load({"apps": {"shop": {**SHOP, "processes": {"worker": {"command": command}}}}}).problems
+    problems = load({"apps": {"shop": {**HELLO, "processes": {"worker": {"command": command}}}}}).problems
     assert len(problems) == 1
     assert problems[0].startswith("wsgi:apps:shop:processes:worker:command: ")
 
@@ -232,7 +232,7 @@ def test_invalid_calendar_is_named(monkeypatch, load, tmp_path):
     analyze.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     jobs = {"one": {"command": "a", "calendar": "daily"}, "two": {"command": "b", "calendar": "dayly"}}
-    app = load({"apps": {"shop": {**SHOP, "schedule": jobs}}}).apps["shop"]
+    app = load({"apps": {"shop": {**HELLO, "schedule": jobs}}}).apps["shop"]
     with pytest.raises(Problem) as problem:
         check_programs("shop", app)
     assert str(problem.value).startswith("wsgi:apps:shop:schedule:two:calendar: 'dayly' is no time")

@@ -2,16 +2,12 @@
 
 import multiprocessing
 import os
-import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from wsgi_formula import lock, process, step
+from wsgi_formula import process, step
 from wsgi_formula.errors import Problem
-from wsgi_formula.lock import app_lock
-from wsgi_formula.redact import failure_excerpt, redact
 from wsgi_formula.step import MARK
 
 # Other workers of pytest run tests of this file at the same time.
@@ -19,7 +15,6 @@ STEP = f"unit-test-{os.getpid()}"
 SECONDS = 4322 + os.getpid()
 
 ME = {"uid": os.getuid(), "gid": os.getgid()}
-pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root may give a step another user")
 
 
 def shell(command, name=STEP, **options):
@@ -56,14 +51,6 @@ def test_failed_step_shows_its_last_lines_without_secrets():
         )
     assert str(raised.value).startswith("it failed:\n  line 17\n")
     assert str(raised.value).endswith("\n  *** https://me:***@example.com")
-
-
-def test_short_values_are_not_redacted():
-    assert redact("a 1 b", ["1"]) == "a 1 b"
-
-
-def test_longer_secrets_are_redacted_first():
-    assert redact("hunter2-and-more", ["hunter2", "hunter2-and-more"]) == "***"
 
 
 def test_step_that_exceeds_its_timeout_is_killed_with_its_children():
@@ -166,103 +153,6 @@ def test_silent_failure_reports_the_exit_status(command, said):
     assert str(raised.value) == f"it failed:\n  it printed nothing, and {said}"
 
 
-BANNER = [f"banner {number}" for number in range(100)]
-FIRST = ["Traceback (most recent call last):", '  File "shop.py", line 1, in <module>', "ImportError: this is why"]
-INTERRUPTED = ["Traceback (most recent call last):", '  File "shop.py", line 0, in <module>', "KeyboardInterrupt"]
-
-
-def cause(*said):
-    return [line[2:] for line in failure_excerpt("\n".join([*BANNER, *said]), 60).splitlines()]
-
-
-def test_excerpt_has_the_first_traceback_and_the_end():
-    told = cause(*FIRST, *INTERRUPTED * 30, "goodbye")
-    assert told[:4] == [*FIRST, INTERRUPTED[0]]
-    assert told[59:62] == [INTERRUPTED[2], "…", INTERRUPTED[1]]
-    assert told[-1] == "goodbye"
-    assert len(told) == 60 + 1 + 15
-
-
-def test_excerpt_is_complete_if_the_end_is_near_the_first_traceback():
-    said = [*FIRST, *INTERRUPTED * 23, "goodbye"]
-    assert cause(*said) == said
-
-
-@pytest.mark.parametrize("said", [["goodbye"], [*FIRST, *INTERRUPTED, "goodbye"]])
-def test_excerpt_is_the_end_of_the_output_if_nothing_follows_the_traceback(said):
-    assert cause(*said) == [*BANNER, *said][-60:]
-
-
 def test_missing_program_raises_file_not_found():
     with pytest.raises(FileNotFoundError):
         step.run(["/nowhere/program"], STEP, **ME)
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "RUN", str(tmp_path))
-    return tmp_path
-
-
-def holder(pipe):
-    with app_lock("shop", "wsgi.deploy"):
-        pipe.send("held")
-        pipe.poll(30)
-
-
-@pytest.fixture
-def another(run):
-    """Another run that holds the shop, and the pipe that ends it."""
-    context = multiprocessing.get_context("fork")
-    mine, its = context.Pipe()
-    process = context.Process(target=holder, args=(its,))
-    process.start()
-    assert mine.poll(10)
-    yield process, mine
-    process.kill()
-    process.join(10)
-
-
-def test_lock_is_reentrant_within_a_run(run):
-    with app_lock("shop", "a change"), app_lock("shop", "a build", patience=0):
-        pass
-    with app_lock("shop", "again", patience=0):
-        pass
-
-
-def test_second_run_is_refused_with_the_name_of_the_first(another):
-    process, _ = another
-    refused = rf"shop is being changed by wsgi.deploy \(PID {process.pid}, since [\d:]+\)"
-    with pytest.raises(Problem, match=refused), app_lock("shop", "wsgi.rollback", patience=0):
-        pass
-    with app_lock("other", "wsgi.rollback", patience=0):
-        pass
-
-
-def test_second_run_waits_for_the_first(another):
-    process, pipe = another
-    pipe.send("enough")
-    with app_lock("shop", "wsgi.rollback", patience=10):
-        process.join(10)
-
-
-def test_lock_of_a_killed_run_is_taken_over_and_its_processes_killed(another):
-    process, _ = another
-    left = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(60)"],
-        env={"WSGI_STEP": step.mark("shop")},
-        start_new_session=True,
-    )
-    time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(10)
-    with app_lock("shop", "wsgi.rollback", patience=5):
-        assert left.wait(5) == -signal.SIGKILL
-
-
-def test_finished_run_leaves_nothing_to_take_over(run, monkeypatch):
-    with app_lock("shop", "a change"):
-        pass
-    monkeypatch.setattr(step, "kill_steps", lambda name: pytest.fail("nobody died"))
-    with app_lock("shop", "a change"):
-        pass
