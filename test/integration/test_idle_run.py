@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 from container import ROOT
+from pillars import HELLO
 
 FEW, MANY = 3, 6  # one app of each kind, and two
 # Such a run loads about 20 of some 270. Whatever makes Salt look for a function that it
@@ -24,7 +25,7 @@ def apps(count):
         {"server": "uwsgi", "process_manager": "supervisor"},
         {"server": "gunicorn", "tls": "self_signed"},
     )
-    app = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "workers": 1}
+    app = {**HELLO, "workers": 1}
     return {
         "apps": {
             f"app-{number}": {**app, **kinds[number % len(kinds)], "domains": [f"app-{number}.example.com"]}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Where Salt puts them, too: `import servers` is what they themselves say.
+# Salt adds this folder, too.
 sys.path.insert(0, str(ROOT / "_utils"))
 
 from pillars import HELLO

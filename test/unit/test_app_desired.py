@@ -11,7 +11,7 @@ SHOP = {"source": "git+https://git.example.com/shop.git@v1", "application": "sho
 
 @pytest.fixture
 def host(make_host, tmp_path, monkeypatch):
-    """host({key: value, …}) is one with an app `shop` that says so; called again it is the next run."""
+    """host(**settings) returns a host with the app `shop` with these settings; each call is another run."""
     monkeypatch.setattr(override, "ETC", str(tmp_path))
     monkeypatch.setattr(files, "write", lambda path, text, mode: (tmp_path / "shop" / "override.json").write_text(text))
     (tmp_path / "shop").mkdir()

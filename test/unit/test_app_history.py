@@ -1,4 +1,4 @@
-"""What is written down of an app, and which way back it leads."""
+"""The history of an app: its entries, the settings that it keeps, and where a rollback leads."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def host(tmp_path, monkeypatch):
 
 
 def went(host, *ids, back_to=None):
-    """Generations of the shop that went live one after the other; all of them are kept."""
+    """Record that generations of the shop went live one after the other, and keep all of them."""
     for id in ids:
         history.add(host, "shop", "rollback" if back_to else "live", generation=id, to=back_to)
         with open(f"{history.HISTORY}/shop/{id}.json", "w") as file:

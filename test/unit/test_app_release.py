@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root may give fil
 
 @pytest.fixture
 def releases(tmp_path, monkeypatch):
-    """The folder of the shop's releases, and of its environments, where all belongs to root."""
+    """The folder of the shop's releases, beside one finished environment; all belongs to root."""
     for module in ("app.release", "build.environment"):
         monkeypatch.setattr(f"wsgi_formula.{module}.SRV", str(tmp_path))
     environment = tmp_path / "shop/environments/e"
@@ -35,7 +35,7 @@ def test_damaged_release_is_rebuilt_under_the_next_number(releases):
     assert undamaged(releases) == "abc"
     (releases / "abc/code").chmod(0o777)
     assert undamaged(releases) == "abc-2"
-    # As a killed build leaves it.
+    # A killed build leaves it without a record.
     (releases / "abc-2/code").mkdir(parents=True)
     assert undamaged(releases) == "abc-2"
     make_release(releases, "abc-3")

@@ -1,4 +1,4 @@
-"""What an environment is made from: which changes of a file make another one, and which do not."""
+"""Environments: which changes of requirements and code change the id, and how pip and uv are configured."""
 
 import importlib
 import os
@@ -18,7 +18,7 @@ PROJECT = "[project]\nname = 'shop'\nversion = '1'\ndependencies = ['tiny<2', 'o
 
 @pytest.fixture
 def required(tmp_path):
-    """required("requirements.txt", {"requirements.txt": …}) are the Requirements of an app with these files."""
+    """required("requirements.txt", {"requirements.txt": …}) returns the Requirements of an app with these files."""
 
     def of(requirements, files=None, source="salt://shop", needed=()):
         for name, text in (files or {}).items():
@@ -31,7 +31,7 @@ def required(tmp_path):
 
 @pytest.fixture
 def recipe(make_host, tmp_path):
-    """recipe(installer="uv") is the Recipe of an app with these settings."""
+    """recipe(installer="uv") returns the Recipe of an app with these settings."""
 
     def of(**settings):
         host = make_host({"apps": {"shop": {**APP, **settings}}})
@@ -103,7 +103,7 @@ def test_files_that_include_each_other_are_read_once(required):
     ],
 )
 def test_no_file_outside_of_the_code_is_read(required, tmp_path, line):
-    """Root does it, and what it reads decides the environment's id."""
+    """Root reads these files."""
     code = tmp_path / "code"
     code.mkdir()
     for name, target in (("link", tmp_path), ("file", "../secret"), ("up", ".")):
@@ -369,7 +369,7 @@ def test_missing_interpreter_is_named_with_the_available_ones(recipe, monkeypatc
 
 @pytest.fixture
 def configured(monkeypatch, tmp_path):
-    """configured(pip_conf, **environment) is what uv is told on a machine with these."""
+    """configured(pip_conf, **environment) returns the Uv of a machine with this configuration and environment."""
 
     def of(text, index=None, extra_index=(), **environment):
         (tmp_path / "pip.conf").write_text(text)
@@ -422,7 +422,7 @@ def test_broken_configuration_of_pip_is_reported_without_its_lines(configured):
 
 
 def test_stamp_of_a_finished_environment_must_belong_to_root(monkeypatch, tmp_path):
-    """While it is made, its user may write there."""
+    """The build user may write there during the build."""
     monkeypatch.setattr(environment, "SRV", str(tmp_path))
     made = Environment("shop", "abc")
     (tmp_path / "shop/environments/abc").mkdir(parents=True)
@@ -439,7 +439,7 @@ def test_stamp_of_a_finished_environment_must_belong_to_root(monkeypatch, tmp_pa
 
 
 class Stat:
-    """What os.lstat tells of a file, with another owner."""
+    """The os.lstat of a file, with another owner."""
 
     def __init__(self, found, uid):
         self.st_uid, self.st_gid, self.st_mode = uid, found.st_gid, found.st_mode

@@ -7,9 +7,6 @@ import pytest
 from wsgi_formula.build import git
 from wsgi_formula.build.git import Refused, Repository
 
-# git
-
-
 REFERENCES = {
     "refs/heads/main": "a" * 40,
     "refs/heads/both": "b" * 40,

@@ -1,4 +1,4 @@
-"""Trees change hands without root touching anything that is not in them, whatever their makers did."""
+"""Trees change owners without root touching anything outside of them."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from wsgi_formula.errors import Problem
 
 BUILDER, APP, OTHER = 54321, 54322, 54323
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
-# An access control list by which anybody may do anything: see linux/posix_acl_xattr.h.
+# An access control list that permits everything to everybody: linux/posix_acl_xattr.h
 OPEN_TO_ALL = struct.pack("<I", 2) + b"".join(
     struct.pack("<HHI", tag, 7, id)
     for tag, id in ((1, 2**32 - 1), (2, OTHER), (4, 2**32 - 1), (16, 2**32 - 1), (32, 2**32 - 1))
@@ -30,7 +30,7 @@ def tree(tmp_path):
 
 
 def build(tree):
-    """Have all of it be the build user's."""
+    """Give the whole tree to the build user."""
     for parent, folders, names in os.walk(tree):
         for name in [".", *folders, *names]:
             os.chown(f"{parent}/{name}", BUILDER, BUILDER, follow_symlinks=False)
@@ -42,7 +42,7 @@ def take(tree):
 
 
 def found(tree):
-    """What is in a tree and itself, each with its owner, its group and its permission bits."""
+    """Return owner, group and permission bits of a tree and of all in it, by path."""
     stats = {path: path.lstat() for path in [tree, *tree.rglob("*")]}
     return {
         str(path.relative_to(tree)): (
@@ -105,7 +105,7 @@ def test_hard_linked_file_is_copied_and_the_other_name_left_alone(tree, tmp_path
 
 
 def test_file_of_root_is_neither_given_away_nor_copied(tree, tmp_path):
-    """As by a hard link where the kernel does not forbid that."""
+    """A hard link brings such a file in where the kernel permits it."""
     build(tree)
     secret = tmp_path / "shadow"
     secret.write_text("secret")
@@ -138,7 +138,7 @@ def test_special_file_is_refused_and_not_opened(tree, make, kind):
 
 
 def test_file_that_is_open_for_writing_is_refused(tree):
-    """Whoever got it handed over, in whatever namespace they are."""
+    """The process that has it open may be in any namespace."""
     build(tree)
     with open(tree / "top.py", "a"), pytest.raises(Problem, match=f"{tree}/top.py is open to be written to"):
         take(tree)
@@ -167,7 +167,7 @@ def test_deeply_nested_folders_are_taken_and_removed(tree):
 
 
 def test_named_paths_are_removed(tree):
-    """Else a build could say itself that it is finished."""
+    """Otherwise a build could mark itself as finished."""
     (tree / ".complete").mkdir()
     (tree / ".complete/more").touch()
     build(tree)

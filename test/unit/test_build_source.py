@@ -1,4 +1,4 @@
-"""Sources without a machine: what their text may be, what they are, and what an archive may hold."""
+"""Sources: their identity, links within them, and their limits."""
 
 import os
 
@@ -11,12 +11,9 @@ COMMIT = "0f1e2d3c" * 5
 HASH = "0f" * 32
 
 
-# What a source is
-
-
 @pytest.fixture
 def source_of(make_host):
-    """source_of(source, **settings) is the Source of an app that says so."""
+    """source_of(source, **settings) returns the Source of an app with these settings."""
     host = make_host({"apps": {}})
 
     def of(source, name="shop", **settings):
@@ -45,7 +42,7 @@ def test_identity_of_a_commit_does_not_depend_on_its_url(source_of):
 
 def test_revision_of_a_deploy_has_its_branch_or_tag(source_of):
     source = f"git+https://h/s.git@{COMMIT}"
-    # Pillar's own comes first, as it does in a run.
+    # The source of pillar comes first, as in a run.
     assert source_of(source).revision == {"commit": COMMIT}
     assert source_of(source, ref="v1").revision == {"commit": COMMIT, "ref": "v1"}
     assert source_of(source, ref=COMMIT).revision == {"commit": COMMIT}

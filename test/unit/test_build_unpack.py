@@ -12,8 +12,6 @@ import zipfile
 import pytest
 from wsgi_formula.build import unpack
 
-# Archives
-
 
 def tar(path, *entries):
     with tarfile.open(path, "w") as archive:
@@ -100,7 +98,7 @@ def test_tar_archive_that_ends_in_a_zip_is_a_tar(tmp_path):
         ([("a", {"type": LINK, "linkname": "/etc"})], "'a' is a link that leads out of it: '/etc'"),
         ([("a", {"type": LINK, "linkname": ".."})], "'a' is a link that leads out of it: '..'"),
         ([("x/a", {"type": LINK, "linkname": "../../y"})], "'x/a' is a link that leads out of it: '../../y'"),
-        # Each link would be inside by itself, and both together outside.
+        # Each link alone stays inside, but both together lead out.
         (
             [("x/a", {"type": LINK, "linkname": ".."}), ("b", {"type": LINK, "linkname": "x/a/../escaped"})],
             "'b' is a link that leads out of it: 'x/a/../escaped'",
@@ -130,7 +128,7 @@ def test_hostile_entry_of_a_zip_is_refused(tmp_path, name):
 
 
 def bomb(path, *entries, mode="w:gz"):
-    """An archive of files that have so many zeros."""
+    """Return an archive of files with so many zeros."""
     with tarfile.open(path, mode) as archive:
         for name, size in entries:
             entry = tarfile.TarInfo(name)
@@ -140,7 +138,7 @@ def bomb(path, *entries, mode="w:gz"):
 
 
 class Zeros(io.RawIOBase):
-    """A file of nothing but zeros."""
+    """A file of zeros."""
 
     def __init__(self, size):
         self.left = size
@@ -156,7 +154,7 @@ def zip_bomb(path, *entries):
         for name, size in entries:
             with archive.open(name, "w") as file:
                 file.write(bytes(size))
-    # A header that says less than there is.
+    # A header with a smaller size than the content.
     path.write_bytes(path.read_bytes().replace((20 * 2**20).to_bytes(4, "little"), (1).to_bytes(4, "little")))
     return path
 
@@ -196,7 +194,7 @@ def test_archive_bomb_is_refused_with_its_limit(tmp_path, kind):
 
 
 def test_header_that_would_take_all_memory_is_refused(tmp_path):
-    """tarfile reads the header of a long name as a whole."""
+    """tarfile reads the header of a long name in one piece."""
     entry = tarfile.TarInfo("././@LongLink")
     entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 2**40
     (tmp_path / "a.tar").write_bytes(entry.tobuf(tarfile.GNU_FORMAT) + bytes(2**16))

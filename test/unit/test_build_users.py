@@ -17,7 +17,7 @@ class Account:
 
 
 def started(*command):
-    """A process of the build user, which has begun."""
+    """Start a process of the build user, and return it once it runs."""
     process = subprocess.Popen(
         [*command, "sh", "-c", "echo; exec sleep 60"],
         user=BUILDER,
@@ -30,7 +30,7 @@ def started(*command):
 
 
 def running():
-    """The build user's processes, in whatever namespace."""
+    """Return the PIDs of the build user's processes in all namespaces."""
     found = {pid: process.status_of(pid) for pid in process.every_pid()}
     return [
         pid

@@ -1,6 +1,6 @@
 """
-The order in which a change is written down: killed at any operation on a file, what is said is true, and the next run
-settles the rest. Nothing runs here; test/integration/test_records.py kills real ones.
+Records of a change: they are true when it is killed at any file operation, and the next run settles the rest.
+No program runs here; test/integration/test_records.py kills real deploys.
 """
 
 import os
@@ -29,7 +29,7 @@ OPERATIONS = ("rename", "symlink", "unlink", "mkdir", "rmdir", "fsync")
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine whose files lie below tmp_path, and on which no program runs."""
+    """A machine with its files below tmp_path, on which no program runs."""
     places = {name: str(tmp_path / name) for name in ("ETC", "LIB", "LOG", "RUN", "SRV", "TMPFILES")}
     for path in places.values():
         os.mkdir(path)
@@ -91,7 +91,7 @@ def prepare(host, name, app, release, id):
 
 
 def deploy_on(machine, id):
-    """As deploy does: a change that brings an override of its own."""
+    """Make a change with an override, as `wsgi.deploy` does."""
     host = machine.host()
     switch.recover(host, "shop")
     app = {**desired_app(host, "shop"), "rollback_on_failure": True}
@@ -102,7 +102,7 @@ def deploy_on(machine, id):
 
 
 def killed(machine, id, number):
-    """Whether a deploy came so far as to be killed at its operation of this number."""
+    """Kill a deploy at its operation of this number; return whether it got that far."""
     pid = os.fork()
     if pid == 0:
         done = 0
@@ -127,7 +127,7 @@ def killed(machine, id, number):
 
 
 def next_run(machine):
-    """As the state wsgi.generation_live does where what is wanted is live; returns what was live and wanted before it."""
+    """Do what the state wsgi.generation_live does; return the live and the desired generation before it."""
     host = machine.host()
     said = active_override(host, "shop").get("source"), [each["generation"] for each in went(machine)]
     current = switch.recover(host, "shop")
@@ -152,7 +152,7 @@ def staged(machine):
 
 @pytest.mark.parametrize("id", ["good", "bad"])
 def test_records_are_true_when_a_change_is_killed_at_any_file_operation(machine, monkeypatch, id):
-    """The bad one is live for a moment, and then rollback_on_failure takes it back."""
+    """The bad generation is live for a moment, until rollback_on_failure undoes it."""
     monkeypatch.setattr(history, "_counted", lambda found: found)
     deploy_on(machine, "old")
     seen, number = set(), 0
@@ -168,7 +168,7 @@ def test_records_are_true_when_a_change_is_killed_at_any_file_operation(machine,
         assert history.live_id("shop") == live
         assert active_override(machine.host(), "shop")["source"] == f"/srv/{live}"
         assert entries in ([["good"]] if live == "good" else [["bad"]] if live == "bad" else [[], ["bad", "old"]])
-        # It runs again where it was killed in it, and never for what had no traffic.
+        # The hook runs again if it was killed, and never for a generation without traffic.
         assert retired == ({"old"} if live != "old" else {"bad"} if entries else set())
         assert lines(machine, "schedule") == [live]
         assert generation_ids(None, "shop") == [live]

@@ -1,4 +1,4 @@
-"""The table of the contract's results keeps what a run has not seen."""
+"""The table of the contract's results: what a run writes, and what it keeps."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ def report(server, manager, column, passed=True):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """run(*reports, write=True) is a run of tests, of which it returns pytest's exit status; run.page is the page."""
+    """run(*reports, write=True) simulates a run of tests and returns pytest's exit status; run.page is the page."""
     page = tmp_path / "servers.md"
     page.write_text(f"# Servers\n{results.BEGIN}\n{results.END}\nAfter it.\n")
     monkeypatch.setattr(results, "PAGE", page)

@@ -1,4 +1,4 @@
-"""A change of a configuration file is told by the lines that say what changed; the log has all of it."""
+"""Diffs: a state reports the changed lines of a file, and the log has the whole diff."""
 
 import logging
 
@@ -62,7 +62,7 @@ def test_whole_diff_is_logged_at_level_debug(caplog):
 
 @pytest.fixture
 def change(make_host, tmp_path):
-    """change(own, before) is what the site's state tells where an app's pillar said `before`, and now says `own`."""
+    """change(own, before) returns the changes that the site's state reports between these settings of an app."""
 
     def shown(own, before):
         hosts = [make_host({"apps": {"shop": values.app({**SHOP, **said})}}) for said in (before, own)]

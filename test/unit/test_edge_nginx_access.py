@@ -1,4 +1,4 @@
-"""What the words of access, limits, cache and headers come to, and which of them are refused."""
+"""Access rules, limits, cache and headers: which values are refused, and nginx's files for the others."""
 
 import re
 
@@ -15,7 +15,7 @@ KEY = "wsgi:apps:shop"
 
 @pytest.fixture
 def problems(load):
-    """problems({key: value, …}) are those of an app that says so, its pillar key left out."""
+    """problems({key: value, …}) returns the problems of an app with these settings, without its pillar key."""
 
     def found(own, **host):
         sentences = load({"apps": {"shop": {**HELLO, **own}}, **host}).problems
@@ -34,7 +34,7 @@ def make_files(make_nginx_files):
     return files_of
 
 
-# What is refused
+# Validation
 
 REFUSED = [
     ({"allow": []}, "allow: [] must be a list of addresses and networks"),
@@ -46,7 +46,7 @@ REFUSED = [
     ({"limits": {"a": {"rate": "5r/m", "path": "/a%20b"}}}, "limits:a:path: '/a%20b' must be a path that begins"),
     ({"basic_auth": {"realm": "Staff"}}, "basic_auth:users: missing; basic_auth does nothing without"),
     ({"basic_auth": {"users": {}}}, "basic_auth:users: missing; basic_auth does nothing without"),
-    # nginx's word for no password at all.
+    # nginx takes `off` for no password at all.
     ({"basic_auth": {"realm": "off", "users": {"ann": HASH}}}, "basic_auth:realm: 'off' must be a text of one line"),
     ({"basic_auth": {"user": {"ann": HASH}}}, "basic_auth:user: not a key; did you mean 'users'?"),
     ({"cache": {"paths": ["/a"]}}, "cache:valid: missing; cache does nothing without"),
@@ -104,7 +104,7 @@ def test_password_from_sdb_must_be_a_hash(make_host):
     assert "hunter2" not in str(raised.value)
 
 
-# What is written
+# Files
 
 
 def test_password_hashes_are_in_a_file_that_only_nginx_can_read(make_files):
@@ -151,7 +151,7 @@ def test_no_two_apps_share_a_variable_of_nginx():
         for app, limit in [("a", "b-c"), ("a-b", "c"), ("a_b", "c"), ("a", "b"), ("a", "b_c")]
     ]
     assert len({*names}) == len(names)
-    # What variables_hash_bucket_size has room for by default.
+    # variables_hash_bucket_size has room for this by default.
     longest = words.variable("a" * 27, "preflight", "b" * 32)
     assert re.fullmatch(r"\$\w{1,46}", longest)
 
@@ -160,7 +160,7 @@ def test_brotli_is_enabled_if_nginx_has_it(make_files):
     def brotli(*modules):
         return make_files({"compression": True}, modules)["locations/shop.conf"].count("brotli on;")
 
-    # In each of the four locations that ask the app, and in maintenance.
+    # In each of the four locations that proxy, and in maintenance.
     assert (brotli(), brotli("http_brotli_filter_module")) == (0, 5)
 
 
@@ -203,12 +203,12 @@ def test_acme_challenge_is_exempt_from_access_rules(make_files):
 
 
 def test_requests_wait_at_most_one_second_for_the_cache_lock(make_files):
-    """Else all who ask for the same that is private were answered one after another."""
+    """Otherwise requests for a private page would be answered one after another."""
     locations = make_files({"cache": {"valid": "1m"}})["locations/shop.conf"]
     assert locations.count("_cache_lock on;") == locations.count("_cache_lock_timeout 1s;") == 8
 
 
-# An nginx that another hand runs
+# Unmanaged nginx
 
 
 def test_unmanaged_nginx_keeps_its_own_default_site(make_files, problems):

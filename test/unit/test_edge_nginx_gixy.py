@@ -1,4 +1,4 @@
-"""gixy, which looks for what is dangerous in nginx's configuration, finds nothing in ours."""
+"""gixy, which finds unsafe directives in nginx's configuration, finds none in ours."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from wsgi_formula.pillar.schema import APP
 
 GIXY = Path(sysconfig.get_path("scripts")) / "gixy"
 USERS = {"realm": "Staff", "users": {"ann": "$6$salt$hash"}}
-# Each word of the edge, in one app; but for one that can't be had with `cache`.
+# Every edge key in one app, except one that excludes `cache`.
 EVERYTHING = {
     "domains": ["example.com", "*.example.org"],
     "redirect_domains": ["www.example.com"],
@@ -54,7 +54,7 @@ NGINX = {
 PILLAR = {
     "apps": {
         "all": {**HELLO, **EVERYTHING},
-        # Beside it on its site, and on a site of its own, and the default one.
+        # Apps on the same site, on a site of its own, and on the default site.
         "home": {**HELLO, "domains": EVERYTHING["domains"], "buffering": False},
         "blog": {**HELLO, "domains": ["blog.example.com"], "tls": "self_signed"},
         "rest": {**HELLO, "listen": 8080},
@@ -62,7 +62,7 @@ PILLAR = {
     "nginx": NGINX,
     "status_page": {"domain": "status.example.com", "basic_auth": USERS},
 }
-# What it says that is meant so, (plugin, a part of what it says), and why.
+# Accepted findings: (plugin, a part of its text), and the reason.
 MEANT = {
     ("if_is_evil", '"set"'): "of the same module as `if` itself, and done when that is",
     ("if_is_evil", '"break"'): "the same",
@@ -77,7 +77,7 @@ MEANT = {
 
 @pytest.fixture
 def tree(make_host, tmp_path):
-    """tree(pillar) is the path of a nginx.conf that leads to all that such a pillar comes to."""
+    """tree(pillar) returns the path of an nginx.conf that includes all files of such a pillar."""
 
     def written(pillar):
         host = make_host(pillar)
@@ -95,7 +95,7 @@ def tree(make_host, tmp_path):
 
 
 def findings(path):
-    """What gixy says of a configuration: a list of (plugin, path of the file, line, reason)."""
+    """Return what gixy finds in a configuration: a list of (plugin, path of the file, line, reason)."""
     command = [GIXY, "--format", "json", path]
     environment = {**os.environ, "HOME": str(path.parent)}  # no configuration of its own
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)

@@ -7,7 +7,7 @@ def problems(load, apps=None, **top):
     return load({**top, "apps": {name: {**HELLO, **own} for name, own in (apps or {}).items()}}).problems
 
 
-# The access log
+# Access logs
 
 
 def test_requests_of_an_app_are_logged_as_json_with_its_name(make_nginx_files):
@@ -26,14 +26,14 @@ def test_access_log_can_be_combined_or_none(make_nginx_files):
 
 
 def test_app_without_an_access_log_is_counted(make_nginx_files):
-    """`access_log off` would switch off both."""
+    """`access_log off` would disable both."""
     location = make_nginx_files({"shop": {"access_log": "none", "metrics": True}})["locations/shop.conf"]
     assert "access_log off" not in location
     assert "access_log syslog:server=127.0.0.1:8078" in location
     assert "access_log /" not in location
 
 
-# Metrics: the word
+# Metrics
 
 
 def test_requests_are_not_counted_without_metrics(make_nginx_files):

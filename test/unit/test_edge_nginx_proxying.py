@@ -1,4 +1,4 @@
-"""Whom nginx believes, how it asks an app, and where a mount lies: what pillar may say of it, and the text of it."""
+"""Trusted proxies, buffering, retries, mounts and redirects: which values are refused, and nginx's files for the others."""
 
 import re
 
@@ -15,7 +15,7 @@ def make_files(make_nginx_files):
 
 
 def block(text, start):
-    """What stands between the braces after some words."""
+    """Return the text in the braces after a start."""
     return re.search(rf"(?ms)^{re.escape(start)} {{\n(.*?)^}}", text)[1]
 
 
@@ -34,7 +34,7 @@ def test_address_and_scheme_of_the_client_come_from_trusted_proxies(make_files):
 
 
 def test_proxy_protocol_does_not_make_headers_trusted(make_files):
-    """Who speaks it passes on whatever headers the client sends."""
+    """A proxy that speaks it may pass on all headers of the client."""
     files = make_files(nginx={"trusted_proxies": ["192.0.2.7"], "proxy_protocol": True})
     assert "real_ip_header proxy_protocol;" in files["wsgi.conf"]
     assert "192.0.2.7 1;" not in files["wsgi.conf"]
@@ -77,7 +77,7 @@ def test_only_bodies_with_a_length_are_passed_on_unbuffered(make_files):
     unbuffered = block(text, "location @shop-unbuffered")
     assert "proxy_request_buffering off;" in unbuffered
     assert "uwsgi_request_buffering off;" in unbuffered
-    # Half of it may be gone.
+    # A part of the body may be sent already.
     assert "@shop-again" not in unbuffered
     assert text.count("request_buffering off;") == 2
 

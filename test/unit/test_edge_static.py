@@ -1,4 +1,4 @@
-"""What nginx serves of an app: which files are published, under which names, and how its configuration says so."""
+"""Static files: which are published under which names, which paths are refused, and nginx's locations for them."""
 
 import os
 import re
@@ -17,7 +17,7 @@ SHOP = {**HELLO, "domains": ["example.com"]}
 
 @pytest.fixture
 def problems(load):
-    """problems({key: value, …}) are those of an app that says so, and of another one that is at /docs."""
+    """problems({key: value, …}) returns the problems of an app with these settings and of another one at /docs."""
 
     def problems_of(own, docs=()):
         apps = {"shop": {**SHOP, **own}, "docs": {**SHOP, "mount": "/docs", **dict(docs)}}
@@ -28,7 +28,7 @@ def problems(load):
 
 @pytest.fixture
 def make_release(tmp_path, monkeypatch):
-    """make_release(id, {file: text, …}) is a release of the app `shop` with such files; a text may be a link."""
+    """make_release(id, {file: text, …}) returns a release of the app `shop` with such files; "-> x" makes a link."""
     monkeypatch.setattr(static, "SRV", str(tmp_path))
     monkeypatch.setattr(files, "ensure_dir", lambda path, *_: os.makedirs(path, exist_ok=True))
     monkeypatch.setattr(static, "_nginx", lambda host: SimpleNamespace(pw_gid=0))
@@ -70,7 +70,7 @@ def said(**own):
 
 @pytest.fixture
 def published(tmp_path):
-    """published(release, {key: value, …}) is what is then below static/: names to texts."""
+    """published(release, {key: value, …}) publishes it and returns the files below static/: names to texts."""
 
     def published_of(release, **own):
         static.publish(None, "shop", said(**own), release)
@@ -88,7 +88,7 @@ def published(tmp_path):
     return published_of
 
 
-# What is published
+# Publishing
 
 
 def test_folder_is_published_as_hard_links_that_others_can_read(make_release, published, tmp_path):
@@ -162,7 +162,7 @@ def test_release_is_published_once(make_release, tmp_path):
     assert static.outdated("shop", app, release) == ["static"]
     static.publish(None, "shop", app, release)
     assert static.outdated("shop", app, release) == []
-    # What others there were does not matter any more.
+    # Other releases do not matter any more.
     release.others = [make_release("b", {})]
     assert static.build(None, "shop", app, release) == {}
 
@@ -189,7 +189,7 @@ def test_missing_path_is_refused_in_a_new_release_but_not_in_one_that_was_live(m
     static.check("shop", app, make_release("b", {}))
 
 
-# What nginx can't read
+# Permissions
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_missing_path_is_refused_in_a_new_release_but_not_in_one_that_was_live(m
 )
 def test_unreadable_path_gives_a_warning(make_host, monkeypatch, mode, path, why):
     monkeypatch.setattr(static, "_nginx", lambda host: SimpleNamespace(pw_name="nobody", pw_uid=65534, pw_gid=65534))
-    # Pytest's own folders are for its user alone.
+    # Folders of pytest are readable by its user only.
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, mode)
         Path(folder, "file").write_text("")
@@ -216,7 +216,7 @@ def test_unreadable_path_gives_a_warning(make_host, monkeypatch, mode, path, why
         assert found[0].endswith(why)
 
 
-# Pillar
+# Validation
 
 
 @pytest.mark.parametrize(
@@ -268,11 +268,11 @@ def test_same_url_path_at_another_mount_is_accepted(problems):
     assert problems({"static": {"/static/": "a"}}, {"static": {"/static/": "a"}}) == []
 
 
-# nginx's words
+# nginx's locations
 
 
 def block(text, start):
-    """The lines of a location."""
+    """Return the lines of a location."""
     return text.partition(f"location {start} {{\n")[2].partition("\n}\n")[0]
 
 

@@ -13,9 +13,6 @@ def problems(load, apps=None, **top):
     return load({**top, "apps": {name: {**HELLO, **own} for name, own in (apps or {}).items()}}).problems
 
 
-# The status page
-
-
 def test_status_page_is_off_by_default(make_nginx_files):
     files = make_nginx_files({"shop": {}})
     assert "/var/lib/wsgi/status" not in files["wsgi.conf"]
@@ -84,7 +81,7 @@ def test_plain_password_is_refused_and_not_shown(load):
 
 @pytest.fixture
 def facts(make_host, monkeypatch):
-    """facts(health=…, **status) are those of a page about one app."""
+    """facts(history, health=…, **status) returns a host and the facts of a page about one app."""
 
     def facts_of(entries=(), **status):
         host = make_host({"apps": {"shop": {**HELLO, "domains": ["shop.example.com"]}}, "status_page": {}})

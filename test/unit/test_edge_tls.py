@@ -1,4 +1,4 @@
-"""TLS: what a certificate says, what nginx is told of it, and what can't be had."""
+"""TLS: parsed certificates, nginx's files for them, refused settings, and when certificates are made."""
 
 import calendar
 import os
@@ -69,11 +69,11 @@ def make_files(make_nginx_host, tmp_path, monkeypatch):
 
 
 def blocks(text):
-    """The server blocks of a file."""
+    """Return the server blocks of a file."""
     return re.findall(r"^server \{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
 
 
-# What a certificate says
+# Parsing
 
 
 def test_certificate_is_parsed():
@@ -109,7 +109,7 @@ def test_wildcard_covers_one_label(domains, missing):
     assert tls.parse(RICH).missing(domains) == missing
 
 
-# What nginx is told
+# nginx's files
 
 
 @pytest.mark.parametrize("certificate", ["self_signed", "acme"])
@@ -140,7 +140,7 @@ def test_key_may_come_from_sdb(make_host):
     host.salt = {**host.salt, "sdb.get": lambda uri, strict: asked.append(uri) or key}
     for _ in range(2):
         found = nginx.desired_files(host, "shop")[f"/etc/nginx/wsgi/live/private/{ID}.key"]
-    # As it will be read from its file, or it would differ in each run.
+    # Read as from its file, or it would differ in each run.
     assert found == SecretFile("-----BEGIN PRIVATE KEY-----\nhunter2\n")
     assert asked == ["sdb://vault/key"]
 
@@ -228,7 +228,7 @@ def test_acme_challenge_is_answered_over_plain_http_for_every_host(make_files):
     assert "acme-challenge" not in make_files({"shop": {"tls": "self_signed"}})[1][f"sites/{ID}.conf"]
 
 
-# What can't be had
+# Validation
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_unsupported_tls_feature_is_refused(make_files, said, problem):
 
 
 def openssl(folder, *arguments):
-    """The text of what OpenSSL makes."""
+    """Return the text that an OpenSSL command writes."""
     made = folder / f"made-{len(list(folder.iterdir()))}"
     subprocess.run(["openssl", *arguments, "-out", made], check=True, capture_output=True, cwd=folder)
     return made.read_text()
@@ -338,7 +338,7 @@ def test_newer_nginx_allows_sites_to_differ_in_http2(make_files):
     assert tls.check(host, nginx.site_of(host, "shop"), NEW) == []
 
 
-# What is to be made, got, and taken away
+# Making and removing certificates
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ def test_certbot_removes_only_unused_certificates_of_the_formula(make_files, tmp
 
 @pytest.fixture
 def installed(make_files, tmp_path, monkeypatch):
-    """installed(apps) are the files of such apps, on the disk; and nginx refuses what names a certificate that is not."""
+    """installed(apps) installs nginx's files of such apps; its nginx refuses a site whose certificate is missing."""
 
     def tested(host, staged=None, changes=()):
         own = host.family["nginx"]["own_dir"]

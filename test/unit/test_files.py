@@ -1,4 +1,4 @@
-"""Files come to be whole or not at all, what a killed run was writing is known as such, and no record makes a traceback."""
+"""Files are replaced atomically, staged files of killed runs are removed, and damaged records are reported."""
 
 import json
 import os

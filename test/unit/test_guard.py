@@ -1,4 +1,4 @@
-"""The guard that each worker's app is under, on the Python of the tests."""
+"""The guard around the app of each worker, under the Python of the tests."""
 
 import os
 import signal
@@ -15,13 +15,13 @@ COMMON = Path(__file__).resolve().parents[2] / "wsgi/common"
 
 @pytest.fixture
 def guard_module(monkeypatch, load_program):
-    """A copy of the module of its own; what it would kill stands in its `killed`."""
+    """A fresh module of the guard; its `killed` records what it would kill."""
     monkeypatch.syspath_prepend(COMMON)
     return load_program("wsgi_guard")
 
 
 def call(application, **environ):
-    """Status, headers, body of an answer, as a server would get them."""
+    """Return status, headers and body of a response, as a server gets them."""
     setup_testing_defaults(environ)
     answer = []
 
@@ -65,7 +65,7 @@ def test_file_wrapper_is_passed_through(guard_module):
 
 
 def test_file_stays_a_file_if_the_wrapper_is_a_function(guard_module, tmp_path):
-    """As under uWSGI, which sends the file that it has wrapped last."""
+    """uWSGI has such a wrapper, and sends the file that it has wrapped last."""
     with open(tmp_path / "file", "wb+") as file:
         environ = {"REQUEST_METHOD": "GET", "wsgi.file_wrapper": lambda wrapped: wrapped}
         assert guard_module.WSGI(lambda *_: file, guard_module.Guard())(environ, None) is file
@@ -165,7 +165,7 @@ def test_workers_reach_max_requests_at_different_times(guard_module):
 
 
 def run(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
-    """A worker in a process of its own: its exit code, and what it wrote."""
+    """Run a worker in a process of its own, and return its exit code and output."""
     return subprocess.run(
         [sys.executable, "-c", "import sys, time, threading; import wsgi_guard\n" + textwrap.dedent(code)],
         env={"PYTHONPATH": str(COMMON), **environment},
@@ -178,7 +178,7 @@ def run(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
 
 
 def test_output_of_a_worker_is_written_in_whole_lines():
-    """The workers of a generation share one pipe: parts of lines would mix there."""
+    """The workers of a generation share one pipe, where parts of lines would mix."""
     ours, its = os.pipe2(os.O_DIRECT)  # keeps apart what was written apart
     code = """
         wsgi_guard.guarded("wsgiref.simple_server:demo_app", "wsgi")
@@ -271,7 +271,7 @@ def test_worker_with_a_hung_request_serves_until_its_successor_is_ready():
 
 
 def test_worker_that_hangs_with_the_gil_held_ends():
-    """A C extension that hangs with the interpreter's lock held."""
+    """A C extension may hang so."""
     done = run(
         """
         import ctypes
@@ -307,7 +307,7 @@ def test_worker_over_its_memory_limit_is_replaced_and_killed_over_twice_that():
 
 
 def ask(application):
-    """What an ASGI app sends for one request, a line each, with a time-out of 1 s; and its log."""
+    """Return what an ASGI app sends for one request with a time-out of 1 s, a line each, and its log."""
     done = run(
         f"""
         import asyncio

@@ -1,4 +1,4 @@
-"""The host of a Salt run: what it refuses at once."""
+"""The host of a Salt run: the conditions under which it refuses to work."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The linters find nothing: ruff in the Python, salt-lint in the states."""
+"""The linters: ruff for the Python, salt-lint for the states."""
 
 import subprocess
 import sysconfig

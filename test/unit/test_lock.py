@@ -27,7 +27,7 @@ def holder(pipe):
 
 @pytest.fixture
 def another(run):
-    """Another run that holds the shop, and the pipe that ends it."""
+    """Another run that holds the lock of the shop, and the pipe that ends it."""
     context = multiprocessing.get_context("fork")
     mine, its = context.Pipe()
     process = context.Process(target=holder, args=(its,))

@@ -1,4 +1,4 @@
-"""What is logged and counted of each request, and where the status page is: as text, and as problems."""
+"""The metrics program: what it counts of requests, gunicorn and uWSGI, and what it exports."""
 
 import contextlib
 import importlib.machinery
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def program():
-    """wsgi/metrics/metrics as a module."""
+    """The program wsgi/metrics/metrics as a module."""
     loader = importlib.machinery.SourceFileLoader("metrics", str(ROOT / "wsgi/metrics/metrics"))
     spec = importlib.util.spec_from_loader("metrics", loader)
     loader.exec_module(module := importlib.util.module_from_spec(spec))
@@ -24,16 +24,13 @@ def program():
 
 @pytest.fixture
 def counted(program, tmp_path, monkeypatch):
-    """What counts, on a machine where the app `shop` is live."""
+    """The counters on a machine where the app `shop` is live."""
     (tmp_path / "live").mkdir()
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(program, "LIVE", str(tmp_path / "live"))
     monkeypatch.setattr(program, "NGINX_EXPORTER", ("127.0.0.1", 9))
     (tmp_path / "live/shop").symlink_to(tmp_path / "run")
     return program.Counted()
-
-
-# Metrics: the program
 
 
 def test_request_is_counted_and_timed(program, counted):
@@ -103,7 +100,7 @@ def test_metrics_of_a_removed_app_are_dropped(program, counted):
 
 
 def test_statistics_of_uwsgi_are_served_to_prometheus(program, counted, tmp_path):
-    """Over sockets, as systemd hands them over."""
+    """Both are sockets, as systemd passes them."""
     listening, stats = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
     stats.bind(str(tmp_path / "run/stats.sock"))
     listening.bind(str(tmp_path / "http.sock"))
@@ -139,7 +136,7 @@ def test_statistics_of_uwsgi_are_served_to_prometheus(program, counted, tmp_path
 
 @pytest.fixture
 def answering():
-    """answering(socket, said) has one connection to a socket answered, piece by piece."""
+    """answering(socket, parts) answers one connection to a socket, part by part."""
     threads = []
 
     def answer(listening, said):
@@ -148,7 +145,7 @@ def answering():
             with connection, contextlib.suppress(OSError):
                 for each in said:
                     connection.sendall(each)
-                # Whoever hangs up with something unread takes back what it said.
+                # Closing a connection with unread data discards the data that was sent.
                 connection.shutdown(socket.SHUT_WR)
                 while connection.recv(65536):
                     pass
@@ -167,7 +164,7 @@ STATS = b'{"workers": [{"id": 1, "requests": 7, "status": "idle"}]}'
 
 
 def drops():
-    """An answer that takes its time."""
+    """Yield a slow answer."""
     for _ in range(40):
         yield b" "
         time.sleep(0.05)
@@ -175,7 +172,7 @@ def drops():
 
 
 def flood():
-    """One that would fill the memory."""
+    """Yield an answer that would fill the memory."""
     for _ in range(64):
         yield b" " * 2**16
     yield STATS

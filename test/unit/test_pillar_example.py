@@ -1,4 +1,4 @@
-"""pillar.example tells all that pillar may say, and each default as it is; docs/edge.md what pillar may say."""
+"""pillar.example has every key and default; the examples in docs/edge.md are valid."""
 
 import re
 import textwrap
@@ -32,8 +32,8 @@ OF_APPS, OF_NGINX, OF_STATUS_PAGE = re.split(r"^  nginx: |^  # status_page: ", T
 
 
 def stated(key, text=OF_APPS):
-    """The default that a part of the reference states: in `# key: default`, in `key: value  # default: default`,
-    or below wsgi:defaults; None where it states none."""
+    """Return the default that a part of the reference states: in `# key: default`, in `key: value  # default: default`
+    or below wsgi:defaults; None if it states none."""
     in_comment = re.search(rf"^ *# *{key}: +([^#\n]+)", text, re.MULTILINE)
     beside = re.search(rf"^ *{key}: +[^#\n]+# default: ([^\n]+)", text, re.MULTILINE)
     found = in_comment or beside
@@ -78,7 +78,7 @@ def test_the_shipped_defaults_keep_the_schemas_rules(load):
 
 
 def examples():
-    """The examples of docs/edge.md, as pillars; what is said of an app alone is said of one."""
+    """Yield the examples of docs/edge.md as pillars; settings of an app alone are given to one."""
     for number, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", EDGE_PAGE, re.MULTILINE | re.DOTALL)):
         said = yaml.safe_load(textwrap.dedent(text).replace("…", f"salt${'a' * 86}"))
         wsgi = said.get("wsgi") or {"apps": {"shop": said}}

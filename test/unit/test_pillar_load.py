@@ -1,4 +1,4 @@
-"""What pillar comes to: what is merged, what is refused, and in which words."""
+"""Settings from pillar: how they are merged, which are refused, and the texts of the problems."""
 
 import itertools
 from pathlib import Path
@@ -19,16 +19,15 @@ ROWS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
 SERVER_NAMES = ", ".join(ROWS)
 MANAGER_NAMES = ", ".join(sorted({name for row in ROWS.values() for name in row["process_managers"]}))
 HOLD_GUNICORN = ", ".join(ROWS["gunicorn"]["process_managers"])
-# What an app must say.
 
 
 @pytest.fixture
 def problems(load):
-    """problems({key: value, …}) are those of an app `shop` that says that beside what it must."""
+    """problems({key: value, …}) returns the problems of the app `shop`, which is HELLO with these settings."""
     return lambda own: load({"apps": {"shop": {**HELLO, **own}}}).problems
 
 
-# What an app gets
+# Merging and defaults
 
 
 def test_minimal_app_gets_the_shipped_defaults(load):
@@ -170,7 +169,7 @@ def test_absent_app_needs_no_other_key(load):
     assert settings.absent["shop"]["purge"] is True
 
 
-# What is refused, and how
+# Validation
 
 APP_KEYS = f"({', '.join(APP)})"
 DOMAINS = f"must be {APP['domains'].allowed}"
@@ -473,7 +472,7 @@ def test_mappings_in_wsgi_defaults_are_validated(load):
     ]
 
 
-# Options of a server's own
+# Options and settings of servers
 
 
 @pytest.mark.parametrize(
@@ -529,7 +528,7 @@ def test_setting_is_refused_for_an_interface_that_does_not_support_it(load):
     ]
 
 
-# Where a server comes from, in which version, and what it serves
+# Installation and versions of servers
 
 
 @pytest.mark.parametrize(
@@ -609,7 +608,7 @@ def test_default_version_of_a_server_fits_the_system(make_host):
         {"server": "uwsgi", "install": "environment", "version": "2.0.29"},
         {"version": "23.0.0"},
         {"version": "20.1", "allow_vulnerable": True},
-        # It waits there while another server runs.
+        # Options of a server that is not used are allowed.
         {"server": "uwsgi", "version": {"gunicorn": "20.1", "waitress": "3.0.2"}},
         {"server": "command", "command": ["run", "{socket}", "{request_timeout}"], "request_timeout": 5},
     ],
@@ -650,7 +649,7 @@ def test_library_that_breaks_only_with_forks_gives_no_warning_for_threads(load):
     ]
 
 
-# Two apps in one place
+# Domains and ports
 
 
 def test_two_apps_cannot_have_the_same_domain_and_port(load):
@@ -731,7 +730,7 @@ def test_no_problem_shows_the_value_of_a_variable(load, own):
         assert "hunter2" not in "\n".join(problems)
 
 
-# Anything at all
+# Arbitrary values
 
 JUNK = [
     None, True, False, 0, -1, 10**30, 1.5, float("nan"), "", " ", "text", "a\nb", "\0", "\ud800", "salt://", "{{ x }}",
@@ -777,7 +776,7 @@ def test_unknown_key_of_any_type_is_named(load):
             assert problem.startswith(f"{key}: ")
 
 
-# What is asked of a new generation
+# Health checks and recycling
 
 
 def test_health_check_uses_the_first_domain_without_a_wildcard(load):

@@ -1,4 +1,4 @@
-"""Whichever classes Salt hands out pillar in, it comes to plain data, and what is secret is in no text."""
+"""Pillar in any classes of Salt becomes plain data, and no text shows its secrets."""
 
 from collections import OrderedDict, UserList
 from types import MappingProxyType
@@ -18,7 +18,7 @@ PLAIN = (dict, list, str, int, float, bool, type(None))
 
 
 class Shown(str):
-    """A str whose text is not what it shows."""
+    """A str that shows another text than its own."""
 
     def __str__(self):
         return "**********"

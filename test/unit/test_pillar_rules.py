@@ -1,4 +1,4 @@
-"""Whatever stands in pillar: it is taken, or a problem names its key; nothing ends in a traceback."""
+"""Arbitrary pillar values: each is accepted or refused with its key, and none raises an exception."""
 
 import pytest
 import values
@@ -32,7 +32,7 @@ def problems_of(load, own):
     return load({"apps": {"shop": values.app(own)}}).problems
 
 
-# What an attacker, or a slip, may write
+# Hostile and mistaken values
 
 
 TOO_LONG = "is {} bytes long; it may have {} at most"
@@ -111,7 +111,7 @@ TOO_LONG = "is {} bytes long; it may have {} at most"
 def test_unusable_value_is_refused_with_its_key(load_pillar, own, problem):
     (found,) = problems_of(load_pillar, own)
     assert found.startswith(f"wsgi:apps:shop:{problem}")
-    # A problem can be read, however long the value is.
+    # The problem stays readable, however long the value is.
     assert len(found) < 1200
     assert "hunter2" not in found
 
@@ -167,7 +167,7 @@ def test_values_repeated_by_anchors_are_accepted(load_pillar):
     assert load_pillar({"apps": apps, "defaults": {"env": shared["env"]}}).problems == []
 
 
-# Whatever there is
+# Any value
 
 
 ODD_TEXT = st.text(st.characters(categories=None), max_size=10)
@@ -222,7 +222,7 @@ def test_any_value_of_a_host_key_gives_problems_that_name_their_keys(load_pillar
     check_problems(load_pillar({"nginx": {key: anything}, "status_page": {page_key: anything}, "apps": {}}).problems)
 
 
-# What each rule takes
+# Limits of the rules
 
 
 def test_each_key_of_the_schema_has_a_strategy():
@@ -240,7 +240,7 @@ def test_each_key_of_the_schema_has_a_strategy():
 
 
 def passes(value, rule):
-    """Whether a rule and those below it take a value."""
+    """Return whether a rule and the rules below it accept a value."""
     if find_flaw(value) or find_excess(value, rule) or not rule.test(value):
         return False
     if isinstance(value, dict) and rule.keys:
@@ -270,7 +270,7 @@ def test_too_long_text_is_refused_with_its_key(load_pillar, key):
         assert any(problem.startswith(f"wsgi:apps:shop:{key}: ") for problem in found)
 
 
-# What is written of it
+# nginx's files
 
 
 def test_site_of_a_long_domain_has_valid_file_names(load_pillar):

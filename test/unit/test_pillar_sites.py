@@ -1,4 +1,4 @@
-"""Which apps share nginx's server block, and which can't."""
+"""Sites: which apps share a server block of nginx, and which conflict."""
 
 import pytest
 from pillars import HELLO
@@ -10,7 +10,7 @@ SHOP = {**HELLO, "domains": ["example.com"]}
 
 @pytest.fixture
 def make_sites(load):
-    """make_sites({name: {key: value, …}, …}) are the sites that these apps come to, and their problems."""
+    """make_sites({name: {key: value, …}, …}) returns the sites of these apps, and their problems."""
 
     def sites_of(apps):
         settings = load({"apps": {name: {**SHOP, **own} for name, own in apps.items()}})
@@ -21,7 +21,7 @@ def make_sites(load):
 
 @pytest.fixture
 def disk(make_host, tmp_path):
-    """disk(apps, {file: text, …}) is a host with such apps, nginx's own folder on which holds these files."""
+    """disk(apps, {file: text, …}) returns a host with such apps, and these files in nginx's own folder."""
 
     def host_of(apps, files=()):
         host = make_host({"apps": {name: {**SHOP, **own} for name, own in apps.items()}})
@@ -103,7 +103,7 @@ def test_mount_is_prefixed_to_each_path_of_the_app():
     assert sites.mounted({"mount": "/shop"}, "/static/") == "/shop/static/"
 
 
-# What of it is on the disk
+# Installed files
 
 
 def test_site_includes_the_locations_of_each_app(disk):

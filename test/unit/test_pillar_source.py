@@ -8,9 +8,6 @@ COMMIT = "0f1e2d3c" * 5
 HASH = "0f" * 32
 
 
-# What pillar says
-
-
 @pytest.mark.parametrize(
     ("text", "source"),
     [

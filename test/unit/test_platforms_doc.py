@@ -1,4 +1,4 @@
-"""docs/platforms.md, whose table the tests of the matrix write."""
+"""docs/platforms.md, the table of which the matrix tests write."""
 
 import harness
 from matrix import results
@@ -15,6 +15,11 @@ def test_table_has_a_row_for_each_platform():
     page = results.PAGE.read_text()
     assert list(rows(page)) == ["platform", "---", *harness.platforms()]
     assert results.with_table(page, {}, "2026-01-01") == page
+
+
+def test_page_explains_each_column():
+    page = results.PAGE.read_text()
+    assert [column for column, meaning in results.COLUMNS.items() if f"- *{column}*: {meaning}\n" not in page] == []
 
 
 def test_run_replaces_the_rows_of_its_platforms_and_keeps_the_others():

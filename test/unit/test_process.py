@@ -18,7 +18,7 @@ def nothing_damaged(monkeypatch):
 
 @pytest.fixture
 def odd_process(tmp_path):
-    """A process and a socket, both with names that are no UTF-8, as any user of the machine may have them."""
+    """A process and a socket whose names are not UTF-8, which any user of the machine may have."""
     code = """
 import ctypes, os, socket, sys, time
 ctypes.CDLL(None).prctl(15, b"\\xff\\xfe) R 1")

@@ -1,4 +1,4 @@
-"""What is written for an app, as text: its server's configuration, its environment, its site."""
+"""Generations: the files of the server, its process manager and environment, the site, and what changes the id."""
 
 import os
 import pwd
@@ -30,7 +30,7 @@ SERVERS = ["uwsgi", "gunicorn"]
 
 @pytest.fixture
 def make_app(make_host, monkeypatch):
-    """make_app({key: value, …}) are a host, its app `shop` that says so, and that app's release."""
+    """make_app({key: value, …}) returns a host, its app `shop` with these settings, and the app's release."""
 
     def app_of(own=None):
         host = make_host({"apps": {"shop": {**HELLO, **(own or {})}}})
@@ -46,13 +46,13 @@ def make_app(make_host, monkeypatch):
 
 @pytest.fixture
 def make_id(make_app):
-    """make_id({key: value, …}) is the id of the generation that such an app wants."""
+    """make_id({key: value, …}) returns the id of the desired generation of such an app."""
     return lambda own=None: desired_id(*make_app(own))
 
 
 @pytest.fixture
 def make_files(make_app, tmp_path, monkeypatch):
-    """make_files({key: value, …}) are all files of such an app's generation and its sites: name to text."""
+    """make_files({key: value, …}) returns all files of such an app's generation and its site: name to text."""
     nobody = pwd.struct_passwd(("nobody", "x", 65534, 65534, "", "/", "/bin/false"))
     monkeypatch.setattr(pwd, "getpwnam", lambda name: nobody)
 
@@ -75,19 +75,19 @@ def make_files(make_app, tmp_path, monkeypatch):
 
 
 def options_of(text):
-    """An ini file's lines, in their order: a list of (key, value)."""
+    """Return the lines of an ini file, in their order, as a list of (key, value)."""
     lines = [line for line in text.splitlines() if line and line[0] not in ";["]
     return [tuple(line.split(" = " if " = " in line else "=", 1)) for line in lines]
 
 
 def command_of(files):
-    """The words with which supervisor starts a server, with spaces between."""
+    """Return the arguments with which supervisor starts a server, joined by spaces."""
     return " ".join(shlex.split(dict(options_of(files["wsgi-shop.0123456789.conf"]))["command"]))
 
 
 @pytest.fixture
 def make_conf(make_files, tmp_path, monkeypatch):
-    """make_conf({key: value, …}) are the names that gunicorn gets out of such an app's configuration."""
+    """make_conf({key: value, …}) returns the settings that gunicorn reads from such an app's configuration."""
 
     monkeypatch.syspath_prepend(ROOT / "wsgi/common")
 
@@ -194,7 +194,7 @@ def test_option_that_a_setting_renders_is_reserved(make_host, make_files, server
     assert setting in [row["reserved"].get(option) for option in holding], holding
 
 
-# What its process manager gets
+# Process managers
 
 
 def test_supervisor_runs_the_server_as_the_user_of_the_app(make_files):
@@ -271,7 +271,7 @@ def test_options_of_a_server_without_a_file_become_arguments(options, words):
     assert long_options(options) == words
 
 
-# What the formula's own programs get
+# The formula's programs
 
 
 def test_guard_enforces_limits_that_the_server_does_not_support(make_files):
@@ -321,7 +321,7 @@ def test_command_placeholders_are_filled_in(make_files, words, command):
     assert command_of(make_files(own)).endswith(" " + command.format(run="/run/wsgi/shop/0123456789.own"))
 
 
-# Its environment
+# Environment variables
 
 NASTY = {
     "QUOTES": """it's "so" `id` $(id) $HOME ${HOME}""",
@@ -340,7 +340,7 @@ NASTY = {
 
 
 def environment_after(text, folder):
-    """What a command sees that with-environment runs with such a file."""
+    """Return the environment of a command that with-environment runs with such a file."""
     (folder / "env").write_text(text, encoding="utf-8")
     command = ["sh", ROOT / "wsgi/common/with-environment", folder, "/usr/bin/env", "-0"]
     seen = subprocess.run(command, check=True, env={}, capture_output=True).stdout.decode()
@@ -378,11 +378,11 @@ def test_record_of_a_generation_has_no_values_of_variables(make_app):
     assert "hunter2" not in str(settings_record(app))
 
 
-# Its site
+# The site
 
 
 def directive(site, name):
-    """The arguments of each directive of this name."""
+    """Return the arguments of each directive of this name."""
     lines = [line.strip() for line in site.splitlines()]
     return [line[len(name) + 1 : -1] for line in lines if line.startswith(f"{name} ")]
 
@@ -420,7 +420,7 @@ def test_known_domains_are_those_that_fit_the_hash_of_nginx():
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_site_is_the_same_under_every_server(make_files, server):
-    """A change of server needs no reload."""
+    """Therefore a switch of the server needs no reload."""
     assert make_files({"server": server})["site"] == make_files()["site"]
 
 
@@ -440,7 +440,7 @@ def test_maintenance_is_checked_before_the_request_is_proxied(make_files):
     locations = re.findall(r"(?ms)^location .*?^}", site)
     before = [location.partition("proxy_pass")[0] for location in locations]
     looks = "if (-f /var/lib/wsgi/maintenance/shop) {"
-    # The first has a shortcut to look for, which is not there in maintenance.
+    # The first location checks the fast path, which is absent in maintenance.
     assert [looks in location for location in before] == [False, True, True, False, False]
     assert directive(site, "add_header Retry-After") == ["77 always"]
 
@@ -467,7 +467,7 @@ def test_app_with_access_rules_has_no_fast_path(make_files, own):
 
 
 def test_server_with_keepalive_has_one_socket(make_host):
-    """nginx looks for one marker after the other, and takes the first."""
+    """nginx checks one marker after the other, and takes the first."""
     rows = make_host({"apps": {}}).servers
     assert [name for name, row in rows.items() if row.get("keepalive") and row.get("spawned")] == []
 
@@ -553,7 +553,7 @@ def test_maintenance_page_is_installed_if_it_differs_and_removed_if_unset(make_h
     assert pending(url) == {str(there): str(served)}
 
 
-# What makes another generation
+# Ids of generations
 
 BASE = {
     "server": "uwsgi",
@@ -607,7 +607,7 @@ PROCESS = {
     "processes": {"worker": {"command": "work"}},
     "schedule": {"cleanup": {"command": "clean", "calendar": "daily"}},
 }
-# What else an app must say for a setting to be of account.
+# Other settings that an app needs for a setting to have an effect.
 BESIDE = {
     "version": {"server": "gunicorn"},
     "interface": {"server": "gunicorn"},

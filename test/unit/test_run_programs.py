@@ -1,4 +1,4 @@
-"""Programs beside a server, without a machine: what there are, how they start, fail and stop."""
+"""Programs of a generation: the server, processes and scheduled commands; how they start, fail and stop."""
 
 import configparser
 import os
@@ -47,7 +47,7 @@ ETC = "/etc/systemd/system/wsgi-shop.0123456789"
 
 @pytest.fixture
 def make_generation(make_host, monkeypatch):
-    """make_generation({key: value, …}, *forgotten) is a generation of such an app, whose record lacks those settings."""
+    """make_generation({key: value, …}, *forgotten) returns a generation of such an app, whose record lacks those settings."""
     nobody = pwd.struct_passwd(("nobody", "x", 65534, 65534, "", "/", "/bin/false"))
     monkeypatch.setattr(pwd, "getpwnam", lambda name: nobody)
 
@@ -94,7 +94,7 @@ class Manager:
 
 @pytest.fixture
 def said(make_generation, monkeypatch, tmp_path):
-    """said(bytes, …): a generation whose log has that in it, and was as long as its first part when it began."""
+    """said(bytes, …) returns a generation whose log has these parts, and had the first part when it started."""
     monkeypatch.setattr(generation, "LOG", str(tmp_path))
     monkeypatch.setattr(generation, "_values", lambda text: ["hunter2"])
     (tmp_path / "shop").mkdir()
@@ -137,7 +137,7 @@ def test_process_has_its_own_graceful_timeout_or_that_of_its_app(make_generation
     own = {"processes": {"one": {**WORKER, "count": 1}, "two": {"command": "two"}}}
     server, one, two = make_generation(own).programs
     assert (one.stop_timeout, two.stop_timeout) == (7, 20)
-    # It keeps to graceful_timeout by itself.
+    # The server keeps graceful_timeout itself.
     assert server.stop_timeout > 20
 
 
@@ -186,7 +186,7 @@ def test_process_under_supervisor_has_a_section_of_its_own(make_generation):
 
 @pytest.mark.parametrize("word", ["%(here)s", "%%(here)s", "it's %(here)s", "%", "%s", " ;x", "%(host_node_name)s"])
 def test_supervisor_gets_each_argument_unchanged(word):
-    """It puts a folder in the place of each %(here)s, then expands %, then splits as a shell does."""
+    """It replaces %(here)s, then expands %, then splits like a shell."""
     line = Supervisor.line(["run", word])
     assert shlex.split(line.replace("%(here)s", "/etc") % {}) == ["run", word]
 
@@ -262,7 +262,7 @@ def test_process_without_a_pid_is_not_up(make_generation, monkeypatch):
 
 def test_programs_of_a_generation_are_stopped_in_parallel(make_generation, monkeypatch):
     generation = make_generation(BESIDE)
-    # Breaks where one waits for another one to end.
+    # It breaks if one program waits for another to end.
     together = threading.Barrier(len(generation.parts), timeout=20)
     for kind in (Program, Job):
         monkeypatch.setattr(kind, "stop", lambda part: together.wait())
@@ -326,7 +326,7 @@ def test_circus_is_asked_again_to_stop_a_restarted_watcher(monkeypatch):
     assert asked == [True, False]
 
 
-# What runs, whatever a record says
+# Found programs, whatever the records say
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The pillar and the environments that a function goes by which is asked from outside of a state run."""
+"""Salt runs: the pillar and the environments of functions that are called outside of a state run."""
 
 import json
 
@@ -11,7 +11,7 @@ OPTS = {"id": "one", "saltenv": None, "pillarenv": None, "lock_saltenv": False, 
 
 
 class Source:
-    """Salt's pillar drivers, as far as they are used."""
+    """The parts of Salt's pillar drivers that are used."""
 
     def __init__(self, compiled, asked):
         self.compiled, self.asked, self.destroyed = compiled, asked, False
@@ -27,7 +27,7 @@ class Source:
 
 @pytest.fixture
 def compiled(monkeypatch, tmp_path):
-    """compiled(pillar, saltenv=None, record=None, opts=()): what compile_pillar returns, and the Sources it made."""
+    """compiled(pillar, saltenv=None, record=None, opts=()) returns what compile_pillar returns, and its Sources."""
     monkeypatch.setattr(salt_run, "RECORD", str(tmp_path / "environments.json"))
 
     def compile_with(pillar, saltenv=None, record=None, opts=()):

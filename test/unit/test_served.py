@@ -1,4 +1,4 @@
-"""Through a master, one request tells of all of the formula's files, and no other file than the formula's is used."""
+"""Served files: one request to the master covers all files of the formula, and only files of the manifest are used."""
 
 import hashlib
 import shutil
@@ -17,7 +17,7 @@ NEW = b"of a new version"
 
 
 class Minion:
-    """A minion's file cache, beside a master whose file root is a folder; `requests` are the files asked for."""
+    """A minion's file cache and a master whose file root is a folder; `requests` has the requested files."""
 
     hash = "sha256"  # the master's hash_type
 
@@ -67,7 +67,7 @@ class Minion:
         return [str(path.relative_to(self.root)) for path in (self.root / prefix).rglob("*.*")]
 
     def run(self, file_client="remote"):
-        """What Salt serves in a new run, in which nothing was asked for yet."""
+        """Return the Served of a new run without any request yet."""
         self.requests.clear()
         opts = {
             "file_client": file_client,
@@ -169,7 +169,7 @@ def test_stale_modules_on_disk_and_in_memory_are_found(minion, file_client):
 
 
 def test_module_counts_as_it_was_when_it_was_first_imported(minion, tmp_path, monkeypatch):
-    """Salt imports its own modules anew after a sync, and Python none that it has."""
+    """Salt imports its own modules again after a sync, but Python imports no module twice."""
     (tmp_path / "wsgi_formula").mkdir()
     util = tmp_path / "wsgi_formula/b.py"
     loaded = {"wsgi_formula.b": type("module", (), {"__file__": str(util)})}

@@ -1,6 +1,6 @@
-"""docs/servers.md tells of every server, and what each makes of the neutral settings.
+"""docs/servers.md, which describes every server and has the table of portable settings.
 
-Run as a program, it writes that table anew: python test/unit/test_servers_doc.py
+Run as a program, it rewrites that table: python test/unit/test_servers_doc.py
 """
 
 import re
@@ -22,14 +22,14 @@ BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"
 
 
 def words(honoured):
-    """What a setting becomes, in a cell: the same for both interfaces, or told of each that can have it."""
+    """Return what a setting becomes, as a cell: once for both interfaces, or for each that supports it."""
     if isinstance(honoured, str):
         return honoured
     return ", ".join(f"{become} ({interface})" for interface, become in honoured.items())
 
 
 def table():
-    """The table of the servers' rows: what each setting becomes, or that it is refused."""
+    """Return the table of the servers: what each setting becomes, or that it is refused."""
     settings = PORTABLE_SETTINGS
     rows = [["server", *settings], ["---"] * (1 + len(settings))]
     rows += [[name, *(words(row["honours"].get(key, "refused")) for key in settings)] for name, row in SERVERS.items()]
@@ -37,7 +37,7 @@ def table():
 
 
 def parts():
-    """The text before the table, the table, and the text after it."""
+    """Return the text before the table, the table, and the text after it."""
     before, _, rest = DOC.read_text().partition(BEGIN)
     found, _, after = rest.partition(END)
     return before, found, after

@@ -1,4 +1,4 @@
-"""spawn, with real processes: each worker on a socket of its own, replaced with nothing lost."""
+"""spawn with real processes: each worker has a socket of its own and is replaced without losing a request."""
 
 import contextlib
 import itertools
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Answers its PID to `who`; sleeps, grows or asks to be replaced as it is told, one connection at a time.
-# It answers an HTTP request alike, and only while there is no file `silent`.
+# Answers its PID to `who`; sleeps, grows or requests its replacement on demand, one connection at a time.
+# It answers HTTP requests too, while there is no file `silent`.
 SERVER = """
 import os, signal, socket, sys, time
 folder = sys.argv[1].rpartition("/")[0]
@@ -62,7 +62,7 @@ def connect(path):
 
 
 def ask(path, words="who"):
-    """What the worker behind a link answers: its PID."""
+    """Return the PID that the worker behind a link answers."""
     with contextlib.closing(connect(path)) as connection:
         connection.sendall(words.encode())
         return int(connection.recv(100))
@@ -104,7 +104,7 @@ class Spawned:
 
 @pytest.fixture
 def spawned(tmp_path):
-    """spawned(workers, *options) are so many workers, ready."""
+    """spawned(workers, *options) returns spawn with so many ready workers."""
     running = []
 
     def started(workers=1, *options):
@@ -241,7 +241,7 @@ def test_failed_successor_is_retried_while_the_old_worker_serves(spawned, tmp_pa
 
 @pytest.mark.parametrize("word", ["rebind", "unlink", "deaf"])
 def test_worker_that_lost_its_socket_is_replaced(spawned, word):
-    """As after a child of the app has bound the socket's path; what else the app does goes on."""
+    """A child of the app may bind the path of the socket."""
     each = spawned(1)
     old = ask(each.links[0], word)
     eventually(lambda: answers(each.links[0]), 30)
@@ -274,7 +274,7 @@ def test_busy_worker_is_not_replaced(spawned):
 
 
 def test_successor_takes_over_after_it_has_answered_a_health_check(spawned, tmp_path):
-    """One that listens may still be loading its app."""
+    """A successor may listen before it has loaded the app."""
     each = spawned(1, "--health-path=/up", "--health-host=shop.example.com")
     old = ask(each.links[0])
     (tmp_path / "silent").touch()

@@ -1,4 +1,4 @@
-"""Steps end with all that they started, tell no secret, and one run at a time takes them."""
+"""Steps: commands that end with all processes that they started, and whose failures show no secret."""
 
 import multiprocessing
 import os
@@ -76,7 +76,7 @@ def test_processes_that_a_step_leaves_are_killed_and_no_others():
 
 @pytest.fixture
 def contained():
-    """The PID, as this machine sees it, of a marked process in a PID namespace of its own."""
+    """The PID on this machine of a marked process in a PID namespace of its own."""
     variable = f"{MARK}={step.mark(STEP)}"
     outer = subprocess.Popen(
         ["unshare", "--pid", "--fork", "--kill-child", "env", variable, "sh", "-c", "echo; exec sleep 60"],
@@ -98,7 +98,7 @@ def test_marked_process_of_a_container_is_left_alone(contained):
 
 
 def test_container_in_the_pid_namespace_of_the_host_has_other_marks(tmp_path):
-    """What it does not share is its root directory."""
+    """Such a container has another root directory."""
 
     def tell(pipe):
         os.chroot(tmp_path)
@@ -114,7 +114,7 @@ def test_container_in_the_pid_namespace_of_the_host_has_other_marks(tmp_path):
 
 
 def test_process_between_fork_and_exec_is_read_again(monkeypatch):
-    """It shows no environment at that moment."""
+    """It has no environment at that moment."""
     looks, look = {}, step._environ
 
     def at_first_none(pid):

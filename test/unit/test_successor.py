@@ -1,4 +1,4 @@
-"""How a worn worker has its successor started first, under gunicorn and uWSGI."""
+"""Replacement of workers under gunicorn and uWSGI: the successor starts first."""
 
 import os
 import signal
@@ -12,12 +12,12 @@ PROGRAM = Path(__file__).resolve().parents[2] / "wsgi/common/wsgi_successor.py"
 
 @pytest.fixture
 def successor(load_program):
-    """A copy of the module of its own; what it would kill stands in its `killed`."""
+    """A fresh module of the successor; its `killed` records what it would kill."""
     return load_program("wsgi_successor")
 
 
 class Master:
-    """As much of gunicorn's arbiter as the hooks see."""
+    """The part of gunicorn's arbiter that the hooks use."""
 
     def __init__(self, module, workers):
         self.module = module
@@ -81,7 +81,7 @@ def test_worker_at_max_requests_ends_after_its_successor_has_loaded_the_app(succ
 
 
 def test_simultaneous_replacements_get_a_successor_each(successor):
-    """Of equal signals that come at once a process hears one."""
+    """A process gets only one of equal signals that arrive at once."""
     master = Master(successor, 3)
     master.worn(1)
     master.worn(3)
@@ -124,7 +124,7 @@ def test_worker_that_dies_before_its_replacement_leaves_the_right_number(success
 
 
 class Place(dict):
-    """A worker as uwsgi.workers() tells of it."""
+    """A worker as in uwsgi.workers()."""
 
     def __init__(self, pid, status="idle", apps=1):
         super().__init__(pid=pid, status=status, apps=[{}] * apps)
@@ -132,7 +132,7 @@ class Place(dict):
 
 @pytest.fixture
 def uwsgi(successor, tmp_path, monkeypatch):
-    """uWSGI's module in a worker of two, with a place for a third one; `heard` is what its master was told."""
+    """uWSGI's module in one of two workers with a spare slot; `heard` returns what its master got."""
     clock = types.SimpleNamespace(now=100.0)
     monkeypatch.setattr(successor.time, "monotonic", lambda: clock.now)
     os.mkfifo(tmp_path / "fifo")

@@ -1,4 +1,4 @@
-"""Which tests run: the quick ones, unless a path or an option chooses others."""
+"""The selection of tests: the quick ones, unless a path or an option selects others."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ CHOICES = {"all": False, "matrix": False, "hosts": None, "keyword": "", "markexp
 
 @pytest.fixture
 def chosen(pytestconfig):
-    """chosen(source, **options) are the arguments that pytest goes on with."""
+    """chosen(source, **options) returns the arguments that pytest continues with."""
     (conftest,) = [each for each in pytestconfig.pluginmanager.get_plugins() if hasattr(each, "suite_machine")]
 
     def chosen(source=Config.ArgsSource.TESTPATHS, **options):
