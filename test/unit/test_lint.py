@@ -1,4 +1,4 @@
-"""The linters: ruff for the Python, salt-lint for the states."""
+"""The linters: ruff for the Python, mypy for its type hints, salt-lint for the states."""
 
 import subprocess
 import sysconfig
@@ -15,9 +15,10 @@ BIN = Path(sysconfig.get_path("scripts"))
     [
         ["ruff", "check", "--no-cache"],
         ["ruff", "format", "--no-cache", "--check"],
+        ["mypy", "--config-file", "test/mypy.ini"],
         ["salt-lint", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "wsgi").rglob("*.sls"))],
     ],
-    ids=["ruff check", "ruff format", "salt-lint"],
+    ids=["ruff check", "ruff format", "mypy", "salt-lint"],
 )
 def test_linter_finds_nothing(command):
     done = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, check=False, capture_output=True, text=True)
