@@ -16,7 +16,7 @@ from wsgi_formula import files, process
 from wsgi_formula.errors import Problem
 from wsgi_formula.run import generation, processes, programs
 from wsgi_formula.run.generation import LAYOUT, Generation, settings_record
-from wsgi_formula.run.managers import MANAGERS, base, emperor
+from wsgi_formula.run.managers import MANAGERS, emperor
 from wsgi_formula.run.managers.circus import Circus
 from wsgi_formula.run.managers.emperor import Emperor
 from wsgi_formula.run.managers.gaffer import Gaffer
@@ -102,7 +102,7 @@ def said(make_generation, monkeypatch, tmp_path):
     def generation_of(before, *since):
         generation = make_generation({})
         Path(generation.log).write_bytes(b"".join([before, *since]))
-        generation.began[generation.log] = len(before)
+        generation.log_offsets[generation.log] = len(before)
         return generation
 
     return generation_of
@@ -250,7 +250,7 @@ def test_failed_process_is_reported_with_its_own_log(make_generation):
 
 def test_process_without_a_pid_is_not_up(make_generation, monkeypatch):
     monkeypatch.setattr(programs, "SETTLED", 0.01)
-    monkeypatch.setattr(base, "BOOT_TIME", 0)
+    monkeypatch.setattr(programs, "BOOT_TIME", 0)
     generation = make_generation(BESIDE)
     for program in generation.programs:
         program.manager = Manager(down=["shop.0123456789.worker.1"])
@@ -384,7 +384,7 @@ def test_old_emperor_is_restarted_if_it_has_no_vassals(make_generation, monkeypa
     told = []
     monkeypatch.setattr(emperor, "EMPEROR_STATS", str(tmp_path))
     monkeypatch.setattr(emperor, "VASSALS", str(tmp_path / "vassals"))
-    monkeypatch.setattr(base, "systemctl", lambda *words: told.append(words))
+    monkeypatch.setattr(emperor, "systemctl", lambda *words: told.append(words))
     stats = {"emperor_tyrant": 1, "vassals": vassals}
     monkeypatch.setattr(Emperor, "_stats", staticmethod(lambda: stats))
     monkeypatch.setattr(files, "replace_symlink", lambda *words: told.append(words))
