@@ -4,7 +4,7 @@ import pytest
 from wsgi_formula import files
 from wsgi_formula.app import override
 from wsgi_formula.app.desired import desired_app
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 
 SHOP = {"source": "git+https://git.example.com/shop.git@v1", "application": "shop:app"}
 
@@ -49,7 +49,7 @@ def test_variables_of_pillar_win_over_those_of_env_files(host, tmp_path):
 def test_invalid_line_of_an_env_file_is_reported_by_its_number(host, tmp_path, text, problem):
     path = tmp_path / "bad.env"
     path.write_text(text)
-    with pytest.raises(Problem) as raised:
+    with pytest.raises(WsgiError) as raised:
         desired_app(host(env_files=[str(path)]), "shop")
     assert str(raised.value) == f"wsgi:apps:shop:env_files: {problem.format(path=path)}"
 
@@ -59,7 +59,7 @@ def test_invalid_line_of_an_env_file_is_reported_by_its_number(host, tmp_path, t
     [("env:KEY", {"env": {"KEY": "sdb://vault/none"}}), ("deploy_key", {"deploy_key": "sdb://vault/none"})],
 )
 def test_missing_sdb_value_is_a_problem(host, key, own):
-    with pytest.raises(Problem, match=f"wsgi:apps:shop:{key}: sdb://vault/none is not there"):
+    with pytest.raises(WsgiError, match=f"wsgi:apps:shop:{key}: sdb://vault/none is not there"):
         desired_app(host(**own), "shop")
 
 

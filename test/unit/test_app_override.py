@@ -11,7 +11,7 @@ from wsgi_formula.app.override import (
     describe_override,
     set_override,
 )
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 
 SHOP = {"source": "git+https://git.example.com/shop.git@v1", "application": "shop:app"}
 
@@ -66,7 +66,7 @@ def test_run_stops_if_another_run_changed_the_override(host):
         assert active_override(each, "shop") == {}
     deploy(second, "/srv/shop")
     check_override_unchanged(second, "shop")
-    with pytest.raises(Problem, match="another run changed what is wanted of shop meanwhile"):
+    with pytest.raises(WsgiError, match="another run changed what is wanted of shop meanwhile"):
         check_override_unchanged(first, "shop")
 
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 from wsgi_formula import process, step
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 
 BUILDER = 54321
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
@@ -74,7 +74,7 @@ def test_process_that_cannot_be_killed_is_reported(monkeypatch):
     monkeypatch.setattr(process, "kill", lambda pid, is_meant: None)
     running = started()
     try:
-        with pytest.raises(Problem, match=f"of the user wsgibuild-unit-test can't be ended: {running.pid}"):
+        with pytest.raises(WsgiError, match=f"of the user wsgibuild-unit-test can't be ended: {running.pid}"):
             step.kill_user_processes(Account, patience=0.1)
     finally:
         running.kill()

@@ -18,7 +18,7 @@ from wsgi_formula.app.release import Release
 from wsgi_formula.changes import switch
 from wsgi_formula.changes.switch import Change
 from wsgi_formula.edge import maintenance, nginx, static
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.run import generation
 from wsgi_formula.run.generation import Generation, generation_ids, live_generation, write_record
 
@@ -59,7 +59,7 @@ def machine(tmp_path, monkeypatch):
         with open(tmp_path / moment, "a") as file:
             file.write(f"{generation.id}\n")
         if (moment, generation.id) == ("after_live", "bad"):
-            raise Problem("after_live failed")
+            raise WsgiError("after_live failed")
 
     monkeypatch.setattr(switch, "_run_hooks", hooks)
     first = host_of({"apps": {"shop": SHOP}})

@@ -10,7 +10,7 @@ import pytest
 from pillars import HELLO
 from wsgi_formula import files
 from wsgi_formula.edge import static
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 
 SHOP = {**HELLO, "domains": ["example.com"]}
 
@@ -153,7 +153,7 @@ def test_links_within_the_release_are_resolved_and_others_omitted(make_release, 
 def test_links_that_multiply_files_are_refused(make_release, monkeypatch):
     monkeypatch.setattr(static, "MOST_FILES", 50)
     files = {f"static/{number}/{other}": f"-> ../{other}" for number in range(9) for other in range(9)}
-    with pytest.raises(Problem, match="static holds more than 50 files"):
+    with pytest.raises(WsgiError, match="static holds more than 50 files"):
         static.build(None, "shop", said(static={"/static/": "static"}), make_release("a", files))
 
 
@@ -182,7 +182,7 @@ def test_trees_that_are_not_live_and_unused_paths_are_pruned(make_release, tmp_p
 
 def test_missing_path_is_refused_in_a_new_release_but_not_in_one_that_was_live(make_release):
     app = said(static={"/static/": "dist"}, error_pages={404: "static"})
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(WsgiError) as refused:
         static.check("shop", app, make_release("a", {"static/app.css": "1"}, live=False))
     assert "wsgi:apps:shop:static:/static/: 'dist' is no folder of release a; " in str(refused.value)
     assert "wsgi:apps:shop:error_pages:404: 'static' is no file of release a; " in str(refused.value)

@@ -5,7 +5,7 @@ import os
 import pytest
 import salt.exceptions
 from wsgi_formula import files
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.host import Host
 
 
@@ -29,7 +29,7 @@ def nothing_damaged(monkeypatch):
 def test_formula_that_is_not_its_own_file_root_is_refused(served, told):
     salt = {"cp.cache_file": lambda url, saltenv: "", "cp.list_master": lambda saltenv: served}
     host = Host(salt, pillar={}, grains={"os_family": "Debian"}, saltenv="dev")
-    with pytest.raises(Problem) as problem:
+    with pytest.raises(WsgiError) as problem:
         host.settings  # noqa: B018
     assert str(problem.value) == (
         "salt://wsgi/defaults.yaml is not served in saltenv dev: the formula's checkout has to be a file root of its own, "
@@ -38,10 +38,10 @@ def test_formula_that_is_not_its_own_file_root_is_refused(served, told):
 
 
 def test_problem_is_an_error_that_salt_shows_without_a_traceback():
-    assert issubclass(Problem, salt.exceptions.CommandExecutionError)
+    assert issubclass(WsgiError, salt.exceptions.CommandExecutionError)
 
 
 def test_other_users_than_root_are_refused(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(Problem, match="wsgi must run as root, and this is the user with the UID 1000"):
+    with pytest.raises(WsgiError, match="wsgi must run as root, and this is the user with the UID 1000"):
         Host.of_run({}, {}, {}, {}, {}, "base")

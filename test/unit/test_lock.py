@@ -9,7 +9,7 @@ import time
 
 import pytest
 from wsgi_formula import lock, step
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.lock import app_lock
 
 
@@ -48,7 +48,7 @@ def test_lock_is_reentrant_within_a_run(run):
 def test_second_run_is_refused_with_the_name_of_the_first(another):
     process, _ = another
     refused = rf"shop is being changed by wsgi.deploy \(PID {process.pid}, since [\d:]+\)"
-    with pytest.raises(Problem, match=refused), app_lock("shop", "wsgi.rollback", patience=0):
+    with pytest.raises(WsgiError, match=refused), app_lock("shop", "wsgi.rollback", patience=0):
         pass
     with app_lock("other", "wsgi.rollback", patience=0):
         pass

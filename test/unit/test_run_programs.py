@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pillars import HELLO
 from wsgi_formula import files, process
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.run import generation, processes, programs
 from wsgi_formula.run.generation import LAYOUT, Generation, settings_record
 from wsgi_formula.run.managers import MANAGERS, emperor
@@ -233,7 +233,7 @@ def test_invalid_calendar_is_named(monkeypatch, load, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     jobs = {"one": {"command": "a", "calendar": "daily"}, "two": {"command": "b", "calendar": "dayly"}}
     app = load({"apps": {"shop": {**HELLO, "schedule": jobs}}}).apps["shop"]
-    with pytest.raises(Problem) as problem:
+    with pytest.raises(WsgiError) as problem:
         check_programs("shop", app)
     assert str(problem.value).startswith("wsgi:apps:shop:schedule:two:calendar: 'dayly' is no time")
     assert "schedule:one" not in str(problem.value)
@@ -391,7 +391,7 @@ def test_old_emperor_is_restarted_if_it_has_no_vassals(make_generation, monkeypa
     monkeypatch.setattr(files, "ensure_dir", lambda *words: None)
     program = make_generation({"server": "uwsgi"}).programs[0]
     if vassals:
-        with pytest.raises(Problem, match="systemctl restart wsgi-emperor; then apply again"):
+        with pytest.raises(WsgiError, match="systemctl restart wsgi-emperor; then apply again"):
             program.start()
         assert told == []
     else:

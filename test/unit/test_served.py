@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from container import ROOT
 from wsgi_formula import served
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.host import Host
 from wsgi_formula.served import MANIFEST, OTHER
 
@@ -119,7 +119,7 @@ def test_updated_file_is_fetched(minion):
 
 def test_file_that_differs_from_the_manifest_is_not_used(minion):
     minion.edit("wsgi/a.jinja", NEW)
-    with pytest.raises(Problem, match=r"salt://wsgi/a\.jinja is not the file of which .* run test/manifest there"):
+    with pytest.raises(WsgiError, match=r"salt://wsgi/a\.jinja is not the file of which .* run test/manifest there"):
         minion.run().file("salt://wsgi/a.jinja")
 
 
@@ -136,13 +136,13 @@ def test_served_file_is_compared_without_being_fetched(minion, monkeypatch, hash
 def test_module_outside_of_the_manifest_needs_no_sync(minion):
     minion.edit("_modules/wsgi.py", NEW)
     minion.sync()
-    with pytest.raises(Problem, match=r"salt://_modules/wsgi\.py is not the file of which"):
+    with pytest.raises(WsgiError, match=r"salt://_modules/wsgi\.py is not the file of which"):
         _ = minion.run().stale
 
 
 def test_missing_manifest_is_reported_with_the_remedy(minion):
     (minion.root / MANIFEST).unlink()
-    with pytest.raises(Problem, match=r"salt://wsgi/SHA256SUMS is not served in saltenv base: the formula"):
+    with pytest.raises(WsgiError, match=r"salt://wsgi/SHA256SUMS is not served in saltenv base: the formula"):
         minion.run().file("salt://wsgi/a.jinja")
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from wsgi_formula import process, step
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.step import MARK
 
 # Other workers of pytest run tests of this file at the same time.
@@ -43,7 +43,7 @@ def test_step_gets_only_its_own_environment_variables(monkeypatch):
 
 
 def test_failed_step_shows_its_last_lines_without_secrets():
-    with pytest.raises(Problem) as raised:
+    with pytest.raises(WsgiError) as raised:
         shell(
             "for i in $(seq 30); do echo line $i; done; echo hunter2 https://me:hunter3@example.com; exit 3",
             what="it",
@@ -54,7 +54,7 @@ def test_failed_step_shows_its_last_lines_without_secrets():
 
 
 def test_step_that_exceeds_its_timeout_is_killed_with_its_children():
-    with pytest.raises(Problem, match="it did not end within 3 s:\n  begun"):
+    with pytest.raises(WsgiError, match="it did not end within 3 s:\n  begun"):
         shell(f"setsid sleep {SECONDS} & echo begun; sleep {SECONDS}", what="it", timeout=3)
     assert step.kill_steps(STEP) == []
     assert (
@@ -148,7 +148,7 @@ def test_process_with_an_empty_environment_is_not_waited_for():
     ],
 )
 def test_silent_failure_reports_the_exit_status(command, said):
-    with pytest.raises(Problem) as raised:
+    with pytest.raises(WsgiError) as raised:
         shell(command, what="it")
     assert str(raised.value) == f"it failed:\n  it printed nothing, and {said}"
 
