@@ -54,7 +54,7 @@ def test_state_apply_after_an_update_of_the_formula_says_to_sync_first(served):
     served.exec(edit_command(FORMULA))
     printed = served.exec(["salt", "*", "state.apply", "wsgi"], check=False)
     assert printed.rc != 0
-    assert printed.stdout.count("run saltutil.sync_all, then this again") == len(served.minions)
+    assert printed.stdout.count("run saltutil.sync_all, then repeat this") == len(served.minions)
     for command in commands("Use it on your master")[2:]:
         served.exec(command)
     for minion in served.minions.values():

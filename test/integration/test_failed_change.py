@@ -51,7 +51,7 @@ def test_failed_change_leaves_the_old_generation_serving(serving, broken):
     assert run.failed == {"hello-live", "hello-site"}, run
     comment = run.states["hello-live"]["comment"]
     assert re.search(reason, comment)
-    assert "serves on" in comment
+    assert "still serves it" in comment
     assert SECRET not in str(run.raw)
     assert traces(machine) == before
 

@@ -143,7 +143,7 @@ def test_failed_after_live_command_rolls_back_with_rollback_on_failure(machine, 
         run = hello({"after_live": ["echo smoke test; false"]}, ok=False, rollback_on_failure=True, workers=4)
     assert load.report["lost"] == 0, load.report
     comment = run.states["hello-live"]["comment"]
-    assert f"generation {before} under gunicorn serves on" in comment
+    assert f"generation {before} under gunicorn still serves it" in comment
     assert "smoke test" in comment
     assert machine.live_generation("hello") == before
     assert [id for id in generations(machine) if "." not in id] == [before]

@@ -114,7 +114,9 @@ def test_server_writes_to_its_log_after_rotation(served, name):
 def test_unknown_app_is_named_together_with_the_known_ones(served):
     done = served.exec("salt-call wsgi.logs nothing", check=False)
     assert done.rc
-    assert "'nothing' is not an app here (gunicorn-supervisor, uwsgi-emperor, uwsgi-supervisor)" in done.stderr
+    assert (
+        "'nothing' is not an app of this machine (gunicorn-supervisor, uwsgi-emperor, uwsgi-supervisor)" in done.stderr
+    )
 
 
 def test_invalid_pillar_touches_nothing_and_reports_every_problem(served):

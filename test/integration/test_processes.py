@@ -178,7 +178,7 @@ def test_process_that_does_not_start_fails_the_change_with_its_reason(served, co
     assert f"wsgi:apps:{name}:processes:worker: number " in comment
     assert "did not start" in comment
     assert "there is no queue" in comment
-    assert "serves on" in comment
+    assert "still serves it" in comment
     assert SECRET not in str(run.raw)
     assert find_traces(served, name) == before
     assert served.status(name)["processes"] == pids

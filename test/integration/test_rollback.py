@@ -102,7 +102,7 @@ def test_history_records_what_went_live_by_which_run_and_what_failed(machine, th
     rollback, failed, *before = machine.call("wsgi.history", "hello", "limit=5")
     assert (rollback["event"], rollback["generation"], rollback["to"]) == ("rollback", three[1], three[1])
     assert rollback["by"]["function"] == "wsgi.rollback"
-    assert (failed["event"], failed["times"], failed["way_back"]) == ("failed", 2, False)
+    assert (failed["event"], failed["times"], failed["can_roll_back"]) == ("failed", 2, False)
     assert "nothing" in failed["error"]
     assert [entry["generation"] for entry in before] == three[::-1]
     assert [entry["server"] for entry in before] == ["uwsgi", "waitress", "gunicorn"]
@@ -110,7 +110,7 @@ def test_history_records_what_went_live_by_which_run_and_what_failed(machine, th
     assert before[0]["by"]["function"] == "state.apply"
     assert before[0]["by"]["jid"].isdigit()
     assert before[0]["by"]["user"] == "root"
-    assert all(entry["way_back"] for entry in before)
+    assert all(entry["can_roll_back"] for entry in before)
     assert "hunter2" not in str(machine.call("wsgi.history", "hello", "limit=100"))
 
 
@@ -124,7 +124,7 @@ def test_removed_release_is_not_offered_for_a_rollback(machine, three):
     apply(machine, {**THREE, "keep_releases": 1, "workers": 2})
     status = machine.status("hello")
     assert machine.exec("ls /srv/wsgi/hello/releases").stdout.split() == [status["release"]]
-    ways = {entry["release"] for entry in machine.call("wsgi.history", "hello", "limit=100") if entry["way_back"]}
+    ways = {entry["release"] for entry in machine.call("wsgi.history", "hello", "limit=100") if entry["can_roll_back"]}
     assert ways == {status["release"]}
 
 

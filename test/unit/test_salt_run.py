@@ -57,7 +57,7 @@ def test_pillar_is_compiled_and_the_connection_is_closed(compiled):
 
 
 def test_unreachable_master_is_an_error_and_not_an_empty_pillar(compiled):
-    with pytest.raises(CommandExecutionError, match="could not be compiled, and nothing was touched: .*timed out"):
+    with pytest.raises(CommandExecutionError, match="could not be compiled, and nothing was changed: .*timed out"):
         compiled(SaltClientError("Pillar timed out after 60 seconds"))
 
 
