@@ -100,13 +100,13 @@ class Response:
 class Run:
     """One state run.
 
-    states:  id -> {"result": True, False or None, "changes": {...}, "comment": "..."}; where one id
-             has several states, the worst result, all changes and all comments
-    changed: ids of the states that changed something (with test=True: would change it)
-    failed:  ids of the states that failed
+    states:   id -> {"result": True, False or None, "changes": {...}, "comment": "..."}; where one id
+              has several states, the worst result, all changes and all comments
+    changed:  ids of the states that changed something (with test=True: would change it)
+    failed:   ids of the states that failed
     warnings: the warnings of all states
-    raw:     what Salt returned: a dict of states, or a list of errors when rendering failed
-    seconds: how long `salt-call` took, its start included
+    raw:      what Salt returned: a dict of states, or a list of errors when rendering failed
+    seconds:  how long `salt-call` took, its start included
     """
 
     def __init__(self, raw, seconds):
@@ -141,12 +141,12 @@ class Run:
     def __str__(self):
         if not isinstance(self.raw, dict):
             return "The states did not render:\n" + "\n".join(map(str, self.raw))
-        told = self.failed or self.changed
+        shown = self.failed or self.changed
         return (
             "\n".join(
                 f"{id}: {state['comment']}\n{json.dumps(state['changes'], indent=2)}"
                 for id, state in self.states.items()
-                if id in told
+                if id in shown
             )
             or "Nothing changed."
         )

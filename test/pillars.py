@@ -1,8 +1,7 @@
 """The pillars of the tests: the apps that many files use, and the usual pairs of server and process manager."""
 
+# The usual servers, each with a process manager.
 PAIRS = [("uwsgi", "emperor"), ("uwsgi", "supervisor"), ("gunicorn", "supervisor")]
-
-
 # The least that an app needs: the shipped example.
 HELLO = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
 # An app that cannot start, since its module raises an exception.
