@@ -161,7 +161,7 @@ def validate(saltenv=None):
     if errors:
         __context__["retcode"] = 1
         return [f"{UNRENDERED}: {error}" for error in errors]
-    problems = [*host.settings.problems, *host.served.differing()]
+    problems = [*host.settings.messages, *host.served.differing()]
     if problems:
         __context__["retcode"] = 1
     return [*problems, *(f"warning: {sentence}" for sentence in release_hazards(host))] or True
@@ -507,7 +507,7 @@ def _changed(outcome, host=None):
 def _valid_app(host, app):
     """Return an app's name, where pillar has it and it has no problem."""
     _check_modules(host)
-    found = [problem for problem in host.settings.problems if problem.startswith(f"wsgi:apps:{app}:")]
+    found = [str(problem) for problem in host.settings.problems if problem.app == app]
     if app in host.settings.broken and found:
         raise CommandExecutionError("\n".join(found))
     return _known_app(app, host.settings.apps)

@@ -24,7 +24,7 @@ def make_nginx(make_host, tmp_path):
 
     def files_of(apps, **top):
         host = make_host({**top, "apps": {name: {**SHOP, **own} for name, own in apps.items()}})
-        assert host.settings.problems == []
+        assert host.settings.messages == []
         for folder in ("conf_dir", "own_dir"):
             host.family["nginx"][folder] = str(tmp_path)
         files = nginx.needed_changes(host, *host.settings.apps)
@@ -54,7 +54,7 @@ def counted(program, tmp_path, monkeypatch):
 
 
 def problems(load, apps=None, **top):
-    return load({**top, "apps": {name: {**SHOP, **own} for name, own in (apps or {}).items()}}).problems
+    return load({**top, "apps": {name: {**SHOP, **own} for name, own in (apps or {}).items()}}).messages
 
 
 # The access log
@@ -371,7 +371,7 @@ def test_unknown_hosts_do_not_get_to_the_page(make_nginx):
 def test_a_page_that_cannot_be_is_a_problem_of_the_host(load, page, problem):
     shop = {**SHOP, "domains": ["shop.example.com"], "tls": "self_signed", "metrics": True}
     settings = load({"apps": {"shop": shop}, "status_page": page})
-    assert settings.problems == [problem]
+    assert settings.messages == [problem]
     assert settings.host_wide
 
 

@@ -60,7 +60,7 @@ def make_files(make_host, tmp_path, monkeypatch):
 
     def files_of(apps, built=USUAL, proxy=None):
         host = make_host({"apps": {name: {**SHOP, **own} for name, own in apps.items()}, "nginx": proxy or {}})
-        assert host.settings.problems == []
+        assert host.settings.messages == []
         host.nginx_built = built
         host.family["nginx"].update(conf_dir=f"{tmp_path}/conf.d", own_dir=f"{tmp_path}/own")
         own, found = f"{tmp_path}/own/", nginx.needed_changes(host, *host.settings.apps)
@@ -250,7 +250,7 @@ def test_the_challenge_is_answered_over_plain_http_by_every_host_of_the_site(mak
     ids=str,
 )
 def test_what_can_be_no_site_is_a_problem(load, own, problem):
-    problems = load({"apps": {"shop": {**SHOP, **own}}}).problems
+    problems = load({"apps": {"shop": {**SHOP, **own}}}).messages
     assert problems
     assert problems[0].startswith(f"wsgi:apps:shop:{problem}"), problems
 
@@ -258,21 +258,21 @@ def test_what_can_be_no_site_is_a_problem(load, own, problem):
 def test_what_openssl_exports_is_never_shown(load):
     bag = f"{BAG}hunter2\n"
     settings = load({"apps": {"shop": {**SHOP, "tls": {"certificate": bag, "key": bag}}}})
-    assert settings.problems == ["wsgi:apps:shop:tls:certificate: holds a private key, which goes into key"]
+    assert settings.messages == ["wsgi:apps:shop:tls:certificate: holds a private key, which goes into key"]
 
 
 @pytest.mark.parametrize(
     "tls", [f"{BAG}hunter2", [{"key": f"{BAG}hunter2"}], {"certificate": "PRIVATE KEY hunter2"}], ids=type
 )
 def test_a_key_in_the_wrong_place_is_not_shown_either(load, tls):
-    problems = load({"apps": {"shop": {**SHOP, "tls": tls}}}).problems
+    problems = load({"apps": {"shop": {**SHOP, "tls": tls}}}).messages
     assert problems
     assert "hunter2" not in str(problems)
 
 
 def test_sites_of_one_host_can_not_meet_at_the_port_of_tls(load):
     apps = {"shop": {**SHOP, "tls": "self_signed"}, "blog": {**SHOP, "listen": 81, "tls": "self_signed"}}
-    assert load({"apps": apps}).problems == [
+    assert load({"apps": apps}).messages == [
         "wsgi:apps:blog:tls: 'example.com' on port 443 is shop's, whose listen is another"
     ]
 

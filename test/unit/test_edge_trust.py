@@ -15,7 +15,7 @@ def make_files(make_host, tmp_path):
 
     def files_of(own=None, proxy=None):
         host = make_host({"apps": {"shop": {**SHOP, **(own or {})}}, "nginx": proxy or {}})
-        assert host.settings.problems == []
+        assert host.settings.messages == []
         host.family["nginx"].update(conf_dir=str(tmp_path), own_dir=str(tmp_path))
         return {path[len(str(tmp_path)) + 1 :]: text for path, text in nginx.needed_changes(host, "shop").items()}
 
@@ -68,7 +68,7 @@ def test_the_proxy_protocol_makes_no_header_believed(make_files):
 )
 def test_a_proxy_that_cannot_be_trusted_is_refused(load, nginx, problem):
     settings = load({"apps": {"shop": SHOP}, "nginx": nginx})
-    assert any(found.startswith(f"wsgi:nginx:{problem}") for found in settings.problems), settings.problems
+    assert any(found.startswith(f"wsgi:nginx:{problem}") for found in settings.messages), settings.messages
     assert settings.host_wide
 
 
@@ -125,13 +125,13 @@ def test_a_mount_takes_what_is_below_it_and_nothing_that_only_begins_like_it(mak
 
 @pytest.mark.parametrize("mount", ["shop", "/shop/", "//shop", "/a b", "/a;b", "/$uri", "/../shop", "/shop/.", "", 7])
 def test_a_mount_that_no_request_would_find_is_refused(load, mount):
-    problems = load({"apps": {"shop": {**SHOP, "mount": mount}}}).problems
+    problems = load({"apps": {"shop": {**SHOP, "mount": mount}}}).messages
     assert problems == [f"wsgi:apps:shop:mount: {mount!r} must be a path such as /shop, or /"]
 
 
 @pytest.mark.parametrize("mount", ["/", "/shop", "/shop/v1.2", "/...", "/~ann"])
 def test_a_mount_is_a_path(load, mount):
-    assert load({"apps": {"shop": {**SHOP, "mount": mount}}}).problems == []
+    assert load({"apps": {"shop": {**SHOP, "mount": mount}}}).messages == []
 
 
 def test_a_redirect_keeps_scheme_and_port_as_the_client_knows_them(make_files):
@@ -157,9 +157,9 @@ def test_a_redirect_keeps_scheme_and_port_as_the_client_knows_them(make_files):
 )
 def test_a_redirect_that_leads_nowhere_or_to_two_places_is_refused(load, shop, blog, problem):
     apps = {"shop": {**SHOP, **shop}, "blog": {**HELLO, "domains": ["blog.example.org"], **blog}}
-    assert load({"apps": apps}).problems == [f"wsgi:apps:{problem}"]
+    assert load({"apps": apps}).messages == [f"wsgi:apps:{problem}"]
 
 
 def test_apps_of_one_site_may_name_the_same_redirect(load):
     own = {**SHOP, "redirect_domains": ["www.example.com"]}
-    assert load({"apps": {"shop": own, "cart": {**own, "mount": "/cart"}}}).problems == []
+    assert load({"apps": {"shop": own, "cart": {**own, "mount": "/cart"}}}).messages == []

@@ -18,7 +18,7 @@ def problems(load):
     """problems({key: value, …}) are those of an app that says so, its pillar key left out."""
 
     def found(own, **host):
-        sentences = load({"apps": {"shop": {**SHOP, **own}}, **host}).problems
+        sentences = load({"apps": {"shop": {**SHOP, **own}}, **host}).messages
         return [sentence[len(KEY) + 1 :] for sentence in sentences]
 
     return found
@@ -30,7 +30,7 @@ def make_files(make_host, tmp_path):
 
     def files_of(own, modules=(), **said):
         host = make_host({"apps": {"shop": {**SHOP, **own}}, **said})
-        assert host.settings.problems == []
+        assert host.settings.messages == []
         host.nginx_built = NginxBuild((1, 22, 1), modules)
         for folder in ("conf_dir", "own_dir"):
             host.family["nginx"][folder] = str(tmp_path)  # not this machine's

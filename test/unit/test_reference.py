@@ -41,7 +41,7 @@ def stated(key, text=OF_APPS):
 
 def test_it_is_a_valid_pillar(load):
     settings = load(PILLAR)
-    assert settings.problems == []
+    assert settings.messages == []
     assert settings.apps
 
 
@@ -73,7 +73,7 @@ def test_the_shipped_defaults_have_every_key_of_the_schema_and_no_other():
 
 def test_the_shipped_defaults_keep_the_schemas_rules(load):
     own = {key: value for key, value in DEFAULTS["app"].items() if value is not None}
-    assert load({"apps": {}, "defaults": own, "nginx": DEFAULTS["nginx"]}).problems == []
+    assert load({"apps": {}, "defaults": own, "nginx": DEFAULTS["nginx"]}).messages == []
 
 
 def examples():
@@ -87,4 +87,4 @@ def examples():
 @pytest.mark.parametrize("wsgi", list(examples()))
 def test_what_the_page_of_the_edge_shows_is_valid(load, wsgi):
     apps = {name: {**ANY_APP, **app} for name, app in wsgi.get("apps", {"shop": {}}).items()}
-    assert load({**wsgi, "apps": apps}).problems == []
+    assert load({**wsgi, "apps": apps}).messages == []

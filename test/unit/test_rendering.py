@@ -33,7 +33,7 @@ def make_app(make_host, monkeypatch):
 
     def app_of(own=None):
         host = make_host({"apps": {"shop": {**SHOP, **(own or {})}}})
-        assert host.settings.problems == []
+        assert host.settings.messages == []
         app = host.settings.apps["shop"]
         release = desired_release(host, "shop")
         # As if it were built.

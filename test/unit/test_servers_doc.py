@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "_utils"))
 
-from wsgi_formula.pillar.servers import PORTABLE_SETTINGS
+from wsgi_formula.pillar.app import PORTABLE_SETTINGS
 
 DOC = ROOT / "docs/servers.md"
 SERVERS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())

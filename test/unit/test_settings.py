@@ -10,7 +10,7 @@ from wsgi_formula.pillar.edge import NGINX
 from wsgi_formula.pillar.hazards import hazards
 from wsgi_formula.pillar.rules import MAPPING
 from wsgi_formula.pillar.schema import APP, COMMAND, ENV_NAMES, HEALTH, HOOK, HOOKS, MAINTENANCE, PROCESS, TOP
-from wsgi_formula.pillar.servers import health_host, requirement_of, vulnerabilities
+from wsgi_formula.pillar.servers import vulnerabilities
 from wsgi_formula.pillar.source import SOURCE_FORMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:applicatio
 @pytest.fixture
 def problems(load):
     """problems({key: value, …}) are those of an app `shop` that says that beside what it must."""
-    return lambda own: load({"apps": {"shop": {**SHOP, **own}}}).problems
+    return lambda own: load({"apps": {"shop": {**SHOP, **own}}}).messages
 
 
 # What an app gets
@@ -33,7 +33,7 @@ def problems(load):
 
 def test_an_app_that_says_the_least_gets_the_shipped_defaults(load):
     settings = load({"apps": {"shop": SHOP}})
-    assert settings.problems == []
+    assert settings.messages == []
     shop = settings.apps["shop"]
     assert (shop["server"], shop["workers"], shop["listen"]) == ("gunicorn", 4, 80)
     assert shop["health"] == {"path": "/", "status": 200, "deadline": 60}
@@ -82,7 +82,7 @@ def test_mappings_are_merged_and_lists_replaced(load):
             },
         }
     )
-    assert settings.problems == []
+    assert settings.messages == []
     shop = settings.apps["shop"]
     assert shop["health"] == {"path": "/up", "status": 200, "deadline": 7}
     assert shop["env"] == {"A": "1", "B": "3"}
@@ -110,7 +110,7 @@ def test_null_says_nothing(load, key):
         {"defaults": {key: None}, "apps": {"shop": SHOP}},
     ):
         settings = load(pillar)
-        assert settings.problems == []
+        assert settings.messages == []
         assert settings.apps == plain.apps
 
 
@@ -121,7 +121,7 @@ def test_null_says_nothing_within_a_mapping_either(load):
             "apps": {"shop": {**SHOP, "health": {"path": None}, "server_options": {"gunicorn": None}}},
         }
     )
-    assert settings.problems == []
+    assert settings.messages == []
     assert (settings.nginx["default_site"], settings.nginx["client_max_body_size"]) == (True, "10m")
     assert settings.apps["shop"]["health"]["path"] == "/"
 
@@ -129,14 +129,14 @@ def test_null_says_nothing_within_a_mapping_either(load):
 @pytest.mark.parametrize("pillar", [None, {}, {"apps": None}, {"defaults": {"server": "uwsgi"}}])
 def test_a_pillar_without_apps_touches_nothing(load, pillar):
     settings = load(pillar)
-    assert settings.problems == ["wsgi:apps: missing; it must be a mapping, {} for no app at all"]
+    assert settings.messages == ["wsgi:apps: missing; it must be a mapping, {} for no app at all"]
     assert settings.host_wide
 
 
 @pytest.mark.parametrize("pillar", [{"apps": {}}, {"apps": {}, "defaults": None, "nginx": None}])
 def test_a_pillar_that_names_no_app_is_valid(load, pillar):
     settings = load(pillar)
-    assert (settings.problems, settings.apps, settings.host_wide) == ([], {}, False)
+    assert (settings.messages, settings.apps, settings.host_wide) == ([], {}, False)
 
 
 def test_an_app_runs_as_a_user_of_its_own_unless_it_names_one(load):
@@ -159,13 +159,13 @@ def test_an_app_runs_as_a_user_of_its_own_unless_it_names_one(load):
 )
 def test_the_process_manager_follows_the_server_unless_pillar_names_one(load, said, server, manager):
     settings = load({"apps": {"shop": {**SHOP, "server": server, "process_manager": said}}})
-    assert settings.problems == []
+    assert settings.messages == []
     assert settings.apps["shop"]["process_manager"] == manager
 
 
 def test_an_absent_app_needs_to_say_nothing_else(load):
     settings = load({"apps": {"shop": {"state": "absent", "purge": True}, "blog": SHOP}})
-    assert settings.problems == []
+    assert settings.messages == []
     assert list(settings.apps) == ["blog"]
     assert settings.absent["shop"]["purge"] is True
 
@@ -365,12 +365,12 @@ def test_a_problem_names_the_app_the_key_the_value_and_what_is_allowed(problems,
 )
 def test_a_problem_of_the_whole_host_lets_nothing_be_touched(load, pillar, problem):
     settings = load(pillar)
-    assert (settings.problems, settings.host_wide) == ([problem], True)
+    assert (settings.messages, settings.host_wide) == ([problem], True)
 
 
 def test_a_problem_of_the_whole_host_is_told_together_with_those_of_the_apps(load):
     settings = load({"nginx": {"default_site": 1}, "apps": {"shop": {**SHOP, "workers": 0}}})
-    assert settings.problems == [
+    assert settings.messages == [
         "wsgi:nginx:default_site: 1 must be true or false",
         "wsgi:apps:shop:workers: 0 must be an integer from 1 to 1024",
     ]
@@ -382,7 +382,7 @@ def test_a_problem_of_the_whole_host_is_told_together_with_those_of_the_apps(loa
 )
 def test_a_name_that_no_user_and_no_file_can_have_is_refused(load, name):
     settings = load({"apps": {name: SHOP}})
-    (problem,) = settings.problems
+    (problem,) = settings.messages
     assert problem == (
         f"wsgi:apps:{name}: {name!r} can't be an app's name: a lower-case letter, then at most 26 of a-z, "
         "0-9, - and _, because it names a user and files"
@@ -391,7 +391,7 @@ def test_a_name_that_no_user_and_no_file_can_have_is_refused(load, name):
 
 
 def test_a_name_that_the_formula_needs_itself_is_refused(load):
-    assert load({"apps": {"vassals": SHOP}}).problems == [
+    assert load({"apps": {"vassals": SHOP}}).messages == [
         "wsgi:apps:vassals: 'vassals' can't be an app's name: the formula has a folder of that name"
     ]
 
@@ -402,7 +402,7 @@ def test_a_name_that_a_user_and_files_can_have_is_taken(load, name):
 
 
 def test_what_is_missing_is_said(load):
-    assert load({"apps": {"shop": None}}).problems == [
+    assert load({"apps": {"shop": None}}).messages == [
         "wsgi:apps:shop:application: missing; it must be module:callable",
         f"wsgi:apps:shop:source: missing; it {SOURCE}",
     ]
@@ -419,7 +419,7 @@ def test_all_problems_are_told_at_once(load):
             },
         }
     )
-    assert [problem.split(" ")[0] for problem in settings.problems] == [
+    assert [problem.split(" ")[0] for problem in settings.messages] == [
         "wsgi:defaults:threads:",
         "wsgi:apps:shop:workers:",
         "wsgi:apps:shop:server:",
@@ -450,7 +450,7 @@ PLAIN = [key for key, rule in APP.items() if rule.allowed != MAPPING.allowed and
 @pytest.mark.parametrize("key", PLAIN)
 def test_wsgi_defaults_are_checked_like_an_app_and_hold_every_app_while_they_have_a_problem(load, key):
     settings = load({"defaults": {key: -1.5}, "apps": {"shop": {**SHOP, "state": "present"}}})
-    assert settings.problems == [f"wsgi:defaults:{key}: -1.5 must be {APP[key].allowed}"]
+    assert settings.messages == [f"wsgi:defaults:{key}: -1.5 must be {APP[key].allowed}"]
     assert (settings.apps, settings.broken, settings.host_wide) == ({}, {"shop"}, False)
 
 
@@ -465,7 +465,7 @@ def test_mappings_in_wsgi_defaults_are_checked_too(load):
                 "process_manager": {"gunicorn": "emperor"},
             },
         }
-    ).problems == [
+    ).messages == [
         "wsgi:defaults:health:status: 0 must be an integer from 100 to 599",
         f"wsgi:defaults:env:A: is a list; {VARIABLE}",
         "wsgi:defaults:server_options:uwsgi:socket: is the formula's own; leave it out",
@@ -517,14 +517,14 @@ def test_a_setting_that_the_server_cant_keep_is_refused_and_its_default_is_not(m
         }
     )
     del host.servers["gunicorn"]["honours"]["threads"]
-    assert host.settings.problems == ["wsgi:apps:shop:threads: 2 can't be honoured by gunicorn; leave it out"]
+    assert host.settings.messages == ["wsgi:apps:shop:threads: 2 can't be honoured by gunicorn; leave it out"]
     assert set(host.settings.apps) == {"blog", "wiki"}
 
 
 def test_a_setting_that_the_server_keeps_for_one_interface_is_refused_for_the_other(load):
     app = {**SHOP, "server": "uvicorn", "threads": 4}
-    assert load({"apps": {"shop": {**app, "interface": "wsgi"}}}).problems == []
-    assert load({"apps": {"shop": {**app, "interface": "asgi"}}}).problems == [
+    assert load({"apps": {"shop": {**app, "interface": "wsgi"}}}).messages == []
+    assert load({"apps": {"shop": {**app, "interface": "asgi"}}}).messages == [
         "wsgi:apps:shop:threads: 4 can't be honoured by uvicorn for asgi; leave it out"
     ]
 
@@ -575,19 +575,19 @@ def test_a_server_is_had_as_it_can_be_or_not_at_all(problems, own, problem):
 @pytest.mark.parametrize("manager", ["gaffer", {"gunicorn": "gaffer"}], ids=str)
 def test_gaffer_is_refused_where_there_is_no_python_2_and_circus_named(make_host, manager):
     wsgi = {"apps": {"shop": {**SHOP, "process_manager": manager}}}
-    (problem,) = make_host(wsgi).settings.problems
+    (problem,) = make_host(wsgi).settings.messages
     assert problem.split(": ", 1)[1] == (
         "'gaffer' is not to be had on Debian-12: gaffer runs on Python 2.7 alone, which no later Debian has; "
         "circus took its place"
     )
-    assert make_host(wsgi, system="Debian-11").settings.problems == []
+    assert make_host(wsgi, system="Debian-11").settings.messages == []
 
 
 def test_a_server_that_the_system_does_not_have_is_refused_and_the_others_named(make_host):
     apps = {"shop": {**SHOP, "server": "granian"}, "other": {**SHOP, "domains": ["other.example.com"]}}
-    assert make_host({"apps": apps}).settings.problems == []
+    assert make_host({"apps": apps}).settings.messages == []
     settings = make_host({"apps": apps}, system="Debian-11").settings
-    (problem,) = settings.problems
+    (problem,) = settings.messages
     assert problem == (
         "wsgi:apps:shop:server: 'granian' is not available on Debian-11: granian 2.5.7, the newest for its Python 3.9, "
         "has known holes (CVE-2026-42544, CVE-2026-42545); choose another one "
@@ -599,7 +599,7 @@ def test_a_server_that_the_system_does_not_have_is_refused_and_the_others_named(
 def test_a_server_comes_in_the_version_that_the_system_can_run(make_host):
     for system, version in (("Debian-11", "23.0.0"), ("Debian-12", "27.0.1"), ("Debian-13", "27.0.1")):
         host = make_host({"apps": {"shop": {**SHOP, "server": "gunicorn"}}}, system=system)
-        assert requirement_of(host.settings.apps["shop"], host.servers) == [f"gunicorn=={version}"]
+        assert host.settings.apps["shop"].server_requirements == [f"gunicorn=={version}"]
 
 
 @pytest.mark.parametrize(
@@ -663,7 +663,7 @@ def test_two_apps_cant_have_one_domain_on_one_port(load):
             }
         }
     )
-    assert settings.problems == [
+    assert settings.messages == [
         "wsgi:apps:blog:domains: 'b.example.com' on port 80 is shop's already",
         "wsgi:apps:shop:domains: 'b.example.com' on port 80 is blog's already",
     ]
@@ -672,7 +672,7 @@ def test_two_apps_cant_have_one_domain_on_one_port(load):
 
 def test_two_apps_cant_both_be_the_default_site_of_a_port(load):
     settings = load({"apps": {"shop": SHOP, "blog": SHOP, "wiki": {**SHOP, "listen": 8080}}})
-    assert settings.problems == [
+    assert settings.messages == [
         "wsgi:apps:blog:domains: the default site (no domains) on port 80 is shop's already",
         "wsgi:apps:shop:domains: the default site (no domains) on port 80 is blog's already",
     ]
@@ -726,7 +726,7 @@ def test_the_value_of_a_variable_is_in_no_problem(load, own):
         {"shop": own},
         [own],
     ):
-        problems = load(pillar).problems
+        problems = load(pillar).messages
         assert problems
         assert "hunter2" not in "\n".join(problems)
 
@@ -758,7 +758,7 @@ def test_no_pillar_whatever_makes_it_raise(load):
         for key, junk in itertools.product(rules, JUNK):
             settings = load(wrap({key: junk}))
             taken = settings.apps or settings.absent
-            assert bool(settings.problems) != bool(taken), f"{key}: {junk!r}: {settings}"
+            assert bool(settings.messages) != bool(taken), f"{key}: {junk!r}: {settings}"
 
 
 def test_every_key_of_junk_is_told_by_name(load):
@@ -773,7 +773,7 @@ def test_every_key_of_junk_is_told_by_name(load):
             (f"wsgi:apps:shop:process_manager:{name}", {"apps": {"shop": {**SHOP, "process_manager": {name: 1}}}}),
             (f"wsgi:apps:shop:server_options:{name}", {"apps": {"shop": {**SHOP, "server_options": {name: 1}}}}),
         ):
-            (problem,) = load(pillar).problems
+            (problem,) = load(pillar).messages
             assert problem.startswith(f"{key}: ")
 
 
@@ -787,7 +787,7 @@ def test_a_health_check_asks_for_the_first_domain_that_is_a_name(load):
         "three": {**SHOP, "domains": ["three.example.com"], "health": {"host": "other.example.com"}},
         "four": SHOP,
     }
-    hosts = {name: health_host(app) for name, app in load({"apps": apps}).apps.items()}
+    hosts = {name: app.health_host for name, app in load({"apps": apps}).apps.items()}
     assert hosts == {"one": "shop.example.com", "two": "localhost", "three": "other.example.com", "four": "localhost"}
 
 
@@ -798,7 +798,7 @@ def test_settings_are_shown_without_secrets_however_deep(load):
         "basic_auth": {"realm": "Staff", "users": {"ann": "$6$a$hunter2"}},
     }
     settings = load({"apps": {"shop": {**SHOP, **own}}})
-    assert settings.problems == []
+    assert settings.messages == []
     shown = schema.shown(settings.apps["shop"], APP)
     assert "hunter2" not in str(shown)
     assert shown["tls"]["certificate"] == "/etc/ssl/a.pem"
@@ -808,7 +808,7 @@ def test_settings_are_shown_without_secrets_however_deep(load):
 @pytest.mark.parametrize("server", ["mod_wsgi", "passenger"])
 def test_max_requests_is_off_where_a_worn_worker_ends_before_its_successor_serves(load, server):
     settings = load({"apps": {"shop": {**SHOP, "server": server}, "blog": {**SHOP, "domains": ["blog.example.com"]}}})
-    assert settings.problems == []
+    assert settings.messages == []
     assert [settings.apps[name]["max_requests"] for name in ("shop", "blog")] == [0, 1000]
 
 
@@ -820,9 +820,9 @@ def test_one_worker_cannot_be_worn_where_it_ends_before_its_successor_serves(loa
         "wsgi:apps:shop:max_requests: 500 would leave nobody to answer while the next worker loads the app, because "
         f"{server} ends the only one before; say workers: 2 or more, or max_requests: 0"
     )
-    assert load({"defaults": defaults, "apps": {"shop": own}}).problems == [problem]
+    assert load({"defaults": defaults, "apps": {"shop": own}}).messages == [problem]
     for mended in ({"workers": 2}, {"max_requests": 0}):
-        assert load({"defaults": defaults, "apps": {"shop": {**own, **mended}}}).problems == []
+        assert load({"defaults": defaults, "apps": {"shop": {**own, **mended}}}).messages == []
 
 
 def test_uwsgi_replaces_late_with_threads_and_with_a_cheaper_of_pillars(load):
@@ -836,5 +836,5 @@ def test_a_program_that_counts_requests_itself_replaces_late(load):
     command = ["/opt/serve", "--max={max_requests}", "--unix={socket}"]
     own = {**SHOP, "server": "command", "command": command, "workers": 1}
     assert load({"apps": {"shop": own}}).apps["shop"]["max_requests"] == 0
-    problems = load({"apps": {"shop": {**own, "max_requests": 9}}}).problems
+    problems = load({"apps": {"shop": {**own, "max_requests": 9}}}).messages
     assert [problem.split(" would ")[0] for problem in problems] == ["wsgi:apps:shop:max_requests: 9"]

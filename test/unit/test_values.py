@@ -29,7 +29,7 @@ def load_pillar():
 
 
 def problems_of(load, own):
-    return load({"apps": {"shop": values.app(own)}}).problems
+    return load({"apps": {"shop": values.app(own)}}).messages
 
 
 # What an attacker, or a slip, may write
@@ -147,7 +147,7 @@ def test_a_mapping_nested_500_deep_is_refused_by_its_key(load_pillar):
     for _ in range(500):
         deep = {"a": [deep]}
     assert problems_of(load_pillar, {"env": deep}) == ["wsgi:apps:shop:env: is nested deeper than 16 levels"]
-    assert load_pillar({"nginx": {"acme": deep}, "apps": {}}).problems == [
+    assert load_pillar({"nginx": {"acme": deep}, "apps": {}}).messages == [
         "wsgi:nginx:acme: is nested deeper than 16 levels"
     ]
 
@@ -164,7 +164,7 @@ def test_anchors_that_make_a_huge_value_of_a_small_one_are_refused_by_their_key(
 def test_what_anchors_repeat_is_taken(load_pillar):
     shared = values.app({"listen": 81, "env": {"A": "1"}, "limits": {"a": {"rate": "1r/s"}}})
     apps = {f"a{number}": {**shared, "domains": [f"a{number}.test"]} for number in range(50)}
-    assert load_pillar({"apps": apps, "defaults": {"env": shared["env"]}}).problems == []
+    assert load_pillar({"apps": apps, "defaults": {"env": shared["env"]}}).messages == []
 
 
 # Whatever there is
@@ -206,20 +206,20 @@ def check_problems(problems):
 @given(ODD_VALUE)
 @STABLE
 def test_whatever_stands_below_wsgi_ends_in_problems_that_name_their_keys(load_pillar, anything):
-    check_problems(load_pillar(anything).problems)
+    check_problems(load_pillar(anything).messages)
 
 
 @given(st.sampled_from(sorted(APP)), ODD_VALUE)
 @STABLE
 def test_whatever_an_app_says_ends_in_problems_that_name_its_keys(load_pillar, key, anything):
     check_problems(problems_of(load_pillar, {key: anything}))
-    check_problems(load_pillar({"defaults": {key: anything}, "apps": {"shop": values.app()}}).problems)
+    check_problems(load_pillar({"defaults": {key: anything}, "apps": {"shop": values.app()}}).messages)
 
 
 @given(st.sampled_from(sorted(NGINX)), st.sampled_from(sorted(STATUS_PAGE)), ODD_VALUE)
 @STABLE
 def test_whatever_is_said_of_the_host_ends_in_problems_that_name_its_keys(load_pillar, key, page_key, anything):
-    check_problems(load_pillar({"nginx": {key: anything}, "status_page": {page_key: anything}, "apps": {}}).problems)
+    check_problems(load_pillar({"nginx": {key: anything}, "status_page": {page_key: anything}, "apps": {}}).messages)
 
 
 # What each rule takes

@@ -34,7 +34,6 @@ from ..errors import WsgiError
 from ..host import Host
 from ..lock import app_lock
 from ..paths import LIB
-from ..pillar.servers import health_host
 from ..run import probe
 from ..run.generation import Generation, free_id, prepare_generation, retire_generation, write_record
 from ..run.programs import check_programs, check_running, start_programs, wait_until_settled
@@ -309,7 +308,7 @@ def wait_until_healthy(generation: Generation, app: Mapping[str, Any]) -> None:
     Raises ``WsgiError`` where the server has ended, or the check's deadline is over.
     """
     health = app["health"]
-    host = health_host(app)
+    host = app.health_host
     deadline = time.monotonic() + health["deadline"]
     last = "nothing listened on its socket"
     waiting = list(generation.sockets)

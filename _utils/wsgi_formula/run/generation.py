@@ -21,15 +21,8 @@ from ..errors import WsgiError
 from ..paths import ETC, LIB, LOG, PATH, RUN, TMPFILES
 from ..pillar.edge import METRICS_PORT
 from ..pillar.schema import PLACEHOLDER
-from ..pillar.servers import (
-    PORTABLE_SETTINGS,
-    health_host,
-    long_options,
-    process_settings,
-    replaces_late,
-    single_process,
-    supported,
-)
+from ..pillar.app import PORTABLE_SETTINGS
+from ..pillar.servers import long_options
 from ..redact import failure_excerpt, redact, tail
 from . import processes
 from .programs import jobs_of, known_programs, program_templates, programs_of, stop_programs
@@ -175,42 +168,40 @@ def desired_id(host, app, release):
     """
     The id of the generation that an app's settings ask for, equal on every host.
 
-    app : dict
-        As ``Settings.apps`` holds it.
+    app : App
     release : Release
 
     Returns a str.
     """
-    templates = [*_templates(host, app), *program_templates(app)]
+    templates = [*_templates(app), *program_templates(app)]
     return files.digest(
         LAYOUT,
         release.id,
-        process_settings(app),
-        {key: value for key, value in host.servers[app["server"]].items() if key in DECIDING},
-        _guards(host, app),
+        app.process_settings,
+        {key: value for key, value in app.row.items() if key in DECIDING},
+        _guards(app),
         [host.template_text(template) for template in templates],
     )
 
 
-def _templates(host, app):
+def _templates(app):
     """What a generation's own files are rendered from, template to file."""
-    config = host.servers[app["server"]]["config"]
+    config = app.row["config"]
     files = {"common/wsgi_application.py.jinja": "wsgi_application.py"} if app["application"] else {}
     return {**files, **({f"{app['server']}/{config}.jinja": config} if config else {})}
 
 
-def server_command(host, app, generation):
+def server_command(app, generation):
     """
     What starts an app's server.
 
-    app : dict
-        As ``Settings.apps`` holds it.
+    app : App
     generation : Generation
 
     Returns a list of words.
     """
-    row = host.servers[app["server"]]
-    spawned = single_process(app, host.servers)
+    row = app.row
+    spawned = app.single_process
     values = {
         "bin": "/usr/bin" if app["install"] == "distribution" else f"{generation.environment.path}/bin",
         "config": generation.config_file,
@@ -236,11 +227,11 @@ def server_command(host, app, generation):
     return [*spawn, "--", *words]
 
 
-def _guards(host, app):
+def _guards(app):
     """The settings that the guard keeps for an app's server: a list of names."""
-    honours = supported(app, host.servers)
+    honours = app.supported
     # Where no successor comes first, the server's own way to end a worn worker is as good, and safer.
-    own = ("max_requests", "memory_limit") if replaces_late(app, host.servers) else ()
+    own = ("max_requests", "memory_limit") if app.replaces_late else ()
     return [name for name in PORTABLE_SETTINGS if honours.get(name) == "guard" and name not in own]
 
 
@@ -322,8 +313,7 @@ def adopt(current, id, app, release):
     current : Generation
     id : str
         From ``desired_id``.
-    app : dict
-        As ``Settings.apps`` holds it.
+    app : App
     release : Release
     """
     record = current.record
@@ -414,7 +404,7 @@ def retire_generation(host, name, id):
 
 def _version(host, app, release):
     """The server's version: what pip installed, or what the distribution's says of itself."""
-    row = host.servers[app["server"]]
+    row = app.row
     if app["install"] == "environment":
         return release.environment.installed(row["package"]) if row["package"] else None
     command, user = row["show_version"], app["user"]
@@ -451,8 +441,7 @@ def new_record(host, app, release, version):
     """
     What is kept of a generation.
 
-    app : dict
-        As ``Settings.apps`` holds it.
+    app : App
     release : Release
     version : str or None
         The server's.
@@ -464,13 +453,13 @@ def new_record(host, app, release, version):
         "layout": LAYOUT,
         "server": app["server"],
         "process_manager": app["process_manager"],
-        "protocol": host.servers[app["server"]]["protocol"],
+        "protocol": app.row["protocol"],
         "user": app["user"],
         "release": release.id,
         "environment": release.environment.id,
         "version": version,
-        "spawned": app["workers"] if single_process(app, host.servers) else 0,
-        "markers": _markers(app, host.servers),
+        "spawned": app["workers"] if app.single_process else 0,
+        "markers": _markers(app),
         "check": health_check_of(app),
         "pending_hooks": ["after_live"] if app["hooks"]["after_live"] else [],
         "settings": {k: v for k, v in recorded.items() if k != "env"},
@@ -482,27 +471,26 @@ def generation_files(generation, app):
     """
     What a generation is made of, but for its record.
 
-    app : dict
-        As ``Settings.apps`` holds it.
+    app : App
 
     Returns a dict of paths to texts.
     """
     host = generation.host
-    generation.programs[0].command = server_command(host, app, generation)
-    options = process_settings(app)["server_options"]
+    generation.programs[0].command = server_command(app, generation)
+    options = app.own_options
     values = {
         "app": app,
         "generation": generation,
         "options": options,
         "long_options": long_options(options),
-        "guards": _guards(host, app),
+        "guards": _guards(app),
         "metrics_port": METRICS_PORT,
     }
     return {
         f"{generation.config_dir}/env": environment_text(generation, app),
         **{
             f"{generation.config_dir}/{file}": host.render(template, **values)
-            for template, file in _templates(host, app).items()
+            for template, file in _templates(app).items()
         },
         f"{TMPFILES}/wsgi-{generation.unit}.conf": _tmpfiles(generation),
         **{path: text for part in generation.parts for path, text in part.files().items()},
@@ -540,16 +528,16 @@ def prepare_generation(host, name, app, release, id):
     return new
 
 
-def _markers(app, servers):
+def _markers(app):
     """The names of the files that tell nginx which upstream to ask, and how."""
-    row = servers[app["server"]]
-    upstream = "workers" if single_process(app, servers) else row["protocol"]
+    row = app.row
+    upstream = "workers" if app.single_process else row["protocol"]
     return [upstream, *(["keepalive"] if app["interface"] in row.get("keepalive", []) else [])]
 
 
 def settings_record(app):
     """An app's process settings as a generation remembers them: of the environment, no value."""
-    settings = process_settings(app)
+    settings = app.process_settings
     settings["env"] = {name: files.digest(str(value)) for name, value in app["env"].items()}
     return settings
 
@@ -589,7 +577,7 @@ def _values(text):
 def health_check_of(app):
     """An app's health check, as a generation remembers it: ``path``, ``host`` and ``status``."""
     health = app["health"]
-    return {"path": health["path"], "host": health_host(app), "status": health["status"]}
+    return {"path": health["path"], "host": app.health_host, "status": health["status"]}
 
 
 def _gid_of(user):
