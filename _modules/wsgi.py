@@ -131,9 +131,9 @@ def settings(app=None, saltenv=None):
         salt-call wsgi.settings hello
     """
     found = _host(saltenv).settings
-    apps = {name: schema.shown(each, APP) for name, each in found.apps.items()}
+    apps = {name: schema.hide_secrets(each, APP) for name, each in found.apps.items()}
     if app is None:
-        page = schema.shown(found.status_page or {}, STATUS_PAGE)
+        page = schema.hide_secrets(found.status_page or {}, STATUS_PAGE)
         shown = {"apps": apps, "nginx": found.nginx, **({"status_page": page} if page else {})}
     else:
         shown = apps[_known_app(app, apps)]

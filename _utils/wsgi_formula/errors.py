@@ -40,10 +40,10 @@ class Problem:
         return f"{self.key}: {self.message}"
 
     @property
-    def app(self) -> str | None:
-        """The name of the app that has the problem, or None where no single app has it."""
+    def app(self) -> str:
+        """The name of the app that has the problem, or "" where it is not that of one app."""
         parts = self.key.split(":")
-        return parts[2] if parts[:2] == ["wsgi", "apps"] and len(parts) > 2 else None
+        return parts[2] if parts[:2] == ["wsgi", "apps"] and len(parts) > 2 else ""
 
     def is_below(self, key: str) -> bool:
         """Return whether the problem is about a pillar key, or about one below it."""

@@ -74,7 +74,7 @@ def test_the_hazard_is_real(machine, app):
 def test_what_would_break_it_is_warned_of(machine, app):
     app("uwsgi", "supervisor", preload=True)
     assert machine.call("wsgi.validate") == [
-        "warning: wsgi:apps:zeromq:preload: pyzmq may break when what it made crosses a fork; false is safe"
+        "warning: wsgi:apps:zeromq:preload: pyzmq is not safe when a process forks after loading; use false"
     ]
     warned = machine.apply().raw["wsgi_|-wsgi-pillar_|-wsgi-pillar_|-pillar_valid"]
     assert [sentence.split(": ")[0] for sentence in warned["warnings"]] == ["wsgi:apps:zeromq:preload"]

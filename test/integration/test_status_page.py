@@ -100,7 +100,7 @@ def test_it_tells_how_each_app_fares(told, page):
 
 def test_it_tells_what_failed_and_why(page):
     """It comes last, however the states before it went."""
-    assert "&lt;b&gt;bold&lt;/b&gt;: not a key" in page.body
+    assert "&lt;b&gt;bold&lt;/b&gt;: unknown key" in page.body
     assert "<b>" not in page.body
     assert re.search(r"<code>unbuilt-release</code> failed: .*salt://apps/nothing-of-that-name", page.body)
     assert re.search(r'<span class="bad">failed</span>\s*<small>.*nothing-of-that-name', page.body)

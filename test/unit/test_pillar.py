@@ -121,7 +121,7 @@ def test_no_secret_is_in_a_problem_or_in_what_is_shown(load):
     }
     sound = load({"apps": {"shop": app}})
     assert sound.messages == []
-    shown = without_credentials(repr(schema.shown(sound.apps["shop"], APP)))
+    shown = without_credentials(repr(schema.hide_secrets(sound.apps["shop"], APP)))
     assert "shop:application" in shown
     assert SECRET not in shown
     wrong = {key: value + [1] if isinstance(value, list) else [value] for key, value in app.items()}

@@ -179,17 +179,17 @@ SOURCE = f"must be {SOURCE_FORMS}"
 INDEX = "must be an index's URL, or false for none"
 WORDS = PROCESS["command"].allowed
 OPTION = "must be a one-line string, a number, true, false or a list of them"
-VARIABLE = "it must be a string or a number (quote it if the app is to see the word)"
+VARIABLE = "it must be a string or a number (quote it if the app expects the text)"
 
 
 @pytest.mark.parametrize(
     ("own", "problem"),
     [
-        ({"wrkers": 2}, f"wrkers: not a key; did you mean 'workers'? {APP_KEYS}"),
-        ({"Workers": 2}, f"Workers: not a key; did you mean 'workers'? {APP_KEYS}"),
-        ({"zzz": 2}, f"zzz: not a key {APP_KEYS}"),
-        ({7: 2}, f"7: not a key {APP_KEYS}"),
-        ({None: 2}, f"None: not a key {APP_KEYS}"),
+        ({"wrkers": 2}, f"wrkers: unknown key; did you mean 'workers'? {APP_KEYS}"),
+        ({"Workers": 2}, f"Workers: unknown key; did you mean 'workers'? {APP_KEYS}"),
+        ({"zzz": 2}, f"zzz: unknown key {APP_KEYS}"),
+        ({7: 2}, f"7: unknown key {APP_KEYS}"),
+        ({None: 2}, f"None: unknown key {APP_KEYS}"),
         ({"state": "gone"}, "state: 'gone' must be present or absent"),
         ({"state": True}, "state: True must be present or absent"),
         ({"server": "unicorn"}, f"server: 'unicorn' is not a server; did you mean 'gunicorn'? ({SERVER_NAMES})"),
@@ -227,7 +227,7 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"keep_releases": 0}, "keep_releases: 0 must be an integer from 1 to 1000"),
         ({"purge": "yes"}, "purge: 'yes' must be true or false"),
         ({"health": "/up"}, "health: is a string; it must be a mapping"),
-        ({"health": {"pth": "/"}}, "health:pth: not a key; did you mean 'path'? (path, status, deadline, host)"),
+        ({"health": {"pth": "/"}}, "health:pth: unknown key; did you mean 'path'? (path, status, deadline, host)"),
         ({"health": {"path": "up"}}, "health:path: 'up' must be a path that begins with /"),
         ({"health": {"path": "/über"}}, "health:path: '/über' must be a path that begins with /"),
         ({"health": {"status": 99}}, "health:status: 99 must be an integer from 100 to 599"),
@@ -236,19 +236,19 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"process_manager": "cron"}, f"process_manager: 'cron' is not a process manager ({MANAGER_NAMES})"),
         (
             {"process_manager": "emperor"},
-            f"process_manager: 'emperor' can't hold gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
+            f"process_manager: 'emperor' is not available for gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
         ),
         (
             {"process_manager": {"gunicorn": "emperor"}},
-            f"process_manager:gunicorn: 'emperor' can't hold gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
+            f"process_manager:gunicorn: 'emperor' is not available for gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
         ),
         (
             {"process_manager": {"gunicorn": ["supervisor"]}},
-            f"process_manager:gunicorn: ['supervisor'] can't hold gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
+            f"process_manager:gunicorn: ['supervisor'] is not available for gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
         ),
         (
             {"process_manager": {"unicorn": "supervisor"}},
-            f"process_manager:unicorn: not a server; did you mean 'gunicorn'? ({SERVER_NAMES})",
+            f"process_manager:unicorn: unknown server; did you mean 'gunicorn'? ({SERVER_NAMES})",
         ),
         (
             {"process_manager": ["supervisor"]},
@@ -258,11 +258,11 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"env": {"A": None}}, f"env:A: is null; {VARIABLE}"),
         ({"env": {"A": ["b"]}}, f"env:A: is a list; {VARIABLE}"),
         ({"env": {"A": {"b": 1}}}, f"env:A: is a mapping; {VARIABLE}"),
-        ({"env": {"A": "b\0c"}}, "env:A: holds a character that no file can hold, such as NUL"),
-        ({"env": {"A": "\ud800"}}, "env:A: holds a character that no file can hold, such as NUL"),
-        ({"env": {"9A": "b"}}, f"env: '9A' can't be a variable's name: {ENV_NAMES}"),
-        ({"env": {9: "b"}}, f"env: '9' can't be a variable's name: {ENV_NAMES}"),
-        ({"env": {"A; rm": "b"}}, f"env: 'A; rm' can't be a variable's name: {ENV_NAMES}"),
+        ({"env": {"A": "b\0c"}}, "env:A: contains a character that no file can hold, such as NUL"),
+        ({"env": {"A": "\ud800"}}, "env:A: contains a character that no file can hold, such as NUL"),
+        ({"env": {"9A": "b"}}, f"env: '9A' is not a valid variable name; it must have {ENV_NAMES}"),
+        ({"env": {9: "b"}}, f"env: '9' is not a valid variable name; it must have {ENV_NAMES}"),
+        ({"env": {"A; rm": "b"}}, f"env: 'A; rm' is not a valid variable name; it must have {ENV_NAMES}"),
         ({"index": True}, f"index: True {INDEX}"),
         ({"index": "https://me:hunter2@ x"}, f"index: 'https://me:***@ x' {INDEX}"),
         ({"extra_index": "https://x"}, "extra_index: 'https://x' must be a list of indexes' URLs"),
@@ -273,12 +273,12 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"env_files": ["x.env"]}, "env_files: ['x.env'] must be a list of files' absolute paths"),
         (
             {"maintenance": {"retry": 5}},
-            "maintenance:retry: not a key; did you mean 'retry_after'? (page, retry_after)",
+            "maintenance:retry: unknown key; did you mean 'retry_after'? (page, retry_after)",
         ),
         ({"maintenance": {"page": "x"}}, "maintenance:page: 'x' must be an HTML file that Salt serves, salt://…"),
         (
             {"hooks": {"biuld": ["x"]}},
-            f"hooks:biuld: not a key; did you mean 'build'? ({', '.join(HOOKS)})",
+            f"hooks:biuld: unknown key; did you mean 'build'? ({', '.join(HOOKS)})",
         ),
         ({"hooks": {"build": "make"}}, "hooks:build: is a string; it must be a list of commands"),
         ({"hooks": {"build": [7]}}, f"hooks:build:1:command: 7 must be {COMMAND.allowed}"),
@@ -296,20 +296,23 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ),
         (
             {"hooks": {"before_live": [{"command": "x", "evry": "change"}]}},
-            "hooks:before_live:1:evry: not a key; did you mean 'every'? (command, timeout, every)",
+            "hooks:before_live:1:evry: unknown key; did you mean 'every'? (command, timeout, every)",
         ),
         ({"processes": {"worker": "celery"}}, "processes:worker: is a string; it must be a mapping"),
         ({"processes": {"worker": {"count": 2}}}, f"processes:worker:command: missing; it must be {WORDS}"),
         ({"processes": {"worker": {"command": "x 'y"}}}, f'processes:worker:command: "x \'y" must be {WORDS}'),
         (
             {"processes": {"Worker": {"command": "x"}}},
-            "processes:Worker: 'Worker' can't be a name: a lower-case letter, then at most 31 of a-z, 0-9, - and _",
+            "processes:Worker: 'Worker' is not a valid name; it must be a lower-case letter, then at most 31 of a-z, 0-9, - and _",
         ),
         (
             {"schedule": {"clean": {"command": "x"}}},
             "schedule:clean:calendar: missing; it must be a time as `systemd-analyze calendar` takes it",
         ),
-        ({"schedule": {"log": {"command": "x", "calendar": "daily"}}}, "schedule:log: 'log' is the formula's own name"),
+        (
+            {"schedule": {"log": {"command": "x", "calendar": "daily"}}},
+            "schedule:log: 'log' is reserved for the formula; choose another name",
+        ),
         (
             {"processes": {"a": {"command": "x"}}, "schedule": {"a": {"command": "x", "calendar": "daily"}}},
             "schedule:a: is the name of one of processes, too; both would write one log",
@@ -319,7 +322,7 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"server_options": {"gunicorn": "x"}}, "server_options:gunicorn: is a string; it must be a mapping"),
         (
             {"server_options": {"gnicorn": {}}},
-            f"server_options:gnicorn: not a server; did you mean 'gunicorn'? ({SERVER_NAMES})",
+            f"server_options:gnicorn: unknown server; did you mean 'gunicorn'? ({SERVER_NAMES})",
         ),
         (
             {"server_options": {"gunicorn": {"a = 1\nb": 2}}},
@@ -345,19 +348,19 @@ def test_a_problem_names_the_app_the_key_the_value_and_what_is_allowed(problems,
         ("apps", "wsgi: is a string; it must be a mapping"),
         ([], "wsgi: is a list; it must be a mapping"),
         (0, "wsgi: is an integer; it must be a mapping"),
-        ({"app": {}}, "wsgi:app: not a key; did you mean 'apps'? (apps, defaults, nginx, status_page)"),
+        ({"app": {}}, "wsgi:app: unknown key; did you mean 'apps'? (apps, defaults, nginx, status_page)"),
         ({"apps": []}, "wsgi:apps: is a list; it must be a mapping"),
         ({"apps": ""}, "wsgi:apps: is a string; it must be a mapping"),
         ({"apps": {}, "defaults": 1.5}, "wsgi:defaults: is a number; it must be a mapping"),
         ({"nginx": False}, "wsgi:nginx: is true or false; it must be a mapping"),
         (
             {"nginx": {"default_sites": True}},
-            "wsgi:nginx:default_sites: not a key; did you mean 'default_site'? (manage, client_max_body_size, default_site,"
+            "wsgi:nginx:default_sites: unknown key; did you mean 'default_site'? (manage, client_max_body_size, default_site,"
             + " tls_profile, acme, trusted_proxies, proxy_protocol, metrics, http, server, location)",
         ),
         (
             {"nginx": {"client_max_body_size": "10 MB"}},
-            "wsgi:nginx:client_max_body_size: '10 MB' must be a size in nginx's words, e.g. 10m, below 2^63 bytes",
+            "wsgi:nginx:client_max_body_size: '10 MB' must be a size as nginx takes it, e.g. 10m, below 2^63 bytes",
         ),
         ({"nginx": {"default_site": 1}}, "wsgi:nginx:default_site: 1 must be true or false"),
     ],
@@ -384,7 +387,7 @@ def test_a_name_that_no_user_and_no_file_can_have_is_refused(load, name):
     settings = load({"apps": {name: SHOP}})
     (problem,) = settings.messages
     assert problem == (
-        f"wsgi:apps:{name}: {name!r} can't be an app's name: a lower-case letter, then at most 26 of a-z, "
+        f"wsgi:apps:{name}: {name!r} is not a valid app name; it must be a lower-case letter, then at most 26 of a-z, "
         "0-9, - and _, because it names a user and files"
     )
     assert settings.broken == {str(name)}
@@ -392,7 +395,7 @@ def test_a_name_that_no_user_and_no_file_can_have_is_refused(load, name):
 
 def test_a_name_that_the_formula_needs_itself_is_refused(load):
     assert load({"apps": {"vassals": SHOP}}).messages == [
-        "wsgi:apps:vassals: 'vassals' can't be an app's name: the formula has a folder of that name"
+        "wsgi:apps:vassals: 'vassals' is reserved for a folder of the formula; choose another app name"
     ]
 
 
@@ -468,8 +471,8 @@ def test_mappings_in_wsgi_defaults_are_checked_too(load):
     ).messages == [
         "wsgi:defaults:health:status: 0 must be an integer from 100 to 599",
         f"wsgi:defaults:env:A: is a list; {VARIABLE}",
-        "wsgi:defaults:server_options:uwsgi:socket: is the formula's own; leave it out",
-        f"wsgi:defaults:process_manager:gunicorn: 'emperor' can't hold gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
+        "wsgi:defaults:server_options:uwsgi:socket: the formula sets this option; leave it out",
+        f"wsgi:defaults:process_manager:gunicorn: 'emperor' is not available for gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
     ]
 
 
@@ -491,7 +494,7 @@ def test_mappings_in_wsgi_defaults_are_checked_too(load):
 )
 def test_an_option_that_would_fight_the_formulas_own_is_refused(problems, server, option, instead):
     assert problems({"server_options": {server: {option: "anything"}}}) == [
-        f"wsgi:apps:shop:server_options:{server}:{option}: is the formula's own; {instead}"
+        f"wsgi:apps:shop:server_options:{server}:{option}: the formula sets this option; {instead}"
     ]
 
 
@@ -517,7 +520,9 @@ def test_a_setting_that_the_server_cant_keep_is_refused_and_its_default_is_not(m
         }
     )
     del host.servers["gunicorn"]["honours"]["threads"]
-    assert host.settings.messages == ["wsgi:apps:shop:threads: 2 can't be honoured by gunicorn; leave it out"]
+    assert host.settings.messages == [
+        "wsgi:apps:shop:threads: gunicorn does not support threads; leave it out (found: 2)"
+    ]
     assert set(host.settings.apps) == {"blog", "wiki"}
 
 
@@ -525,7 +530,7 @@ def test_a_setting_that_the_server_keeps_for_one_interface_is_refused_for_the_ot
     app = {**SHOP, "server": "uvicorn", "threads": 4}
     assert load({"apps": {"shop": {**app, "interface": "wsgi"}}}).messages == []
     assert load({"apps": {"shop": {**app, "interface": "asgi"}}}).messages == [
-        "wsgi:apps:shop:threads: 4 can't be honoured by uvicorn for asgi; leave it out"
+        "wsgi:apps:shop:threads: uvicorn does not support threads with interface 'asgi'; leave it out (found: 4)"
     ]
 
 
@@ -535,18 +540,24 @@ def test_a_setting_that_the_server_keeps_for_one_interface_is_refused_for_the_ot
 @pytest.mark.parametrize(
     ("own", "problem"),
     [
-        ({"interface": "asgi", "server": "uwsgi"}, "interface: 'asgi' is nothing that uwsgi can serve (gunicorn"),
+        (
+            {"interface": "asgi", "server": "uwsgi"},
+            "interface: uwsgi does not support interface 'asgi'; choose another server (gunicorn",
+        ),
         ({"interface": "rsgi"}, "interface: 'rsgi' must be wsgi or asgi"),
-        ({"install": "distribution"}, "install: 'distribution' is not to be had of gunicorn (environment)"),
+        ({"install": "distribution"}, "install: 'distribution' is not available for gunicorn (environment)"),
         ({"install": "pip"}, "install: 'pip' must be distribution or environment"),
-        ({"server": "uwsgi", "version": "2.0.31"}, "version: '2.0.31' can't be had: uwsgi is not pip's here"),
+        (
+            {"server": "uwsgi", "version": "2.0.31"},
+            "version: '2.0.31' has no effect, because pip does not install uwsgi here; leave it out, or set install to environment",
+        ),
         ({"version": 23.0}, "version: 23.0 must be a version, quoted, e.g. '23.0.0'"),
         ({"version": "latest"}, "version: 'latest' must be a version, quoted, e.g. '23.0.0'"),
         ({"version": {"gunicorn": 23}}, "version:gunicorn: 23 must be a version, quoted, e.g. '23.0.0'"),
-        ({"version": {"gnicorn": "23.0.0"}}, "version:gnicorn: not a server; did you mean 'gunicorn'?"),
+        ({"version": {"gnicorn": "23.0.0"}}, "version:gnicorn: unknown server; did you mean 'gunicorn'?"),
         (
             {"version": "22.0.0"},
-            "version: '22.0.0' of gunicorn has CVE-2024-6827; use 27.0.1, the default, or say allow_vulnerable: true",
+            "version: gunicorn 22.0.0 has CVE-2024-6827; use 27.0.1, the default, or set allow_vulnerable: true",
         ),
         ({"version": "20.1"}, "version: '20.1' of gunicorn has CVE-2024-1135, CVE-2024-6827;"),
         (
@@ -557,13 +568,16 @@ def test_a_setting_that_the_server_keeps_for_one_interface_is_refused_for_the_ot
         ({"server": "command", "command": ["run"]}, "command: ['run'] must be a list of words that holds {socket}"),
         (
             {"server": "command", "command": ["run", "{socket}", "{sockets}"]},
-            "command: '{sockets}' stands for nothing; did you mean 'socket'?",
+            "command: unknown placeholder '{sockets}'; did you mean 'socket'?",
         ),
         (
             {"server": "command", "command": ["run", "{socket}"], "request_timeout": 5},
-            "request_timeout: 5 can't be honoured by command; leave it out",
+            "request_timeout: command does not support request_timeout; leave it out (found: 5)",
         ),
-        ({"server": "waitress", "preload": True}, "preload: True can't be honoured by waitress; leave it out"),
+        (
+            {"server": "waitress", "preload": True},
+            "preload: waitress does not support preload; leave it out (found: True)",
+        ),
     ],
     ids=str,
 )
@@ -577,7 +591,7 @@ def test_gaffer_is_refused_where_there_is_no_python_2_and_circus_named(make_host
     wsgi = {"apps": {"shop": {**SHOP, "process_manager": manager}}}
     (problem,) = make_host(wsgi).settings.messages
     assert problem.split(": ", 1)[1] == (
-        "'gaffer' is not to be had on Debian-12: gaffer runs on Python 2.7 alone, which no later Debian has; "
+        "'gaffer' is not available on Debian-12: gaffer runs on Python 2.7 alone, which no later Debian has; "
         "circus took its place"
     )
     assert make_host(wsgi, system="Debian-11").settings.messages == []
@@ -646,7 +660,7 @@ def test_a_library_that_threads_and_forks_break_is_warned_of(load, own, keys, li
 def test_threads_are_no_danger_to_a_library_that_only_forks_break(load):
     app = load({"apps": {"shop": {**SHOP, "threads": 2, "preload": True}}}).apps["shop"]
     assert hazards("wsgi:apps:shop", app, ["grpcio==1.80.0"]) == [
-        "wsgi:apps:shop:preload: grpcio may break when what it made crosses a fork; false is safe"
+        "wsgi:apps:shop:preload: grpcio is not safe when a process forks after loading; use false"
     ]
 
 
@@ -664,8 +678,8 @@ def test_two_apps_cant_have_one_domain_on_one_port(load):
         }
     )
     assert settings.messages == [
-        "wsgi:apps:blog:domains: 'b.example.com' on port 80 is shop's already",
-        "wsgi:apps:shop:domains: 'b.example.com' on port 80 is blog's already",
+        "wsgi:apps:blog:domains: 'b.example.com' on port 80 belongs to app shop already",
+        "wsgi:apps:shop:domains: 'b.example.com' on port 80 belongs to app blog already",
     ]
     assert (list(settings.apps), settings.broken) == (["wiki"], {"shop", "blog"})
 
@@ -673,8 +687,8 @@ def test_two_apps_cant_have_one_domain_on_one_port(load):
 def test_two_apps_cant_both_be_the_default_site_of_a_port(load):
     settings = load({"apps": {"shop": SHOP, "blog": SHOP, "wiki": {**SHOP, "listen": 8080}}})
     assert settings.messages == [
-        "wsgi:apps:blog:domains: the default site (no domains) on port 80 is shop's already",
-        "wsgi:apps:shop:domains: the default site (no domains) on port 80 is blog's already",
+        "wsgi:apps:blog:domains: the default site (no domains) on port 80 belongs to app shop already",
+        "wsgi:apps:shop:domains: the default site (no domains) on port 80 belongs to app blog already",
     ]
     assert list(settings.apps) == ["wiki"]
 
@@ -799,7 +813,7 @@ def test_settings_are_shown_without_secrets_however_deep(load):
     }
     settings = load({"apps": {"shop": {**SHOP, **own}}})
     assert settings.messages == []
-    shown = schema.shown(settings.apps["shop"], APP)
+    shown = schema.hide_secrets(settings.apps["shop"], APP)
     assert "hunter2" not in str(shown)
     assert shown["tls"]["certificate"] == "/etc/ssl/a.pem"
     assert shown["basic_auth"] == {"realm": "Staff", "users": {"ann": "***"}, "except": []}
@@ -817,8 +831,8 @@ def test_max_requests_is_off_where_a_worn_worker_ends_before_its_successor_serve
 def test_one_worker_cannot_be_worn_where_it_ends_before_its_successor_serves(load, server, defaults):
     own = {**SHOP, "server": server, "workers": 1, **({} if defaults else {"max_requests": 500})}
     problem = (
-        "wsgi:apps:shop:max_requests: 500 would leave nobody to answer while the next worker loads the app, because "
-        f"{server} ends the only one before; say workers: 2 or more, or max_requests: 0"
+        "wsgi:apps:shop:max_requests: 500 with workers: 1 would leave no worker to serve while the next one loads the "
+        f"app, because {server} stops the old one first; set workers to 2 or more, or max_requests to 0"
     )
     assert load({"defaults": defaults, "apps": {"shop": own}}).messages == [problem]
     for mended in ({"workers": 2}, {"max_requests": 0}):

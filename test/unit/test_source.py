@@ -70,7 +70,7 @@ def test_a_source_is_read(text, source):
             "git+ssh://git:x@h/s.git@v1",
             "must have no password, which ssh would show to all; a key goes into deploy_key",
         ),
-        ("git+https://h/s.git@v1#egg=shop", "#egg is nothing that it can say (#subdirectory=)"),
+        ("git+https://h/s.git@v1#egg=shop", "has an unknown option #egg (#subdirectory=)"),
         ("git+https://h/s.git@v1#subdirectory=../x", "its subdirectory '../x' leads out of it"),
         ("https://h/s.tar.gz", "is an archive; it must end in #sha256= and its hash, which `sha256sum` prints"),
         ("https://h/s.zip#sha256=0f", "its sha256 must be 64 hexadecimal digits"),

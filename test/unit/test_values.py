@@ -35,7 +35,7 @@ def problems_of(load, own):
 # What an attacker, or a slip, may write
 
 
-TOO_LONG = "is {} bytes long; it may have {} at most"
+TOO_LONG = "is {} bytes long; at most {} are allowed"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ TOO_LONG = "is {} bytes long; it may have {} at most"
         ({"cache": {"valid": 2**63}}, "cache:valid: is an integer that does not fit into 64 bits"),
         (
             {"cache": {"valid": "101y"}},
-            "cache:valid: '101y' must be a time in nginx's words, e.g. 10m, of 100y at most",
+            "cache:valid: '101y' must be a time as nginx takes it, e.g. 10m, of at most 100y",
         ),
         ({"client_max_body_size": 2**63}, "client_max_body_size: is an integer that does not fit into 64 bits"),
         ({"client_max_body_size": 10**4000}, "client_max_body_size: is an integer that does not fit into 64 bits"),
@@ -87,17 +87,20 @@ TOO_LONG = "is {} bytes long; it may have {} at most"
         ({"client_max_body_size": "9" * 5000}, "client_max_body_size: '9999"),
         ({"workers": 10**5000}, "workers: is an integer that does not fit into 64 bits"),
         ({"listen": float("nan")}, "listen: is not a finite number"),
-        ({10**5000: 1}, "an integer of about 5001 digits: not a key"),
+        ({10**5000: 1}, "an integer of about 5001 digits: unknown key"),
         ({"x" * 5000: 1}, "xxxx"),
-        ({"application": "hello:application\0"}, "application: holds a character that no file can hold, such as NUL"),
+        (
+            {"application": "hello:application\0"},
+            "application: contains a character that no file can hold, such as NUL",
+        ),
         ({"source": "/srv/" + "x" * 256}, "source: '/srv/xxx"),
         ({"source": "salt://" + "x/" * 2000}, "source: 'salt://x/x/"),
-        ({"deploy_key": "-----BEGIN \ud800"}, "deploy_key: holds a character that no file can hold, such as NUL"),
-        ({"nginx": {"http": "# \udfff"}}, "nginx:http: holds a character that no file can hold, such as NUL"),
+        ({"deploy_key": "-----BEGIN \ud800"}, "deploy_key: contains a character that no file can hold, such as NUL"),
+        ({"nginx": {"http": "# \udfff"}}, "nginx:http: contains a character that no file can hold, such as NUL"),
         ({"env": {"A": "x" * 131070}}, "env:A: is 131073 bytes long, of which a variable can have 131072"),
         ({"env": {f"A{n}": "x" * 131000 for n in range(9)}}, "env: holds more than 1048576 characters"),
         ({"env": {f"A{n}": "é" * 65000 for n in range(9)}}, "env: its variables have 1170036 bytes"),
-        ({"env": {"OPTIND": "x"}}, "env: 'OPTIND' can't be a variable's name"),
+        ({"env": {"OPTIND": "x"}}, "env: 'OPTIND' is not a valid variable name"),
         ({"processes": {"a": {"command": ["x"] * 70000}}}, "processes:a:command: ['x', 'x'"),
         ({"processes": {"a" * 5000: {"command": "x"}}}, "processes:aaaa"),
         ({"schedule": {"a": {"command": "x", "calendar": "*" * 300}}}, "schedule:a:calendar: '****"),

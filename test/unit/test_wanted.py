@@ -95,7 +95,7 @@ def test_the_variables_of_files_come_first_and_those_of_pillar_last(host, tmp_pa
         ("A ='hunter2'", "line 1 of '{path}' is not NAME=value"),
         ("A='hunter2", "line 1 of '{path}': its quotes don't match"),
         ("A='hunter2' 'more'", "line 1 of '{path}': its quotes don't match"),
-        ("A=hunter2\0", "line 1 of '{path}' holds a character that no variable can, such as NUL"),
+        ("A=hunter2\0", "line 1 of '{path}' contains a character that no variable can hold, such as NUL"),
     ],
 )
 def test_a_line_that_says_nothing_is_told_by_its_number(host, tmp_path, text, problem):

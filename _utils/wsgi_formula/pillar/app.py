@@ -117,8 +117,9 @@ class App(Mapping[str, Any]):
     @property
     def supported(self) -> dict[str, str]:
         """The portable settings that the app's server supports, and what each becomes, as in the server's row."""
-        row = self.row["honours"].items()
-        supported = {key: form.get(self["interface"]) if isinstance(form, dict) else form for key, form in row}
+        interface = self["interface"]
+        forms = self.row["honours"].items()
+        supported = {key: form.get(interface, "") if isinstance(form, dict) else form for key, form in forms}
         supported = {key: form for key, form in supported.items() if form}
         if self["server"] == "command":
             if not self.single_process:

@@ -58,13 +58,9 @@ def server_conflicts(key: str, app: App, servers: Mapping[str, Any], defaults: M
     for name in PORTABLE_SETTINGS:
         if name not in supported and app[name] != defaults[name]:
             under = f" with interface {interface!r}" if name in row["honours"] and server != "command" else ""
-            yield Problem(f"{key}:{name}", f"{server} does not support {name}{under} ({app[name]!r}); leave it out")
-    if app.replaces_late and app["max_requests"] and app["workers"] == 1 and "max_requests" in supported:
-        yield Problem(
-            f"{key}:max_requests",
-            f"{app['max_requests']} with workers: 1 would leave no worker to serve while the next one loads the app, "
-            f"because {server} stops the old one first; set workers to 2 or more, or max_requests to 0",
-        )
+            yield Problem(
+                f"{key}:{name}", f"{server} does not support {name}{under}; leave it out (found: {app[name]!r})"
+            )
     version = _version_conflict(app)
     if version:
         yield Problem(f"{key}:version", version)
@@ -72,6 +68,20 @@ def server_conflicts(key: str, app: App, servers: Mapping[str, Any], defaults: M
         known = sorted({*COMMAND_PLACEHOLDERS, *PORTABLE_SETTINGS})
         for name in sorted(app.placeholders - {*known}):
             yield Problem(f"{key}:command", f"unknown placeholder '{{{describe_name(name)}}}'" + nearest(name, known))
+
+
+def describe_max_requests_conflict(app: App) -> str:
+    """
+    Return why an app with one worker cannot have its ``max_requests``, or "" where it can.
+
+    app : App
+    """
+    if not (app.replaces_late and app["max_requests"] and app["workers"] == 1 and "max_requests" in app.supported):
+        return ""
+    return (
+        f"{app['max_requests']} with workers: 1 would leave no worker to serve while the next one loads the app, because "
+        f"{app['server']} stops the old one first; set workers to 2 or more, or max_requests to 0"
+    )
 
 
 def _version_conflict(app: App) -> str:

@@ -14,7 +14,7 @@ from ..errors import Problem
 from . import edge_defaults, sites
 from .app import App
 from .check_app import PROGRAM_RULES, AppChecker
-from .check_server import describe_unavailable, server_conflicts
+from .check_server import describe_max_requests_conflict, describe_unavailable, server_conflicts
 from .edge import NGINX, STATUS_PAGE
 from .rules import describe, describe_name
 from .schema import (
@@ -160,9 +160,10 @@ class Loader:
         app = App(name, merged, self.servers)
         if app["state"] == "absent":
             return app
-        app = self._complete_server(app, {**self.own_defaults, **own})
+        app = self._complete_server(app)
         if own.get("server") in (None, app["server"]):
             self._check_server(key, app)
+        app = self._complete_max_requests(key, app, {**self.own_defaults, **own})
         self._check_required(key, app, own)
         app = _complete(app)
         if not (app["domains"] or self.settings.nginx["manage"]):
@@ -175,23 +176,15 @@ class Loader:
                 self.settings.problems.append(problem)
         return app
 
-    def _complete_server(self, app: App, own: Mapping[str, Any]) -> App:
-        """
-        Return an app with the settings whose defaults depend on its server.
-
-        own : dict
-            The app's own settings and those of ``wsgi:defaults``.
-        """
+    def _complete_server(self, app: App) -> App:
+        """Return an app with its user, and with the process manager and the installation of its server."""
         manager = app["process_manager"]
         if isinstance(manager, Mapping):
             manager = manager.get(app["server"])
-        # The only worker of such a server must not be replaced while nothing else can answer.
-        late = app.replaces_late and own.get("max_requests") is None
         return app.replace(
             user=app["user"] or f"wsgi-{app.name}",
             process_manager=manager or app.row["process_managers"][0],
             install=app["install"] or app.row["install"][0],
-            max_requests=0 if late else app["max_requests"],
         )
 
     def _check_server(self, key: str, app: App) -> None:
@@ -201,6 +194,20 @@ class Loader:
             return
         self.checker.check_manager_of(f"{key}:process_manager", app["server"], app["process_manager"])
         self.settings.problems.extend(server_conflicts(key, app, self.servers, self.defaults["app"]))
+
+    def _complete_max_requests(self, key: str, app: App, own: Mapping[str, Any]) -> App:
+        """
+        Return an app with ``max_requests`` off where it is not set and its server replaces workers late.
+
+        own : dict
+            The app's own settings and those of ``wsgi:defaults``.
+        """
+        if app.replaces_late and own.get("max_requests") is None:
+            return app.replace(max_requests=0)
+        conflict = describe_max_requests_conflict(app)
+        if conflict:
+            self.checker.report(f"{key}:max_requests", conflict)
+        return app
 
     def _check_required(self, key: str, app: App, own: Mapping[str, Any]) -> None:
         """Report the settings that an app must have and pillar does not set at all."""

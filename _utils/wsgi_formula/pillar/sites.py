@@ -299,8 +299,8 @@ def _tls_problems(apps: Mapping[str, App]) -> list[Problem]:
                 message = f"acme cannot verify the wildcard {domain!r} over HTTP; use a certificate of your own"
                 found.append(_problem(name, "tls:certificate", message))
         elif certificate and "PRIVATE KEY" in certificate:
-            found.append(_problem(name, "tls:certificate", "contains a private key, which belongs into tls:key"))
+            found.append(_problem(name, "tls:certificate", "contains a private key, which belongs into key"))
         elif certificate and certificate != "self_signed" and not app["tls"]["key"]:
-            message = "missing; it must be the private key of the certificate: a path, the key itself, or sdb://…"
+            message = "missing; set the private key of the certificate: a path, the key itself, or sdb://…"
             found.append(_problem(name, "tls:key", message))
     return found

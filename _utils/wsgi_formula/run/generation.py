@@ -19,9 +19,9 @@ from ..build.environment import Environment
 from ..build.hooks import hook_variables
 from ..errors import WsgiError
 from ..paths import ETC, LIB, LOG, PATH, RUN, TMPFILES
+from ..pillar.app import PORTABLE_SETTINGS
 from ..pillar.edge import METRICS_PORT
 from ..pillar.schema import PLACEHOLDER
-from ..pillar.app import PORTABLE_SETTINGS
 from ..pillar.servers import long_options
 from ..redact import failure_excerpt, redact, tail
 from . import processes
