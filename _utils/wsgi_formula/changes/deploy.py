@@ -17,7 +17,8 @@ from ..host import Host
 from ..lock import app_lock
 from ..pillar.source import parse_source
 from ..redact import without_credentials
-from ..run.generation import adopt, desired_id, live_generation, replacement_reason
+from ..run.generation import live_generation
+from ..run.prepare import adopt, desired_id, replacement_reason
 from .outcome import Outcome
 from .recovery import recover
 from .switch import Switch
@@ -91,8 +92,9 @@ def _converge(host, name):
             override["ref"] = revision.get("ref")
     id = desired_id(host, app, release)
     current = live_generation(host, name)
-    adopt(current, id, app, release)
-    if replacement_reason(host, current, id):
+    if current:
+        adopt(current, id, app, release)
+    if current is None or replacement_reason(current, id):
         outcome = Switch(host, name, app, release, id, override=lambda _: override).run()
     else:
         outcome = Outcome(current)
@@ -141,7 +143,7 @@ def roll_back(host: Host, name: str, to: str | None = None, pin: bool = False) -
 
 def _rollback_target(name, current, to):
     if to is None:
-        found = history.rollback_rollback_target(name, current.id)
+        found = history.rollback_target(name, current.id)
         if found is None:
             raise WsgiError(
                 f"no generation of {name} from before {current.id} is kept; wsgi:apps:{name}:keep_releases sets how many are"
