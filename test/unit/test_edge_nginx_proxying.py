@@ -47,8 +47,8 @@ def test_proxy_protocol_does_not_make_headers_trusted(make_files):
 @pytest.mark.parametrize(
     ("nginx", "problem"),
     [
-        ({"proxy_protocol": True}, "trusted_proxies: missing; with proxy_protocol, it must be a list of the proxies'"),
-        ({"trusted_proxies": ["0.0.0.0/0"]}, "trusted_proxies: ['0.0.0.0/0'] must be a list of the proxies' own"),
+        ({"proxy_protocol": True}, "trusted_proxies: missing; with proxy_protocol, it must be a list of the addresses"),
+        ({"trusted_proxies": ["0.0.0.0/0"]}, "trusted_proxies: ['0.0.0.0/0'] must be a list of the addresses"),
         ({"trusted_proxies": ["::/0"]}, "trusted_proxies: ['::/0'] must be"),
         ({"trusted_proxies": ["10.0.0.0/255.0.0.0"]}, "trusted_proxies: ['10.0.0.0/255.0.0.0'] must be"),
         ({"trusted_proxies": ["fe80::1%eth0"]}, "trusted_proxies: ['fe80::1%eth0'] must be"),

@@ -193,7 +193,7 @@ VARIABLE = "it must be a string or a number (quote it if the app expects the tex
         ({"state": True}, "state: True must be present or absent"),
         ({"server": "unicorn"}, f"server: 'unicorn' is not a server; did you mean 'gunicorn'? ({SERVER_NAMES})"),
         ({"server": "apache"}, f"server: 'apache' is not a server ({SERVER_NAMES})"),
-        ({"server": ["uwsgi"]}, "server: ['uwsgi'] must be a server's name"),
+        ({"server": ["uwsgi"]}, "server: ['uwsgi'] must be the name of a server"),
         ({"application": "hello"}, "application: 'hello' must be module:callable"),
         ({"application": "hello:app()"}, "application: 'hello:app()' must be module:callable"),
         ({"source": "srv/app"}, f"source: 'srv/app' {SOURCE}"),
@@ -287,7 +287,7 @@ VARIABLE = "it must be a string or a number (quote it if the app expects the tex
         ),
         (
             {"hooks": {"build": [{"command": "x", "every": "change"}]}},
-            "hooks:build:1:every: 'change' can't be of build, which belongs to the release",
+            "hooks:build:1:every: 'change' is not available for build, which runs once for a release; leave it out",
         ),
         (
             {"hooks": {"before_live": [{"command": "x", "timeout": 0}]}},
@@ -314,7 +314,7 @@ VARIABLE = "it must be a string or a number (quote it if the app expects the tex
         ),
         (
             {"processes": {"a": {"command": "x"}}, "schedule": {"a": {"command": "x", "calendar": "daily"}}},
-            "schedule:a: is the name of one of processes, too; both would write one log",
+            "schedule:a: processes has this name too, and both would write the same log; rename one",
         ),
         ({"rollback_on_failure": "yes"}, "rollback_on_failure: 'yes' must be true or false"),
         ({"server_options": ["x"]}, "server_options: is a list; it must be a mapping"),
@@ -325,7 +325,7 @@ VARIABLE = "it must be a string or a number (quote it if the app expects the tex
         ),
         (
             {"server_options": {"gunicorn": {"a = 1\nb": 2}}},
-            "server_options:gunicorn:a = 1\nb: 'a = 1\\nb' can't be an option's name",
+            "server_options:gunicorn:a = 1\nb: 'a = 1\\nb' is not a valid option name",
         ),
         (
             {"server_options": {"gunicorn": {"loglevel": "debug\nchdir = /"}}},
@@ -481,13 +481,13 @@ def test_mappings_in_wsgi_defaults_are_validated(load):
 @pytest.mark.parametrize(
     ("server", "option", "instead"),
     [
-        ("gunicorn", "workers", "set 'workers' instead"),
-        ("gunicorn", "timeout", "set 'request_timeout' instead"),
-        ("gunicorn", "raw_env", "set 'env' instead"),
+        ("gunicorn", "workers", "use 'workers' instead"),
+        ("gunicorn", "timeout", "use 'request_timeout' instead"),
+        ("gunicorn", "raw_env", "use 'env' instead"),
         ("gunicorn", "umask", "leave it out"),
-        ("uwsgi", "processes", "set 'workers' instead"),
-        ("uwsgi", "harakiri", "set 'request_timeout' instead"),
-        ("uwsgi", "uid", "set 'user' instead"),
+        ("uwsgi", "processes", "use 'workers' instead"),
+        ("uwsgi", "harakiri", "use 'request_timeout' instead"),
+        ("uwsgi", "uid", "use 'user' instead"),
         ("uwsgi", "socket", "leave it out"),
     ],
 )
@@ -563,8 +563,11 @@ def test_setting_is_refused_for_an_interface_that_does_not_support_it(load):
             {"server": "waitress", "version": "3.0.0"},
             "version: waitress 3.0.0 has CVE-2024-49768, CVE-2024-49769;",
         ),
-        ({"server": "command"}, "command: missing; it must be a list of words that holds {socket}"),
-        ({"server": "command", "command": ["run"]}, "command: ['run'] must be a list of words that holds {socket}"),
+        ({"server": "command"}, "command: missing; it must be a list of words, one of them with {socket}"),
+        (
+            {"server": "command", "command": ["run"]},
+            "command: ['run'] must be a list of words, one of them with {socket}",
+        ),
         (
             {"server": "command", "command": ["run", "{socket}", "{sockets}"]},
             "command: unknown placeholder '{sockets}'; did you mean 'socket'?",
@@ -603,7 +606,7 @@ def test_unavailable_server_is_refused_and_the_available_ones_named(make_host):
     (problem,) = settings.messages
     assert problem == (
         "wsgi:apps:shop:server: 'granian' is not available on Debian-11: granian 2.5.7, the newest for Python 3.9, "
-        "has known vulnerabilities (CVE-2026-42544, CVE-2026-42545); choose another one "
+        "has known vulnerabilities (CVE-2026-42544, CVE-2026-42545); choose another server "
         f"({', '.join(name for name in ROWS if name not in ('granian', 'passenger'))})"
     )
     assert list(settings.apps) == ["other"]
@@ -850,4 +853,4 @@ def test_max_requests_defaults_to_off_for_a_command_that_counts_requests(load):
     own = {**HELLO, "server": "command", "command": command, "workers": 1}
     assert load({"apps": {"shop": own}}).apps["shop"]["max_requests"] == 0
     problems = load({"apps": {"shop": {**own, "max_requests": 9}}}).messages
-    assert [problem.split(" would ")[0] for problem in problems] == ["wsgi:apps:shop:max_requests: 9"]
+    assert [problem.split(" would ")[0] for problem in problems] == ["wsgi:apps:shop:max_requests: 9 with workers: 1"]

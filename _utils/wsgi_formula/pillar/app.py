@@ -11,8 +11,8 @@ from typing import Any
 
 from .schema import PLACEHOLDER
 
-# The settings that reach the process. A generation's id depends on them, on the options of the app's server, on its
-# release and on the formula's templates.
+# The settings that reach the process. A generation's id depends on them, on the options and the row of the app's server,
+# on its release, and on the formula's templates: see desired_id in run/prepare.py.
 PROCESS_SETTINGS = (
     "server",
     "process_manager",
