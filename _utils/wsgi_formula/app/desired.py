@@ -28,7 +28,7 @@ def desired_settings(host, name):
     if not override:
         return app
     # The source of a deploy names a commit. Before there was `ref`, `rev` alone told what that was of.
-    return {**app, "source": override["source"], "ref": override.get("ref", override["rev"])}
+    return app.replace(source=override["source"], ref=override.get("ref", override["rev"]))
 
 
 def desired_app(host, name):
@@ -41,9 +41,10 @@ def desired_app(host, name):
     if name not in host.wanted:
         found = desired_settings(host, name)
         if "pinned" not in active_override(host, name):
-            found = {**found, "env": environment_variables(host, name, found)}
-            key = f"wsgi:apps:{name}:deploy_key"
-            found["deploy_key"] = resolve_sdb(host, key, found["deploy_key"])
+            found = found.replace(
+                env=environment_variables(host, name, found),
+                deploy_key=resolve_sdb(host, f"wsgi:apps:{name}:deploy_key", found["deploy_key"]),
+            )
         host.wanted[name] = found
     return host.wanted[name]
 
@@ -71,4 +72,4 @@ def restored_settings(host, name, id):
     kept = history.kept_settings(name, id)
     if kept is None or not Release(name, kept["release"]).record:
         raise WsgiError(f"generation {id} of {name} is not there any more: `wsgi.unpin {name}`, or go to another one")
-    return {**host.settings.apps[name], **kept["settings"]}
+    return host.settings.apps[name].replace(**kept["settings"])

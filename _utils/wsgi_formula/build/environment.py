@@ -14,7 +14,7 @@ from .. import files, step
 from ..errors import WsgiError
 from ..paths import PATH, SRV
 from ..pillar.hazards import package_name
-from ..pillar.servers import requirement_of, vulnerabilities, vulnerable
+from ..pillar.servers import describe_vulnerabilities
 from ..redact import passwords_of, without_credentials
 from ..untrusted import Tree
 from . import ownership
@@ -216,7 +216,7 @@ class Recipe:
         if files:
             run("requirements", cwd, *install, *installer.hashed(requirements), *files)
         # On its own: requirements with hashes bear none without.
-        wanted = [each for each in self._server_requirements() if not self.environment.installed(each)]
+        wanted = [each for each in self.app.server_requirements if not self.environment.installed(each)]
         if wanted:
             run("server", "/", *install, *wanted)
 
@@ -246,15 +246,11 @@ class Recipe:
 
     def _check_installed(self):
         """A server with known holes may have come with the app's requirements."""
-        row = self.host.servers[self.app["server"]]
-        version = self.environment.installed(row["package"]) if self._server_requirements() else None
-        found = vulnerabilities(row, version) if version else []
-        if found and not self.app["allow_vulnerable"]:
-            sentence = vulnerable(self.app["server"], version, found, row)
-            raise WsgiError(f"wsgi:apps:{self.name}:requirements: {sentence}")
-
-    def _server_requirements(self):
-        return requirement_of(self.app, self.host.servers)
+        row = self.app.row
+        version = self.environment.installed(row["package"]) if self.app.server_requirements else None
+        message = describe_vulnerabilities(self.app["server"], version, row) if version else ""
+        if message and not self.app["allow_vulnerable"]:
+            raise WsgiError(f"wsgi:apps:{self.name}:requirements: {message}")
 
 
 def environment_inputs(host, app):
@@ -270,7 +266,7 @@ def _surroundings(host, app):
     return [
         interpreter(host, app),
         app["user"],
-        requirement_of(app, host.servers),
+        app.server_requirements,
         app["wheels"],
         without_credentials(str(app["index"])),
         [without_credentials(url) for url in app["extra_index"]],
