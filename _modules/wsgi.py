@@ -22,7 +22,7 @@ from wsgi_formula.edge.maintenance import is_in_maintenance, marker_path, set_ma
 from wsgi_formula.edge.status import known_names, made_of, status_for_page, status_of_apps
 from wsgi_formula.edge.status_page import PAGE
 from wsgi_formula.edge.tls import RELOAD
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.host import Host
 from wsgi_formula.lock import app_lock
 from wsgi_formula.paths import LIB, LOG, SRV
@@ -223,7 +223,7 @@ def restart(app, saltenv=None):
             wanted, release = desired_app(host, app), desired_release(host, app)
             id = desired_id(host, wanted, release)
             if current is None or current.hash != id:
-                raise Problem(f"pillar asks for another generation of {app} than is live: state.apply wsgi")
+                raise WsgiError(f"pillar asks for another generation of {app} than is live: state.apply wsgi")
             return _done(switch.change(host, app, wanted, release, id))["generation"]
 
 
@@ -423,7 +423,7 @@ def _plan(saltenv):
         host = _host(saltenv)
         _check_modules(host)
         settings = host.settings
-    except Problem:
+    except WsgiError:
         # The state wsgi-pillar says why. Salt would log it with a traceback if an sls raised it.
         return {"host_wide": True, "metrics": None, "status_page": False}
     apps = sorted(settings.apps, key=lambda name: (not settings.apps[name]["domains"], name))
@@ -527,12 +527,12 @@ def _told(host):
 def _tell(host):
     """Write the status page anew, where there is one; what was done does not depend on that."""
     if host.settings.status_page:
-        with contextlib.suppress(Problem, OSError):
+        with contextlib.suppress(WsgiError, OSError):
             status_page.write(host, status_page.facts(host, status_for_page(host)))
 
 
 def _done(done, host=None):
-    """What a change came to; raises ``Problem`` where something failed when it was too late to leave all as it was."""
+    """What a change came to; raises ``WsgiError`` where something failed when it was too late to leave all as it was."""
     found = {"generation": done.generation.id, "release": done.generation.release}
     found.update(made_of(done.generation))
     if done.printed:
@@ -541,7 +541,7 @@ def _done(done, host=None):
     if note:
         found["note"] = note
     if done.failures:
-        raise Problem("\n".join([f"Generation {done.generation.id} is live, but:", *done.failures]))
+        raise WsgiError("\n".join([f"Generation {done.generation.id} is live, but:", *done.failures]))
     return found
 
 

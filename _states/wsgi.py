@@ -26,7 +26,7 @@ from wsgi_formula.changes.switch import Change
 from wsgi_formula.edge import maintenance, nginx, static, status_page, tls
 from wsgi_formula.edge.status import status_for_page
 from wsgi_formula.edge.status_page import FOLDER
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.host import Host
 from wsgi_formula.lock import app_lock
 from wsgi_formula.paths import ETC, LIB, LOG, SRV
@@ -62,7 +62,7 @@ def pillar_valid(name):
         _ = host.served.stale  # raises where the master serves other modules than the formula has
         settings = host.settings
         warnings = release_hazards(host)
-    except Problem as error:
+    except WsgiError as error:
         return _failure(name, "Nothing was touched", error)
     if not (__opts__["test"] or settings.host_wide):
         with contextlib.suppress(OSError):  # what needs the disk fails for itself
@@ -112,7 +112,7 @@ def release_built(name):
             printed = wanted.build(user.pw_gid)
         if printed:
             changes["hooks"] = printed
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         if not __opts__["test"]:
             with contextlib.suppress(OSError):
                 history.add(host, name, "failed", error=error)
@@ -155,7 +155,7 @@ def generation_live(name):
                 name, True, _and(f"Generation {current.id} of {name} is live.", describe_override(host, name))
             )
         return _finished(host, name, app, current, left, owed)
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, _still_serving(name), error)
 
 
@@ -228,7 +228,7 @@ def site_present(name):
         if not __opts__["test"]:
             warnings += static.warnings(host, name, host.settings.apps[name])
         return _warned(result, warnings)
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, f"The site of {name} was left as it was", error)
 
 
@@ -271,7 +271,7 @@ def nginx_files(name):
         if __opts__["test"]:
             return _result(name, True, "Whether nginx accepts them is not tried in a dry run.")
         changes, sentence = nginx.mend(host)
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, "nginx does not accept its files", error)
     return _result(name, True, sentence or "nginx's files are as a run left them that came to its end.", changes)
 
@@ -300,7 +300,7 @@ def nginx_reloaded(name):
         configuration = "".join(nginx.installed_files(host).values())
         for app in host.settings.apps:
             static.forget(app, configuration)
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, "nginx serves on with the sites that it has", error)
     return _result(name, True, "nginx was reloaded.", changes)
 
@@ -338,11 +338,11 @@ def certificates_present(name):
                 continue
             try:
                 tls.obtain(host, site)
-            except (Problem, OSError) as error:
+            except (WsgiError, OSError) as error:
                 failures.append(str(error))
                 del changes[site.id]
         nginx.apply(host, *(name for site in sites if site.id in changes for name in site.apps))
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, "nginx serves on with the certificates that it has", error)
     return _result(name, not failures, "\n".join([f"New: {', '.join(changes) or 'none'}.", *failures]), changes)
 
@@ -374,7 +374,7 @@ def status_page_written(name):
         if __opts__["test"]:
             return _result(name, None if changes else True, "The status page would be written.", changes)
         status_page.write(host, facts)
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, "The status page was left as it was", error)
     return _result(name, True, "The status page was written.", changes)
 
@@ -451,7 +451,7 @@ def file_installed(name, source, mode="0644", context=None):
         text = host.text(source) if context is None else host.render(source[len("salt://wsgi/") :], **context)
         if files.has_content(name, text, int(mode, 8)):
             return _result(name, True, f"{name} is in place.")
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, "The file was left as it was", error)
     return __states__["file.managed"](name, contents=text, mode=mode, **READABLE)
 
@@ -484,7 +484,7 @@ def tool_installed(name, requirements, python="/usr/bin/python3"):
         if __opts__["test"]:
             return _result(name, None, f"{requirements[0]} would be installed.", changes)
         tool.build()
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, f"{requirements[0]} was not installed", error)
     return _result(name, True, f"{requirements[0]} was installed.", changes)
 
@@ -546,7 +546,7 @@ def app_absent(name, purge=False):
             was = os.lstat(path).st_uid
             files.ensure_dir(path, 0o700)
             ownership.give_tree(path, 0, 0, {*former, was})
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, f"{name} is not wholly gone", error)
     return _result(name, True, f"{name} was taken away.", changes)
 
@@ -643,7 +643,7 @@ def _leave_user(host, name, user):
             return
     step.kill_user_processes(find_user(user))
     if not __salt__["user.delete"](user):
-        raise Problem(f"the user {user} could not be deleted; does it have other processes?")
+        raise WsgiError(f"the user {user} could not be deleted; does it have other processes?")
 
 
 # The names that the states had before version 1.0, for sls of other hands; they go with version 2.0.

@@ -18,8 +18,7 @@ from wsgi_formula.app.release import Release
 from wsgi_formula.changes import switch
 from wsgi_formula.changes.switch import Change
 from wsgi_formula.edge import maintenance, nginx, static
-from wsgi_formula.errors import Problem
-from wsgi_formula.paths import ETC, LIB
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.run import generation
 from wsgi_formula.run.generation import Generation, generation_ids, live_generation, write_record
 
@@ -40,6 +39,8 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(history, "HISTORY", f"{places['LIB']}/history")
     monkeypatch.setattr(maintenance, "FOLDER", f"{places['LIB']}/maintenance")
     monkeypatch.setattr(maintenance, "FAST_PATHS", f"{places['LIB']}/shortcuts")
+    monkeypatch.setattr(switch, "HISTORY", history.HISTORY)
+    monkeypatch.setattr(switch, "FAST_PATHS", maintenance.FAST_PATHS)
     for name in ("chown", "fchown"):
         monkeypatch.setattr(os, name, lambda *_, **__: None)
     for module, names in {
@@ -58,7 +59,7 @@ def machine(tmp_path, monkeypatch):
         with open(tmp_path / moment, "a") as file:
             file.write(f"{generation.id}\n")
         if (moment, generation.id) == ("after_live", "bad"):
-            raise Problem("after_live failed")
+            raise WsgiError("after_live failed")
 
     monkeypatch.setattr(switch, "_run_hooks", hooks)
     first = host_of({"apps": {"shop": SHOP}})
@@ -203,7 +204,7 @@ def test_a_record_that_cant_be_written_does_not_fail_what_is_live(machine, monke
 
 def test_what_an_older_formula_was_linking_is_taken_away(machine):
     deploy_on(machine, "old")
-    stale = f"{LIB}/live/shop.new"
+    stale = f"{history.LIB}/live/shop.new"
     os.symlink("/run/wsgi/shop/gone", stale)
     shortcut = maintenance.fast_path_links("shop.new")["http"]
     os.makedirs(os.path.dirname(shortcut), exist_ok=True)
@@ -219,7 +220,7 @@ def test_a_dry_run_settles_nothing_and_tells_as_if_it_were_settled(machine, monk
     while killed(machine, "good", number) and history.live_id("shop") == "old":
         next_run(machine)
         number += 1
-    record = f"{ETC}/shop/good/generation.json"
+    record = f"{history.ETC}/shop/good/generation.json"
     before = os.stat(record).st_mtime_ns, time.time()
     host = machine.host()
     host.opts = {"test": True}

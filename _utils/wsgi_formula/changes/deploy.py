@@ -10,7 +10,7 @@ from ..app.override import active_override, deploy_override, describe_override, 
 from ..app.release import Release
 from ..build.source import with_revision
 from ..edge import nginx
-from ..errors import Problem
+from ..errors import WsgiError
 from ..lock import app_lock
 from ..pillar.source import parse_source
 from ..redact import without_credentials
@@ -34,17 +34,17 @@ def deploy_app(host, name, rev=None, source=None, wait=0):
         Seconds to wait for another run that changes the app.
 
     Returns the ``Change``. What is deployed stays, whatever runs, until pillar's
-    source changes. Raises ``Problem``; what was live serves on then, and is still wanted.
+    source changes. Raises ``WsgiError``; what was live serves on then, and is still wanted.
     """
     with app_lock(name, "wsgi.deploy", patience=wait):
         if switch.recover(host, name) is None:
-            raise Problem(f"{name} is not live yet: state.apply wsgi sets up what it needs")
+            raise WsgiError(f"{name} is not live yet: state.apply wsgi sets up what it needs")
         if "pinned" in active_override(host, name):
-            raise Problem(describe_override(host, name))
+            raise WsgiError(describe_override(host, name))
         set_override(host, name, _asked(host, name, rev, source), write=False)
         try:
             return _converge(host, name)
-        except (Problem, OSError):
+        except (WsgiError, OSError):
             forget_cached(host, name)
             raise
 
@@ -52,17 +52,17 @@ def deploy_app(host, name, rev=None, source=None, wait=0):
 def _asked(host, name, rev, source):
     said = host.settings.apps[name]["source"]
     if rev is not None and source:
-        raise Problem("rev and source can't both be given: a source holds its revision")
+        raise WsgiError("rev and source can't both be given: a source holds its revision")
     if rev is None and not source:
         return {}
     if rev is not None and not isinstance(rev, str):
         # Salt reads 1.10 of a command line as 1.1.
-        raise Problem(f"rev was read as {rev!r}; quote it twice, as in rev=\"'1.10'\"")
+        raise WsgiError(f"rev was read as {rev!r}; quote it twice, as in rev=\"'1.10'\"")
     try:
         wanted = with_revision(said, rev) if rev is not None else source
         parse_source(wanted)
     except ValueError as error:
-        raise Problem(f"{without_credentials(source or rev)!r} {error}") from error
+        raise WsgiError(f"{without_credentials(source or rev)!r} {error}") from error
     return {} if wanted == said else deploy_override(host, name, wanted, rev)
 
 
@@ -75,8 +75,8 @@ def _converge(host, name):
         release = desired_release(host, name)
         printed = {} if release.built(user.pw_gid) else release.build(user.pw_gid)
     except KeyError:
-        raise Problem(f"the user {app['user']} is not there: state.apply wsgi") from None
-    except (Problem, OSError) as error:
+        raise WsgiError(f"the user {app['user']} is not there: state.apply wsgi") from None
+    except (WsgiError, OSError) as error:
         history.add(host, name, "failed", source=without_credentials(app["source"]), error=error)
         raise
     if asked:
@@ -101,7 +101,7 @@ def _put_site(host, done):
     """Have nginx's files fit the generation that is live. That it is, a failure here does not change any more."""
     try:
         nginx.apply(host, done.generation.name)
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         done.failures.append(str(error))
 
 
@@ -114,12 +114,12 @@ def roll_back(host, name, to=None, pin=False):
     pin : bool
         Whether to stay there, whatever pillar says, until ``unpin``.
 
-    Returns the ``Change``. Raises ``Problem``; what was live serves on then.
+    Returns the ``Change``. Raises ``WsgiError``; what was live serves on then.
     """
     with app_lock(name, "wsgi.rollback", patience=0):
         current = switch.recover(host, name)
         if current is None:
-            raise Problem(f"{name} is not live")
+            raise WsgiError(f"{name} is not live")
         target = _target(name, current, to)
         app = restored_settings(host, name, target)
         release = Release(name, history.kept_settings(name, target)["release"])
@@ -138,7 +138,9 @@ def _target(name, current, to):
     if to is None:
         found = history.rollback_target(name, current.id)
         if found is None:
-            raise Problem(f"no generation of {name} from before {current.id} is kept (wsgi:apps:{name}:keep_releases)")
+            raise WsgiError(
+                f"no generation of {name} from before {current.id} is kept (wsgi:apps:{name}:keep_releases)"
+            )
         return found
     went = [entry for entry in reversed(history.entries(name)) if entry["event"] != "failed"]
     there = [entry for entry in went if history.kept_settings(name, entry["generation"])]
@@ -146,7 +148,7 @@ def _target(name, current, to):
         if to in (entry["generation"], entry.get("release")) and entry["generation"] != current.id:
             return entry["generation"]
     known = list(dict.fromkeys(entry["generation"] for entry in there if entry["generation"] != current.id))
-    raise Problem(
+    raise WsgiError(
         f"{to!r} is no generation or release that {name} can go back to ({', '.join(known) or 'there is none'})"
     )
 

@@ -27,7 +27,7 @@ from ..app.release import Release, prune_releases
 from ..build.hooks import run_hooks
 from ..edge import maintenance, nginx, static
 from ..edge.maintenance import FAST_PATHS
-from ..errors import Problem
+from ..errors import WsgiError
 from ..lock import app_lock
 from ..paths import ETC, LIB, LOG, TMPFILES
 from ..pillar.servers import health_host
@@ -90,7 +90,7 @@ def change(host, name, app, release, id, back_to=None, override=None):
         Takes the new generation's id, and returns what this machine says of the app instead of pillar from
         then on, as ``active_override`` returns it. Without it, what was said stays.
 
-    Returns a ``Change``. Raises ``Problem`` when it will not serve: then it is gone again, and the
+    Returns a ``Change``. Raises ``WsgiError`` when it will not serve: then it is gone again, and the
     one before serves on.
 
     What is written down tells the truth at every instant, wherever a run is killed:
@@ -115,7 +115,7 @@ def change(host, name, app, release, id, back_to=None, override=None):
         try:
             check_override_unchanged(host, name)
             done = _start(host, name, app, release, id, back_to, facts, override)
-        except (Problem, OSError) as error:
+        except (WsgiError, OSError) as error:
             with contextlib.suppress(OSError):  # the disk may be full, and that is what the error says
                 history.add(host, name, "failed", **facts, to=back_to, error=error)
             raise
@@ -155,8 +155,8 @@ def _start(host, name, app, release, id, back_to, facts, override):
         log = getattr(error, "log", new.log)
         said = new.failure(log)
         retire_generation(host, name, new.id)
-        if isinstance(error, (Problem, OSError)) and said:
-            raise Problem(f"{error}\n{log} says:\n{said}") from error
+        if isinstance(error, (WsgiError, OSError)) and said:
+            raise WsgiError(f"{error}\n{log} says:\n{said}") from error
         raise
     return done
 
@@ -168,7 +168,7 @@ def recover(host, name):
     Every run that touches an app calls it before it asks what is wanted of the app. With ``test=True`` nothing
     is written.
 
-    Returns the generation that is live, or None. Raises ``Problem`` where something can't be written.
+    Returns the generation that is live, or None. Raises ``WsgiError`` where something can't be written.
     """
     active_override(host, name)
     current = live_generation(host, name)
@@ -183,7 +183,7 @@ def recover(host, name):
         current = live_generation(host, name)
         failures = settle(current) if current else []
     if failures:
-        raise Problem("\n".join(failures))
+        raise WsgiError("\n".join(failures))
     return current
 
 
@@ -221,7 +221,7 @@ def _attempt(done, function, *arguments, **named):
     """Do what comes too late to fail a change. Returns whether it succeeded; else ``done.failures`` tells."""
     try:
         function(*arguments, **named)
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         done.failures.append(str(error))
         return False
     return True
@@ -234,7 +234,7 @@ def _go_back(old, done, override):
     override : dict or None
         As ``_go_live`` takes it.
 
-    Raises ``Problem`` in any case, with what made the change fail.
+    Raises ``WsgiError`` in any case, with what made the change fail.
     """
     host, name = old.host, old.name
     release = Release(name, old.release)
@@ -242,13 +242,13 @@ def _go_back(old, done, override):
     facts.update({"release": old.release, "server": old.server, "to": old.id, "error": "\n".join(done.failures)})
     try:
         _go_live(old, "rollback", override, **facts)
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         why = f"rollback_on_failure: generation {old.id} did not get the traffic back: {error}"
-        raise Problem("\n".join([*done.failures, why])) from error
+        raise WsgiError("\n".join([*done.failures, why])) from error
     done.failures += settle(old)
     forget_cached(host, name)
     _attempt(done, drain_and_retire, host, name, done.generation, done)
-    raise Problem("\n".join([*done.failures, "rollback_on_failure: it was live, and is gone again"]))
+    raise WsgiError("\n".join([*done.failures, "rollback_on_failure: it was live, and is gone again"]))
 
 
 def finish_retiring(host, name, app, done):
@@ -302,7 +302,7 @@ def finish(host, name, app, done):
     release = Release(name, generation.release)
     try:
         _run_hooks(generation, app, "after_live", release, done)
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         done.failures.append(str(error))
         return False
     if generation.record.pop("owed", None):
@@ -328,7 +328,7 @@ def drain_and_retire(host, name, generation, done):
         own = {"user": generation.user, **kept["settings"], "hooks": host.settings.apps[name]["hooks"]}
         try:
             _run_hooks(generation, own, "before_retire", Release(name, generation.release), done)
-        except (Problem, OSError) as error:
+        except (WsgiError, OSError) as error:
             done.failures.append(str(error))
     return retire_generation(host, name, generation.id)
 
@@ -368,7 +368,7 @@ def _ready(generation, app):
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise Problem(
+            raise WsgiError(
                 f"generation {generation.id} under {generation.server} was not healthy within "
                 f"{health['deadline']} s (wsgi:apps:{generation.name}:health): {last}."
             )

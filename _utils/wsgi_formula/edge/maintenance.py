@@ -10,7 +10,7 @@ microseconds and nothing else.
 import os
 
 from .. import files
-from ..errors import Problem
+from ..errors import WsgiError
 from ..paths import LIB
 
 FOLDER = f"{LIB}/maintenance"
@@ -89,13 +89,13 @@ def pending(host, name):
         The app, one of ``host.settings.apps``.
 
     Returns a dict: empty, or of the page's path to the local path of its source, or to None where it
-    is to be removed. Raises ``Problem`` where Salt does not serve it.
+    is to be removed. Raises ``WsgiError`` where Salt does not serve it.
     """
     url, path = host.settings.apps[name]["maintenance"]["page"], page_path(name)
     source = host.served.file(url) if url else None
     if url and not source:
         key = f"wsgi:apps:{name}:maintenance:page"
-        raise Problem(f"{key}: {url} is not served; is it below a folder in file_roots, or in gitfs?")
+        raise WsgiError(f"{key}: {url} is not served; is it below a folder in file_roots, or in gitfs?")
     return {} if _bytes(path) == (source and _bytes(source)) else {path: source}
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from .. import diff, files, process
 from ..app.desired import desired_settings
 from ..app.secrets import htpasswd
-from ..errors import Problem
+from ..errors import WsgiError
 from ..paths import LIB, PATH, RUN
 from ..pillar import sites
 from ..pillar.edge import METRICS_PORT, METRICS_SOCKET
@@ -113,7 +113,7 @@ NOT_SHOWN = "<show_changes=False>"
 WORKER = re.compile(r"/http-\d+\.sock ")
 
 
-class Refused(Problem):
+class Refused(WsgiError):
     """
     What nginx does not accept.
 
@@ -348,7 +348,7 @@ def check(host, *names):
     """
     Try apps' sites before anything depends on it.
 
-    Raises ``Problem`` when nginx refuses the tree with what would have to change for them, a port is another
+    Raises ``WsgiError`` when nginx refuses the tree with what would have to change for them, a port is another
     program's, or a certificate is no good.
     """
     with _alone(host):
@@ -360,7 +360,7 @@ def write(host, *names):
     """
     Put apps' sites in place where they differ; nginx reads them when it is reloaded.
 
-    Returns what changed, as ``shown`` does. Raises ``Problem`` as ``check`` does; then all is as it was.
+    Returns what changed, as ``shown`` does. Raises ``WsgiError`` as ``check`` does; then all is as it was.
     """
     with _alone(host):
         return _write(host, names)
@@ -410,7 +410,7 @@ def shown(before, changes):
 
 
 def apply(host, *names):
-    """Put apps' sites in place, and nginx to serving them, where that differs. Raises ``Problem`` as ``check`` does."""
+    """Put apps' sites in place, and nginx to serving them, where that differs. Raises ``WsgiError`` as ``check`` does."""
     with _alone(host):
         _write(host, names)
         _bring_up_to_date(host)
@@ -430,7 +430,7 @@ def refresh(host):
     """
     Bring nginx up to date with the sites as they lie on the disk.
 
-    Returns whether it had to be reloaded. Raises ``Problem`` as ``put`` does.
+    Returns whether it had to be reloaded. Raises ``WsgiError`` as ``put`` does.
     """
     with _alone(host):
         # After a run that was killed, too.
@@ -442,7 +442,7 @@ def refresh(host):
         refused = None
         try:
             validate(host, take=True)
-        except Problem as problem:
+        except WsgiError as problem:
             refused = problem
         reloaded = _bring_up_to_date(host)
         files.set_aside(LOADED)
@@ -473,7 +473,7 @@ def mend(host):
     Where it does not, the files that it refuses become what pillar says; where that is refused too, the sites of
     these apps are left out, so that all others are served.
 
-    Returns what changed, as ``shown`` does, and a sentence about that, or "". Raises ``Problem`` when nginx refuses
+    Returns what changed, as ``shown`` does, and a sentence about that, or "". Raises ``WsgiError`` when nginx refuses
     what is not ours.
     """
     with _alone(host):
@@ -528,7 +528,7 @@ def _accepted(host):
 def _renders(host, name):
     try:
         return bool(desired_files(host, name))
-    except (Problem, OSError):
+    except (WsgiError, OSError):
         return False
 
 
@@ -586,17 +586,17 @@ def request_reload(host):
     """
     Have nginx read its configuration, if the whole of it is sound, and see to it that it did.
 
-    Raises ``Problem`` when the configuration is refused; nginx goes on with the one it has.
+    Raises ``WsgiError`` when the configuration is refused; nginx goes on with the one it has.
     """
     _test(host)
     master = _master(host)
     if master is None:
-        raise Problem("nginx is not running: `systemctl status nginx` says why")
+        raise WsgiError("nginx is not running: `systemctl status nginx` says why")
     log = f"{host.family['nginx']['log_dir']}/error.log"
     size = os.path.getsize(log) if os.path.exists(log) else 0
     asked = reload.reload(master)
     if asked is None:
-        raise Problem(f"nginx did not take its new configuration; {log} says:\n{_since(log, size)}")
+        raise WsgiError(f"nginx did not take its new configuration; {log} says:\n{_since(log, size)}")
     files.write(LOADED, json.dumps({"nginx": _identity(master), "sites": _sum(host)}) + "\n", 0o644)
     os.utime(LOADED, (asked, asked))
 
@@ -782,7 +782,7 @@ def find_valid_changes(host, *names, without=(), take=False):
     for several, shared in attempts:
         try:
             return validate(host, *several, without=without, shared=shared, take=take)
-        except Problem as problem:
+        except WsgiError as problem:
             problems.append(problem)
     raise problems[0]
 
@@ -881,25 +881,25 @@ def _test(host, staged=None, changes=()):
     """See whether nginx takes its configuration; with a staged tree and its changes, as if that were live."""
     nginx, manages = shutil.which("nginx", path=PATH), host.settings.nginx["manage"]
     if nginx is None:
-        raise Problem("nginx is not installed" + ("" if manages else "; wsgi:nginx:manage: false leaves that to you"))
+        raise WsgiError("nginx is not installed" + ("" if manages else "; wsgi:nginx:manage: false leaves that to you"))
     changes, include = dict(changes), include_path(host)
     with _in_place(host, staged, changes.get(include)) if staged else contextlib.nullcontext([]) as command:
         command = [*command, nginx, "-t" if manages else "-T"]
         env = {**os.environ, "PATH": PATH}
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=env, check=False)
     if staged and (done.returncode == NOT_MOUNTED or done.stderr.startswith("unshare: ")):
-        raise Problem(f"nginx could not test the new files, which needs a mount namespace: {tail(done.stderr)}")
+        raise WsgiError(f"nginx could not test the new files, which needs a mount namespace: {tail(done.stderr)}")
     if done.returncode:
         files = {**installed_files(host), **{path: _text(wanted) for path, wanted in changes.items()}}
         raise Refused(f"{explain_failure(host, done.stderr, changes)}:\n{tail(done.stderr)}", done.stderr, files)
     if not manages and f"# configuration file {include}:" not in done.stdout:
-        raise Problem(
+        raise WsgiError(
             f"wsgi:nginx:manage: false, and nginx does not read {include}: "
             f"it needs `include {host.family['nginx']['conf_dir']}/*.conf;` in its http block"
         )
     user = None if manages else USER.search(done.stdout)
     if user and user[1] != host.family["nginx"]["user"]:
-        raise Problem(
+        raise WsgiError(
             f"wsgi:nginx:manage: false, and nginx runs as {user[1]!r}, and the apps' sockets are "
             f"{host.family['nginx']['user']}'s: it needs `user {host.family['nginx']['user']};`"
         )
@@ -980,7 +980,7 @@ def _check_free(host, key, port):
     for inode in _listeners(port):
         if f"socket:[{inode}]" in held:
             return
-    raise Problem(f"{key}: port {port} is another program's; `ss -ltnp 'sport = :{port}'` says whose")
+    raise WsgiError(f"{key}: port {port} is another program's; `ss -ltnp 'sport = :{port}'` says whose")
 
 
 def _listeners(port):

@@ -18,7 +18,7 @@ import stat
 from .. import files
 from ..build import ownership
 from ..build.ownership import FILE
-from ..errors import Problem
+from ..errors import WsgiError
 from ..paths import LIB, SRV
 from ..pillar import sites
 
@@ -65,7 +65,7 @@ def served(name, app):
 
 def check(name, app, release):
     """
-    Raise ``Problem`` where a release that never was live lacks what nginx is to serve of it.
+    Raise ``WsgiError`` where a release that never was live lacks what nginx is to serve of it.
 
     release : Release
     """
@@ -83,7 +83,7 @@ def build(host, name, app, release):
     Make the trees that ``publish`` links to, where they are not there.
 
     Returns a dict of paths to trees, without the paths whose live tree is of that release. Raises
-    ``Problem`` where there is nothing of a path, and nothing was.
+    ``WsgiError`` where there is nothing of a path, and nothing was.
     """
     wanted = outdated(name, app, release)
     unknown = {path for path in wanted if _live(name, path) is None}
@@ -218,7 +218,7 @@ def _lacking(name, app, release):
 
 def _refuse(lacking):
     if lacking:
-        raise Problem("\n".join(lacking.values()))
+        raise WsgiError("\n".join(lacking.values()))
 
 
 def _folder(name, path):
@@ -282,7 +282,7 @@ def _walk(release, folder, above, entered, seen):
         if entry.name.startswith("."):
             continue
         if next(seen) > MOST_FILES:
-            raise Problem(f"{entered[0]} holds more than {MOST_FILES} files; is it what nginx is to serve?")
+            raise WsgiError(f"{entered[0]} holds more than {MOST_FILES} files; is it what nginx is to serve?")
         real = _real(release, entry.path) if entry.is_symlink() else entry.path
         if real and os.path.isfile(real):
             yield f"{above}{entry.name}", real

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from .. import files, step
 from ..app.secrets import resolve_sdb
-from ..errors import Problem
+from ..errors import WsgiError
 from ..paths import LIB
 from ..redact import tail
 
@@ -249,7 +249,7 @@ def check(host, site, built):
 
     built : NginxBuild
 
-    Returns a list of warnings. Raises ``Problem`` for what can't be.
+    Returns a list of warnings. Raises ``WsgiError`` for what can't be.
     """
     if site.tls is None:
         return []
@@ -259,7 +259,7 @@ def check(host, site, built):
         return []
     certificate = _checked_pair(host, site, key)
     if certificate.left() < 0:
-        raise Problem(f"{key}:certificate: it expired on {_day(certificate.until)}")
+        raise WsgiError(f"{key}:certificate: it expired on {_day(certificate.until)}")
     warnings = []
     missing = certificate.missing([*site.domains, *site.redirect_domains])
     if missing:
@@ -272,12 +272,12 @@ def check(host, site, built):
 def _check_http(host, site, built, key):
     installed = f"nginx {'.'.join(map(str, built.version))}"
     if site.tls["http3"] and "http_v3_module" not in built.modules:
-        raise Problem(f"{key}:http3: true can't be had: {installed} is built without HTTP/3; leave it out")
+        raise WsgiError(f"{key}:http3: true can't be had: {installed} is built without HTTP/3; leave it out")
     if built.http2_directive:
         return
     for other in host.settings.sites.values():
         if other.tls and other.tls["listen"] == site.tls["listen"] and other.tls["http2"] != site.tls["http2"]:
-            raise Problem(
+            raise WsgiError(
                 f"{key}:http2: {str(site.tls['http2']).lower()} is not what {key_of(host, other)}:http2 says, and"
                 f" {installed} has it for all of port {site.tls['listen']} or for none; say the same of both"
             )
@@ -295,13 +295,13 @@ def _checked_pair(host, site, key):
         try:
             certificate = parse(pair[0])
         except ValueError as error:
-            raise Problem(f"{key}:certificate: {error}") from error
+            raise WsgiError(f"{key}:certificate: {error}") from error
         try:
             # An empty password: OpenSSL would ask the terminal for one.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(f"{folder}/certificate", f"{folder}/key", password="")
         except (ssl.SSLError, ValueError) as error:
-            raise Problem(f"{key}:{_unfit(pair[0], error)}") from error
+            raise WsgiError(f"{key}:{_unfit(pair[0], error)}") from error
     return certificate
 
 
@@ -324,9 +324,9 @@ def _own(key, path):
     try:
         text = files.read(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise Problem(f"{key}: {path!r} can't be read: {error}") from error
+        raise WsgiError(f"{key}: {path!r} can't be read: {error}") from error
     if text is None:
-        raise Problem(f"{key}: {path!r} is not there")
+        raise WsgiError(f"{key}: {path!r} is not there")
     return text
 
 
@@ -446,7 +446,7 @@ def obtain(host, site):
     """
     Have certbot get a site's certificate. nginx must serve the site.
 
-    Raises ``Problem`` with certbot's own words when it gets none.
+    Raises ``WsgiError`` with certbot's own words when it gets none.
     """
     acme = host.settings.nginx["acme"]
     files.ensure_dir(WEBROOT, 0o755)
@@ -525,7 +525,7 @@ def newest(files, own):
 
 
 def _run(command, otherwise, env=None):
-    """Run a program to its end. Raises ``Problem`` with what it said, behind a sentence, when it fails."""
+    """Run a program to its end. Raises ``WsgiError`` with what it said, behind a sentence, when it fails."""
     try:
         done = subprocess.run(
             command,
@@ -539,8 +539,8 @@ def _run(command, otherwise, env=None):
             check=False,
         )
     except FileNotFoundError as error:
-        raise Problem(f"{otherwise}: {command[0]} is not installed") from error
+        raise WsgiError(f"{otherwise}: {command[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:
-        raise Problem(f"{otherwise}: it took longer than {CLIENT_PATIENCE} s") from error
+        raise WsgiError(f"{otherwise}: it took longer than {CLIENT_PATIENCE} s") from error
     if done.returncode:
-        raise Problem(f"{otherwise}:\n{tail(done.stdout)}")
+        raise WsgiError(f"{otherwise}:\n{tail(done.stdout)}")
