@@ -101,12 +101,12 @@ def refused(machine, source, **settings):
 @pytest.mark.parametrize(
     ("repository", "told"),
     [
-        ("/home/eve/alternates.git", "can't be read by 'eve', as whom it is read"),
-        ("/home/eve/objects.git", "can't be read by 'eve', as whom it is read"),
-        ("/home/eve/link.git", "can't be read by 'eve', as whom it is read"),
-        ("/home/eve/gitdir", "can't be read by 'eve', as whom it is read"),
-        ("/home/eve/way/up/secret.git", "can't be read by 'eve', as whom it is read"),
-        ("/opt/open/shared.git", "can't be read by 'nobody', as whom it is read"),
+        ("/home/eve/alternates.git", "could not be read as the user 'eve'"),
+        ("/home/eve/objects.git", "could not be read as the user 'eve'"),
+        ("/home/eve/link.git", "could not be read as the user 'eve'"),
+        ("/home/eve/gitdir", "could not be read as the user 'eve'"),
+        ("/home/eve/way/up/secret.git", "could not be read as the user 'eve'"),
+        ("/opt/open/shared.git", "could not be read as the user 'nobody'"),
     ],
 )
 def test_a_repository_leads_root_to_nothing_that_its_owner_may_not_read(site, repository, told):
@@ -115,14 +115,14 @@ def test_a_repository_leads_root_to_nothing_that_its_owner_may_not_read(site, re
 
 def test_a_commit_that_only_root_may_read_is_not_given_to_who_knows_its_hash(site):
     commit = site.exec(["cat", "/tmp/commit"]).stdout.strip()
-    assert "can't be read by 'eve'" in refused(site, f"git+file:///home/eve/alternates.git@{commit}")
+    assert "could not be read as the user 'eve'" in refused(site, f"git+file:///home/eve/alternates.git@{commit}")
 
 
 @pytest.mark.parametrize("repository", ["with-root", "nested"])
 def test_a_submodule_is_never_read_by_root(site, repository):
     comment = refused(site, f"git+file:///home/eve/{repository}@main")
     assert "wsgi:apps:shop:source: submodule " in comment
-    assert "/root/secret.git can't be read by " in comment
+    assert "/root/secret.git could not be read as the user " in comment
 
 
 @pytest.mark.parametrize("path", ["/home/eve/way/up/work", "/home/eve/folder"])
@@ -135,7 +135,7 @@ def test_a_folder_behind_a_user_s_link_is_not_read_by_root(site, path):
 def test_a_link_to_devices_is_refused_before_anything_reads_it(site):
     comment = refused(site, "git+file:///home/eve/links@main", wheels="wheels")
     assert (
-        "wsgi:apps:shop:source: 'wheels' is a link that leads out of it: '/dev'; remove it from the source" in comment
+        "wsgi:apps:shop:source: 'wheels' is a link that leads out of the folder: '/dev'; remove it from the source" in comment
     )
 
 

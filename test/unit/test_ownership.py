@@ -113,7 +113,9 @@ def test_a_file_of_root_s_is_neither_given_nor_copied(tree, tmp_path):
     secret.write_text("secret")
     secret.chmod(0o600)
     os.link(secret, tree / "inner/shadow")
-    with pytest.raises(WsgiError, match=r"inner/shadow belongs to the user with the id 0, not to 54321"):
+    with pytest.raises(
+        WsgiError, match=r"inner/shadow belongs to the user with the UID 0; a build may leave only files of UID 54321"
+    ):
         take(tree)
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert secret.stat().st_gid == 0
@@ -135,14 +137,16 @@ def make_socket(path):
 def test_what_is_no_file_folder_or_link_is_refused_and_not_opened(tree, make, kind):
     make(tree / "inner/odd")
     build(tree)
-    with pytest.raises(WsgiError, match=f"{tree}/inner/odd is {kind}; only files, folders and symbolic links"):
+    with pytest.raises(
+        WsgiError, match=f"{tree}/inner/odd is {kind}; a build may leave only files, folders and symbolic links"
+    ):
         take(tree)
 
 
 def test_a_file_that_somebody_goes_on_writing_to_is_refused(tree):
     """Whoever got it handed over, in whatever namespace they are."""
     build(tree)
-    with open(tree / "top.py", "a"), pytest.raises(WsgiError, match=f"{tree}/top.py is open to be written to"):
+    with open(tree / "top.py", "a"), pytest.raises(WsgiError, match=f"{tree}/top.py is open for writing"):
         take(tree)
     build(tree)
     take(tree)
@@ -207,7 +211,7 @@ def test_a_tree_that_is_given_away_follows_no_link_and_gives_nothing_of_another_
 
 def test_folders_in_each_other_without_end_are_refused(tree):
     os.makedirs(str(tree) + "/d" * 300)
-    with pytest.raises(WsgiError, match="has more than 200 folders in each other"):
+    with pytest.raises(WsgiError, match="has more than 200 nested folders"):
         ownership.give_tree(str(tree), APP, APP, {0})
 
 
@@ -285,7 +289,7 @@ def test_a_process_that_can_not_be_ended_is_told(monkeypatch):
     monkeypatch.setattr(process, "kill", lambda pid, is_meant: None)
     running = started()
     try:
-        with pytest.raises(WsgiError, match=f"of the user wsgibuild-unit-test can't be ended: {running.pid}"):
+        with pytest.raises(WsgiError, match=f"of the user wsgibuild-unit-test could not be killed: {running.pid}"):
             step.kill_user_processes(Account, patience=0.1)
     finally:
         running.kill()

@@ -11,7 +11,7 @@ from container import ROOT
 from wsgi_formula import served
 from wsgi_formula.errors import WsgiError
 from wsgi_formula.host import Host
-from wsgi_formula.served import MANIFEST, OTHER
+from wsgi_formula.served import MANIFEST, WRONG_SUM
 
 NEW = b"of a new version"
 
@@ -119,7 +119,7 @@ def test_an_update_is_fetched(minion):
 
 def test_no_file_is_used_that_the_manifest_does_not_know(minion):
     minion.edit("wsgi/a.jinja", NEW)
-    with pytest.raises(WsgiError, match=r"salt://wsgi/a\.jinja is not the file of which .* run test/manifest there"):
+    with pytest.raises(WsgiError, match=r"salt://wsgi/a\.jinja does not have the sum .* run test/manifest there"):
         minion.run().file("salt://wsgi/a.jinja")
 
 
@@ -129,14 +129,14 @@ def test_what_the_master_serves_is_compared_without_fetching_it(minion, monkeypa
     assert minion.run().differing() == []
     minion.run().file("salt://wsgi/a.jinja")
     minion.edit("wsgi/a.jinja", NEW)
-    assert minion.run().differing() == [OTHER.format("wsgi/a.jinja")]
+    assert minion.run().differing() == [WRONG_SUM.format("wsgi/a.jinja")]
     assert Path(minion.run().file("salt://wsgi/a.jinja")).read_text() == "wsgi/a.jinja"
 
 
 def test_a_module_that_the_manifest_does_not_know_is_not_to_be_synced(minion):
     minion.edit("_modules/wsgi.py", NEW)
     minion.sync()
-    with pytest.raises(WsgiError, match=r"salt://_modules/wsgi\.py is not the file of which"):
+    with pytest.raises(WsgiError, match=r"salt://_modules/wsgi\.py does not have the sum"):
         _ = minion.run().stale
 
 

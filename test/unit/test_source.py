@@ -100,7 +100,7 @@ def test_another_revision_keeps_all_else(text, revision, other):
 @pytest.mark.parametrize(
     ("text", "revision", "told"),
     [
-        ("salt://shop", "v2", "salt://shop has no revisions; another archive or folder is deployed with source="),
+        ("salt://shop", "v2", "salt://shop has no revisions; deploy another archive or folder with source="),
         ("/opt/shop", "v2", "/opt/shop has no revisions"),
         (f"https://u:secret@h/s.zip#sha256={HASH}", "v2", "https://u:***@h/s.zip"),
         ("git+https://u:secret@h/s.git@v1", "-x", "'-x' can't be a branch, a tag or a commit"),
@@ -213,7 +213,7 @@ def test_a_link_that_leads_out_of_a_source_is_refused(source_of, tmp_path, targe
     if target != "sub/up":
         (folder / "sub/up").unlink()
         (folder / "link").symlink_to(target)
-    told = "^wsgi:apps:shop:source: '(link|sub/up)' is a link that leads out of it: '.*'; remove it from the source"
+    told = "^wsgi:apps:shop:source: '(link|sub/up)' is a link that leads out of the folder: '.*'; remove it from the source"
     with pytest.raises(WsgiError, match=told):
         source_of(str(folder)).fetch(str(tmp_path / "copy"), 0, 0)
 
@@ -235,7 +235,7 @@ LIMITS = {"size": "1k", "files": 5, "depth": 3}
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ({"big": 1025}, "size: the source holds more than 1k; 'big' does not fit in any more; raise the limit if"),
+        ({"big": 1025}, "size: the source holds more than 1k; 'big' does not fit; raise the limit if"),
         ({"a": 512, "b": 513}, "size: the source holds more than 1k; 'b' does not"),
         ({str(number): 0 for number in range(6)}, "files: the source holds more than 5 files and folders; '5' is"),
         ({"a/b/c/d": 0}, "depth: 'a/b/c/d'… is more than 3 folders deep in the source"),
@@ -297,22 +297,22 @@ REFERENCES = {
     [("main", "a"), ("v1.5", "e"), ("refs/tags/v1.5", "e"), ("refs/heads/both", "b"), ("refs/tags/both", "c")],
 )
 def test_a_reference_is_found(revision, commit):
-    assert git.find(REFERENCES, revision) == commit * 40
+    assert git.find_commit(REFERENCES, revision) == commit * 40
 
 
 @pytest.mark.parametrize(
     ("revision", "told"),
     [
-        ("both", "'both' is a branch and a tag; say @refs/heads/both or @refs/tags/both"),
-        ("v1.4", "'v1.4' is neither a branch nor a tag of it; did you mean 'v1.5'?"),
-        ("refs/tags/v1.4", "'refs/tags/v1.4' is not in it; did you mean 'refs/tags/v1.5'"),
-        ("0f1e2d3", "'0f1e2d3' is neither a branch nor a tag of it; a commit must be whole, 40 or 64"),
-        ("zzz", "'zzz' is neither a branch nor a tag of it"),
+        ("both", "'both' is both a branch and a tag; write @refs/heads/both or @refs/tags/both"),
+        ("v1.4", "the repository has no branch and no tag 'v1.4'; did you mean 'v1.5'?"),
+        ("refs/tags/v1.4", "the repository has no reference 'refs/tags/v1.4'; did you mean 'refs/tags/v1.5'"),
+        ("0f1e2d3", "the repository has no branch and no tag '0f1e2d3'; a commit must be whole, 40 or 64"),
+        ("zzz", "the repository has no branch and no tag 'zzz'"),
     ],
 )
 def test_what_is_no_reference_is_told(revision, told):
     with pytest.raises(Refused) as error:
-        git.find(REFERENCES, revision)
+        git.find_commit(REFERENCES, revision)
     assert str(error.value).startswith(told)
 
 
@@ -373,7 +373,7 @@ def test_a_local_repository_is_read_where_the_source_is_one_alone(url, file):
     ],
 )
 def test_a_submodule_may_be_beside_its_repository(url, relative, absolute):
-    assert git.beside(url, relative) == absolute
+    assert git.submodule_url(url, relative) == absolute
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_a_submodule_comes_by_what_its_repository_may_come_by(main, url, schemes
     if repository.scheme in schemes:
         assert repository._submodule("lib", url, (7, 7)).scheme in ("https", "ssh", "file")
     else:
-        with pytest.raises(Refused, match="^submodule 'lib' is at '.*'; it can be at https://, ssh://"):
+        with pytest.raises(Refused, match="^submodule 'lib' is at '.*'; allowed are https://, ssh://"):
             repository._submodule("lib", url, (7, 7))
 
 
@@ -506,19 +506,22 @@ def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "told"),
     [
-        ([("/escaped", {})], "'/escaped' leads out of it"),
-        ([("../escaped", {})], "'../escaped' leads out of it"),
-        ([("a/../../escaped", {})], "'a/../../escaped' leads out of it"),
-        ([("a", {"type": LINK, "linkname": "/etc"})], "'a' is a link that leads out of it: '/etc'"),
-        ([("a", {"type": LINK, "linkname": ".."})], "'a' is a link that leads out of it: '..'"),
-        ([("x/a", {"type": LINK, "linkname": "../../y"})], "'x/a' is a link that leads out of it: '../../y'"),
+        ([("/escaped", {})], "'/escaped' leads out of the archive"),
+        ([("../escaped", {})], "'../escaped' leads out of the archive"),
+        ([("a/../../escaped", {})], "'a/../../escaped' leads out of the archive"),
+        ([("a", {"type": LINK, "linkname": "/etc"})], "'a' is a link that leads out of the archive: '/etc'"),
+        ([("a", {"type": LINK, "linkname": ".."})], "'a' is a link that leads out of the archive: '..'"),
+        ([("x/a", {"type": LINK, "linkname": "../../y"})], "'x/a' is a link that leads out of the archive: '../../y'"),
         # Each link would be inside by itself, and both together outside.
         (
             [("x/a", {"type": LINK, "linkname": ".."}), ("b", {"type": LINK, "linkname": "x/a/../escaped"})],
-            "'b' is a link that leads out of it: 'x/a/../escaped'",
+            "'b' is a link that leads out of the archive: 'x/a/../escaped'",
         ),
         ([("x", {"type": FOLDER}), ("a", {"type": LINK, "linkname": "x"}), ("a/b", {})], "'a/b' leads through a link"),
-        ([("a", {"type": HARD, "linkname": "../escaped"})], "'a' is a link to what is no file in it: '../escaped'"),
+        (
+            [("a", {"type": HARD, "linkname": "../escaped"})],
+            "'a' is a link to '../escaped', which is not a file in the archive",
+        ),
         ([("a", {"type": DEVICE})], "'a' is a device or a pipe; "),
         ([("a", {"type": PIPE})], "'a' is a device or a pipe; "),
     ],
@@ -537,7 +540,7 @@ def test_a_hostile_entry_is_refused(tmp_path, entries, told):
 def test_a_hostile_entry_of_a_zip_is_refused(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(name, "x")
-    assert "leads out of it" in unpacked(tmp_path / "a.zip", tmp_path / "out").stderr
+    assert "leads out of the archive" in unpacked(tmp_path / "a.zip", tmp_path / "out").stderr
     assert not (tmp_path / "escaped").exists()
 
 
@@ -614,12 +617,12 @@ def test_a_header_that_would_take_all_memory_is_refused(tmp_path):
     (tmp_path / "a.tar").write_bytes(entry.tobuf(tarfile.GNU_FORMAT) + bytes(2**16))
     done = unpacked(tmp_path / "a.tar", tmp_path / "out")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"{KEY}:files: to unpack it takes more than 1025 MiB of memory")
+    assert done.stderr.startswith(f"{KEY}:files: the archive takes more than 1025 MiB of memory to unpack")
 
 
 def test_a_folder_that_is_not_there_is_told_with_those_that_are(tmp_path):
     done = unpacked(tar(tmp_path / "a.tar", ("shop-1/x", {}), ("docs/x", {})), tmp_path / "out", "shop")
-    assert done.stderr.strip() == "there is no folder 'shop' in it; at its top are: docs, shop-1"
+    assert done.stderr.strip() == "the archive has no folder 'shop'; at its top are: docs, shop-1"
 
 
 def test_what_is_no_archive_is_told(tmp_path):

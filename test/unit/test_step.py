@@ -51,7 +51,7 @@ def test_a_step_that_fails_tells_the_last_lines_without_secrets():
     with pytest.raises(WsgiError) as raised:
         shell(
             "for i in $(seq 30); do echo line $i; done; echo hunter2 https://me:hunter3@example.com; exit 3",
-            what="it",
+            label="it",
             secrets=["hunter2"],
         )
     assert str(raised.value).startswith("it failed:\n  line 17\n")
@@ -68,7 +68,7 @@ def test_the_longer_of_two_secrets_goes_first():
 
 def test_a_step_that_takes_too_long_ends_with_all_that_it_started():
     with pytest.raises(WsgiError, match="it did not end within 3 s:\n  begun"):
-        shell(f"setsid sleep {SECONDS} & echo begun; sleep {SECONDS}", what="it", timeout=3)
+        shell(f"setsid sleep {SECONDS} & echo begun; sleep {SECONDS}", label="it", timeout=3)
     assert step.kill_steps(STEP) == []
     assert (
         f"sleep {SECONDS}"
@@ -156,13 +156,13 @@ def test_a_process_without_any_environment_is_not_waited_for():
     ("command", "said"),
     [
         ("exit 3", "its exit status is 3"),
-        ("kill -KILL $$", "was ended by SIGKILL"),
-        ("kill -40 $$", "was ended by signal 40"),
+        ("kill -KILL $$", "it was ended by SIGKILL"),
+        ("kill -40 $$", "it was ended by signal 40"),
     ],
 )
 def test_a_step_that_fails_in_silence_tells_how_it_ended(command, said):
     with pytest.raises(WsgiError) as raised:
-        shell(command, what="it")
+        shell(command, label="it")
     assert str(raised.value) == f"it failed:\n  it printed nothing, and {said}"
 
 

@@ -66,7 +66,7 @@ def test_a_run_does_not_go_on_where_another_one_said_something_else(host):
         assert active_override(each, "shop") == {}
     deploy(second, "/srv/shop")
     check_override_unchanged(second, "shop")
-    with pytest.raises(WsgiError, match="another run changed what is wanted of shop meanwhile"):
+    with pytest.raises(WsgiError, match="another run deployed, pinned or unpinned shop meanwhile"):
         check_override_unchanged(first, "shop")
 
 
@@ -111,7 +111,7 @@ def test_a_line_that_says_nothing_is_told_by_its_number(host, tmp_path, text, pr
     [("env:KEY", {"env": {"KEY": "sdb://vault/none"}}), ("deploy_key", {"deploy_key": "sdb://vault/none"})],
 )
 def test_a_value_that_is_not_in_the_database_is_a_problem(host, key, own):
-    with pytest.raises(WsgiError, match=f"wsgi:apps:shop:{key}: sdb://vault/none is not there"):
+    with pytest.raises(WsgiError, match=f"wsgi:apps:shop:{key}: sdb has no value for sdb://vault/none"):
         desired_app(host(**own), "shop")
 
 

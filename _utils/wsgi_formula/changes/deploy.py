@@ -6,7 +6,14 @@ import pwd
 
 from ..app import history
 from ..app.desired import desired_app, desired_release, restored_settings
-from ..app.override import active_override, deploy_override, describe_override, forget_cached, set_override
+from ..app.override import (
+    Overrides,
+    active_override,
+    deploy_override,
+    describe_override,
+    forget_cached,
+    set_override,
+)
 from ..app.release import Release
 from ..build.source import with_revision
 from ..edge import nginx
@@ -68,7 +75,7 @@ def _asked(host, name, rev, source):
 
 def _converge(host, name):
     """The release, the generation and the site of one app as they are wanted."""
-    asked = dict(host.overrides[name])
+    asked = dict(host.shared(Overrides).current[name])
     app, user = desired_app(host, name), None
     try:
         user = pwd.getpwnam(app["user"])

@@ -15,6 +15,7 @@ from .. import files, process
 from ..app import history
 from ..app.history import HISTORY
 from ..app.override import (
+    Overrides,
     active_override,
     check_override_unchanged,
     dated_override,
@@ -111,7 +112,7 @@ def change(host, name, app, release, id, back_to=None, override=None):
         old = recover(host, name)
         facts = {"release": release.id, "server": app["server"]}
         facts.update({fact: release.record.get(fact) for fact in ("source", "revision")})
-        before = host.overrides_read.get(name, {})
+        before = host.shared(Overrides).on_disk.get(name, {})
         try:
             check_override_unchanged(host, name)
             done = _start(host, name, app, release, id, back_to, facts, override)

@@ -373,7 +373,7 @@ def _version(host, app, release):
     """The server's version: what pip installed, or what the distribution's says of itself."""
     row = host.servers[app["server"]]
     if app["install"] == "environment":
-        return release.environment.installed(row["package"]) if row["package"] else None
+        return release.environment.installed_version(row["package"]) if row["package"] else None
     command, user = row["show_version"], app["user"]
     account = pwd.getpwnam(user)
     done = subprocess.run(
