@@ -70,7 +70,7 @@ def desired_release(host: Host, name: str) -> Release:
     """
     override = active_override(host, name)
     if "pinned" in override:
-        return _restorable(name, override["pinned"])[0]
+        return restorable_release(name, override["pinned"])
     return DesiredRelease(host, name, desired_app(host, name))
 
 
@@ -83,16 +83,18 @@ def restored_settings(host: Host, name: str, id: str) -> Mapping[str, Any]:
 
     Raises ``WsgiError`` where these are not kept any more.
     """
-    _, kept = _restorable(name, id)
-    return {**host.settings.apps[name], **kept}
+    return {**host.settings.apps[name], **_restorable(name, id)["settings"]}
 
 
-def _restorable(name: str, id: str) -> tuple[Release, dict[str, Any]]:
-    """Return the release and the kept settings of a generation that was live before."""
+def restorable_release(name: str, id: str) -> Release:
+    """Return the release of a generation that was live before; raise ``WsgiError`` where it is not kept any more."""
+    return Release(name, _restorable(name, id)["release"])
+
+
+def _restorable(name: str, id: str) -> dict[str, Any]:
     kept = history.kept_settings(name, id)
-    release = Release(name, kept["release"]) if kept else None
-    if kept is None or release is None or not release.record:
+    if kept is None or not Release(name, kept["release"]).record:
         raise WsgiError(
             f"generation {id} of {name} does not exist any more: run `wsgi.unpin {name}`, or roll back to another one"
         )
-    return release, kept["settings"]
+    return kept

@@ -170,7 +170,7 @@ def going_live(name: str) -> dict[str, Any]:
     Return the facts that the change that made an app's generation live has not written to their files yet.
 
     They are in the generation's record from before the link is renamed until the change, or the next run if that one
-    was killed, has settled them.
+    was killed, has settled them: see ``recovery.settle``.
 
     Returns a dict with ``entry``, an entry of the history, ``at``, a float in seconds since 1970, and perhaps
     ``override``, as ``active_override`` returns it. It is empty where nothing is pending.
