@@ -135,7 +135,8 @@ def test_a_folder_behind_a_user_s_link_is_not_read_by_root(site, path):
 def test_a_link_to_devices_is_refused_before_anything_reads_it(site):
     comment = refused(site, "git+file:///home/eve/links@main", wheels="wheels")
     assert (
-        "wsgi:apps:shop:source: 'wheels' is a link that leads out of the folder: '/dev'; remove it from the source" in comment
+        "wsgi:apps:shop:source: 'wheels' is a link that leads out of the folder: '/dev'; remove it from the source"
+        in comment
     )
 
 

@@ -16,7 +16,7 @@ from ..app.override import (
     forget_cached,
     set_override,
 )
-from ..app.release import DesiredRelease, Release
+from ..app.release import DesiredRelease
 from ..build.source import with_revision
 from ..edge import nginx
 from ..errors import WsgiError
