@@ -53,7 +53,7 @@ class Host:
         self.saltenv = saltenv
         self.opts = opts or {}
         self._templates = jinja2.Environment(
-            loader=jinja2.FunctionLoader(self._template),
+            loader=jinja2.FunctionLoader(self.file_text),
             undefined=jinja2.StrictUndefined,
             keep_trailing_newline=True,
             trim_blocks=True,
@@ -61,7 +61,7 @@ class Host:
             autoescape=lambda name: name is not None and name.endswith(".html.jinja"),
             bytecode_cache=self._bytecode_cache(),
         )
-        self._template_text: dict[str, str] = {}
+        self._file_texts: dict[str, str] = {}
         self._shared: dict[type, Any] = {}
         self.served = Served(self)
         self.certificates: dict = {}  # of tls.texts
@@ -178,10 +178,11 @@ class Host:
         variables.update((name, _Macros(self._templates, path, variables)) for name, path in templates.items())
         return variables
 
-    def template_text(self, template: str) -> str:
-        """Return the source of one of the formula's templates, for ids that must change with it."""
-        self._templates.get_template(template)
-        return self._template_text[template]
+    def file_text(self, path: str) -> str:
+        """Return the text of a file below ``wsgi/``, read once in a run; raise ``WsgiError`` where it is not served."""
+        if path not in self._file_texts:
+            self._file_texts[path] = self.text(f"salt://wsgi/{path}")
+        return self._file_texts[path]
 
     def text(self, url: str) -> str:
         """Return the text of one of the formula's files; raise ``WsgiError`` where it is not served."""
@@ -201,10 +202,6 @@ class Host:
     def known_apps() -> list[str]:
         """Return the names of the apps that the formula has set up on this machine, sorted."""
         return sorted(name for name in files.list_dir(ETC) if os.path.isfile(f"{ETC}/{name}/app.json"))
-
-    def _template(self, name: str) -> str:
-        self._template_text[name] = self.text(f"salt://wsgi/{name}")
-        return self._template_text[name]
 
     def _yaml(self, name: str, error: str | None = None) -> dict[str, Any]:
         url = f"salt://wsgi/{name}"

@@ -124,17 +124,17 @@ def start_ticks(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
-def uptime(pid: int) -> float:
-    """Return for how many seconds a process has run; 0.0 where it is gone."""
-    ticks = start_ticks(pid)
+def uptime(pid: int | None) -> float:
+    """Return for how many seconds a process has run; 0.0 for None, or where it is gone."""
+    ticks = start_ticks(pid) if pid else None
     if ticks is None:
         return 0.0
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def is_alive(pid: int) -> bool:
-    """Return whether a process exists and is no zombie."""
-    fields = stat_of(pid)
+def is_alive(pid: int | None) -> bool:
+    """Return whether a process exists and is no zombie; False for None."""
+    fields = stat_of(pid) if pid else None
     return fields is not None and fields[0] not in ("Z", "X")
 
 

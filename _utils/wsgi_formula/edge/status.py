@@ -12,8 +12,8 @@ from ..app.override import describe_override
 from ..app.release import Release
 from ..paths import LIB
 from ..run import probe
-from ..run.generation import health_check_of, live_generation
-from ..run.programs import program_status
+from ..run.generation import live_generation
+from ..run.record import health_check_of
 from . import maintenance
 
 PATIENCE = 10  # seconds for the health checks of all apps that the status page tells of
@@ -72,7 +72,7 @@ def _status(host, name, deadline, processes):
 
 def _processes(current):
     pids = current.pids
-    beside = program_status(current)
+    beside = current.program_status()
     all_pids = [*pids]
     for mains in beside.get("processes", {}).values():
         all_pids += [pid for main in mains for pid in process.descendants(main)]
