@@ -25,7 +25,7 @@ def host(make_host, tmp_path, monkeypatch):
 
     def host_of(**own):
         made = make_host({"apps": {"shop": {**SHOP, **own}}})
-        assert made.settings.problems == []
+        assert made.settings.messages == []
         made.salt = {**made.salt, "sdb.get": lambda uri, strict: {"sdb://vault/key": "found"}.get(uri)}
         return made
 

@@ -35,7 +35,7 @@ def recipe(make_host, tmp_path):
 
     def of(**settings):
         host = make_host({"apps": {"shop": {**APP, **settings}}})
-        assert host.settings.problems == []
+        assert host.settings.messages == []
         return Recipe(host, "shop", host.settings.apps["shop"], str(tmp_path), [])
 
     return of

@@ -4,11 +4,11 @@ The desired settings and the desired release of an app: pillar's, or those of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ..errors import WsgiError
 from ..host import Host
+from ..pillar.app import App
 from . import history
 from .override import active_override
 from .release import DesiredRelease, Release
@@ -19,10 +19,10 @@ class DesiredApps:
     """The apps of one run, by their names: the override and the settings that it comes to. See ``Host.shared``."""
 
     def __init__(self, host: Host) -> None:
-        self.by_name: dict[str, tuple[dict, Mapping[str, Any]]] = {}
+        self.by_name: dict[str, tuple[dict, App]] = {}
 
 
-def desired_settings(host: Host, name: str) -> Mapping[str, Any]:
+def desired_settings(host: Host, name: str) -> App:
     """
     Return the desired settings of an app, with ``sdb://…`` and ``env_files`` as pillar has them.
 
@@ -30,7 +30,7 @@ def desired_settings(host: Host, name: str) -> Mapping[str, Any]:
     name : str
         The app, one of ``host.settings.apps``.
 
-    Returns a mapping like those of ``Settings.apps``. For a deployed app it also has ``ref``: the branch or tag that the
+    For a deployed app the mapping also has ``ref``: the branch or tag that the
     source's commit was found by, or None. Raises ``WsgiError`` where the app is pinned to a generation that is gone.
     """
     app = host.settings.apps[name]
@@ -40,14 +40,14 @@ def desired_settings(host: Host, name: str) -> Mapping[str, Any]:
     if not override:
         return app
     # The source of a deploy names a commit. Records of older versions have no `ref`, and its value as `rev`.
-    return {**app, "source": override["source"], "ref": override.get("ref", override["rev"])}
+    return app.replace(source=override["source"], ref=override.get("ref", override["rev"]))
 
 
-def desired_app(host: Host, name: str) -> Mapping[str, Any]:
+def desired_app(host: Host, name: str) -> App:
     """
     Return the desired settings of an app, with the values of ``sdb://…`` and ``env_files``; they are read once per run.
 
-    The arguments and the returned mapping are those of ``desired_settings``. Raises ``WsgiError`` where a value is not
+    The arguments are those of ``desired_settings``. Raises ``WsgiError`` where a value is not
     available.
     """
     desired, override = host.shared(DesiredApps).by_name, active_override(host, name)
@@ -56,7 +56,7 @@ def desired_app(host: Host, name: str) -> Mapping[str, Any]:
         if "pinned" not in override:
             env = environment_variables(host, name, app)
             deploy_key = resolve_sdb(host, f"wsgi:apps:{name}:deploy_key", app["deploy_key"])
-            app = {**app, "env": env, "deploy_key": deploy_key}
+            app = app.replace(env=env, deploy_key=deploy_key)
         desired[name] = override, app
     return desired[name][1]
 
@@ -74,7 +74,7 @@ def desired_release(host: Host, name: str) -> Release:
     return DesiredRelease(host, name, desired_app(host, name))
 
 
-def restored_settings(host: Host, name: str, id: str) -> Mapping[str, Any]:
+def restored_settings(host: Host, name: str, id: str) -> App:
     """
     Return an app's settings with those of a generation that was live before.
 
@@ -83,7 +83,7 @@ def restored_settings(host: Host, name: str, id: str) -> Mapping[str, Any]:
 
     Raises ``WsgiError`` where these are not kept any more.
     """
-    return {**host.settings.apps[name], **_restorable(name, id)["settings"]}
+    return host.settings.apps[name].replace(**_restorable(name, id)["settings"])
 
 
 def restorable_release(name: str, id: str) -> Release:

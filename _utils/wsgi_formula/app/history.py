@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import salt.exceptions
@@ -22,6 +22,7 @@ import salt.utils.yaml
 from .. import files
 from ..host import Host
 from ..paths import ETC, LIB
+from ..pillar.app import App
 
 
 class HasSettings(Protocol):
@@ -202,14 +203,14 @@ def current_run(host: Host) -> dict[str, Any]:
     return {}
 
 
-def keep_settings(name: str, generation: HasSettings, app: Mapping[str, Any]) -> None:
+def keep_settings(name: str, generation: HasSettings, app: App) -> None:
     """
     Keep a generation's settings for a rollback.
 
     name : str
         The app.
     generation : Generation
-    app : mapping
+    app : App
         The settings that the generation was made from, as ``desired_app`` returned them.
     """
     _ensure_folder(name)

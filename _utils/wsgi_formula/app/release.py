@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pwd import struct_passwd
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..build.users import prepare_builder, take_over
 from ..errors import WsgiError
 from ..host import Host
 from ..paths import SRV
+from ..pillar.app import App
 from ..pillar.hazards import hazards
 from . import history
 
@@ -123,13 +124,13 @@ class DesiredRelease(Release):
     host : Host
     name : str
         The app.
-    app : mapping
+    app : App
         Its settings, as ``desired_app`` returns them.
 
     Raises ``WsgiError`` where its source is not available.
     """
 
-    def __init__(self, host: Host, name: str, app: Mapping[str, Any]) -> None:
+    def __init__(self, host: Host, name: str, app: App) -> None:
         self.host = host
         self.app = app
         self.source = source_of(host, name, app)
@@ -217,11 +218,11 @@ def undamaged_release(name: str, hash: str) -> Release:
     return undamaged(hash, f"{SRV}/{name}/releases", lambda id: Release(name, id))
 
 
-def _build_commands(app: Mapping[str, Any]) -> list:
+def _build_commands(app: App) -> list:
     return [hook["command"] for hook in app["hooks"]["build"]]
 
 
-def _known_requirements(host: Host, name: str, app: Mapping[str, Any]) -> list[str]:
+def _known_requirements(host: Host, name: str, app: App) -> list[str]:
     requirements = app["requirements"]
     if not isinstance(requirements, str):
         return requirements

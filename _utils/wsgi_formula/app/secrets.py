@@ -13,6 +13,7 @@ from .. import files
 from ..errors import WsgiError
 from ..host import Host
 from ..pillar import plain, schema
+from ..pillar.app import App
 from ..pillar.edge import HASH
 from ..pillar.schema import ENV_NAME
 
@@ -36,14 +37,14 @@ def htpasswd(host: Host, key: str, users: Mapping[str, str]) -> str:
     return "".join(f"{user}:{value}\n" for user, value in hashes.items())
 
 
-def environment_variables(host: Host, name: str, app: Mapping[str, Any]) -> dict[str, Any]:
+def environment_variables(host: Host, name: str, app: App) -> dict[str, Any]:
     """
     Return an app's environment variables with their values; ``env`` wins over ``env_files``.
 
     host : Host
     name : str
         The app.
-    app : mapping
+    app : App
         Its settings, as pillar has them.
 
     Raises ``WsgiError`` where a file or a value of sdb is not available, or where a value is not valid.

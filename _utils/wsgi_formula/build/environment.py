@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pwd import struct_passwd
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from .. import files, step
 from ..errors import WsgiError
 from ..host import Host
 from ..paths import PATH, SRV
+from ..pillar.app import App
 from ..pillar.hazards import package_name
-from ..pillar.servers import requirement_of, vulnerabilities, vulnerable
+from ..pillar.servers import describe_vulnerabilities
 from ..redact import passwords_of, without_credentials
 from ..untrusted import Tree
 from . import ownership
@@ -123,7 +124,7 @@ class Recipe:
     host : Host
     name : str
         The app.
-    app : mapping
+    app : App
         Its settings, as ``desired_app`` returns them.
     code : str
         The folder that its code was fetched into.
@@ -133,7 +134,7 @@ class Recipe:
     Raises ``WsgiError`` where the code does not have the files that ``requirements`` and ``wheels`` name.
     """
 
-    def __init__(self, host: Host, name: str, app: Mapping[str, Any], code: str, required: list[str]) -> None:
+    def __init__(self, host: Host, name: str, app: App, code: str, required: list[str]) -> None:
         self.host = host
         self.name = name
         self.app = app
@@ -234,7 +235,7 @@ class Recipe:
         # In a command of its own: an installer that checks hashes demands one of each requirement.
         missing = [
             requirement
-            for requirement in requirement_of(self.app, self.host.servers)
+            for requirement in self.app.server_requirements
             if not self.environment.installed_version(requirement)
         ]
         if missing:
@@ -268,17 +269,15 @@ class Recipe:
 
     def _check_vulnerable(self) -> None:
         """Raise ``WsgiError`` where the app's requirements have brought a server with known vulnerabilities."""
-        if self.app["allow_vulnerable"] or not requirement_of(self.app, self.host.servers):
+        if self.app["allow_vulnerable"] or not self.app.server_requirements:
             return
-        row = self.host.servers[self.app["server"]]
-        version = self.environment.installed_version(row["package"])
-        found = vulnerabilities(row, version) if version else []
-        if found:
-            sentence = vulnerable(self.app["server"], version, found, row)
-            raise WsgiError(f"wsgi:apps:{self.name}:requirements: {sentence}")
+        version = self.environment.installed_version(self.app.row["package"])
+        message = describe_vulnerabilities(self.app["server"], version, self.app.row) if version else ""
+        if message:
+            raise WsgiError(f"wsgi:apps:{self.name}:requirements: {message}")
 
 
-def environment_inputs(host: Host, app: Mapping[str, Any]) -> list:
+def environment_inputs(host: Host, app: App) -> list:
     """Return the settings of an app that decide its environment, besides its code, as a list for JSON."""
     requirements = app["requirements"]
     if not isinstance(requirements, str):
@@ -286,12 +285,12 @@ def environment_inputs(host: Host, app: Mapping[str, Any]) -> list:
     return [requirements, *_other_inputs(host, app)]
 
 
-def _other_inputs(host: Host, app: Mapping[str, Any]) -> list:
+def _other_inputs(host: Host, app: App) -> list:
     """Return all inputs but the requirements. The installer is none, as both build the same environment."""
     return [
         interpreter(host, app),
         app["user"],
-        requirement_of(app, host.servers),
+        app.server_requirements,
         app["wheels"],
         without_credentials(str(app["index"])),
         [without_credentials(url) for url in app["extra_index"]],
@@ -305,7 +304,7 @@ class Interpreters:
         self.paths: dict[str, str] = {}
 
 
-def interpreter(host: Host, app: Mapping[str, Any]) -> str:
+def interpreter(host: Host, app: App) -> str:
     """
     Return the path of an app's interpreter; its ``python`` as it is where that is not installed yet.
 

@@ -5,13 +5,14 @@ Hooks: an app's own commands at the moments ``build``, ``before_live``, ``after_
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pwd import struct_passwd
 from typing import Any, Protocol
 
 from .. import step
 from ..errors import WsgiError
 from ..paths import LIB, PATH
+from ..pillar.app import App
 from ..redact import redact
 
 SHOWN_LINES = 40  # of a command's output
@@ -29,15 +30,13 @@ class HasCode(Protocol):
     code: str
 
 
-def hook_variables(
-    name: str, app: Mapping[str, Any], environment: HasPath, user: struct_passwd | None = None
-) -> dict[str, str]:
+def hook_variables(name: str, app: App, environment: HasPath, user: struct_passwd | None = None) -> dict[str, str]:
     """
     Return the environment variables of an app's processes, programs and hooks.
 
     name : str
         The app.
-    app : mapping
+    app : App
         Its settings, as ``desired_app`` returns them; its ``env`` wins over ``PATH``, ``HOME`` and the others.
     environment : Environment
         Its virtual environment.
@@ -58,7 +57,7 @@ def hook_variables(
 
 def run_hooks(
     name: str,
-    app: Mapping[str, Any],
+    app: App,
     moment: str,
     release: HasCode,
     environment: HasPath,
@@ -72,7 +71,7 @@ def run_hooks(
 
     name : str
         The app.
-    app : mapping
+    app : App
         Its settings, as ``desired_app`` returns them.
     moment : str
         A key of ``hooks``.

@@ -8,10 +8,11 @@ import contextlib
 import importlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import WsgiError
+from ..pillar.app import App
 from ..pillar.rules import list_of, one_line
 from ..redact import passwords_of, without_credentials
 from ..untrusted import TEXT, TooLong, Tree
@@ -47,7 +48,7 @@ class Requirements:
 
     name : str
         The app.
-    app : mapping
+    app : App
         Its settings, as ``desired_app`` returns them.
     code : str
         The folder that its code was fetched into.
@@ -76,7 +77,7 @@ class Requirements:
     Raises ``WsgiError`` where the code does not have the file, or the file can't be installed from.
     """
 
-    def __init__(self, name: str, app: Mapping[str, Any], code: str, required: list[str]) -> None:
+    def __init__(self, name: str, app: App, code: str, required: list[str]) -> None:
         self.key = f"wsgi:apps:{name}:requirements"
         self.tree, self._bytes_left = Tree(code), TEXT
         self.lines, self.file, self.lock = [*required], "", ""

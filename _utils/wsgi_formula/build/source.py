@@ -20,9 +20,8 @@ import stat
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import salt.utils.http
@@ -30,6 +29,7 @@ import salt.utils.http
 from .. import files, step, untrusted
 from ..errors import WsgiError
 from ..host import Host
+from ..pillar.app import App
 from ..pillar.source import COMMIT, SourceSpec, parse_source
 from ..redact import without_credentials
 from ..step import BUILD_TIMEOUT
@@ -54,7 +54,7 @@ class Source:
     host : Host
     name : str
         The app.
-    app : mapping
+    app : App
         Its settings, as ``desired_app`` returns them.
     spec : SourceSpec
         Its ``source``, parsed.
@@ -65,7 +65,7 @@ class Source:
         The ``source`` of pillar, without credentials.
     """
 
-    def __init__(self, host: Host, name: str, app: Mapping[str, Any], spec: SourceSpec) -> None:
+    def __init__(self, host: Host, name: str, app: App, spec: SourceSpec) -> None:
         self.host = host
         self.name = name
         self.app = app
@@ -377,7 +377,7 @@ class Sources:
         self.by_settings: dict[tuple, Source] = {}
         self.repositories: dict[tuple, Repository] = {}
 
-    def of(self, name: str, app: Mapping[str, Any]) -> Source:
+    def of(self, name: str, app: App) -> Source:
         """Return an app's source; an error in resolving it is raised at its first use."""
         # The key is a part, since `wsgi.plan` asks before the value of an sdb:// key is known.
         key = (name, app["source"], app.get("ref"), app["deploy_key"], app["known_hosts"])
@@ -387,14 +387,14 @@ class Sources:
         return self.by_settings[key]
 
 
-def source_of(host: Host, name: str, app: Mapping[str, Any]) -> Source:
+def source_of(host: Host, name: str, app: App) -> Source:
     """
     Return an app's source, resolved once per run.
 
     host : Host
     name : str
         The app.
-    app : mapping
+    app : App
         Its settings, as ``desired_app`` returns them.
 
     ``WsgiError`` is raised at the source's first use, where it can't be resolved.
