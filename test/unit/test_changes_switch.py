@@ -112,7 +112,7 @@ def deploy_on(machine, id):
     """Make a change with an override, as `wsgi.deploy` does."""
     host = machine.host()
     recovery.recover(host, "shop")
-    app = {**desired_app(host, "shop"), "rollback_on_failure": True}
+    app = desired_app(host, "shop").replace(rollback_on_failure=True)
     release = SimpleNamespace(id=f"release-of-{id}", record={})
     os.makedirs(Release("shop", release.id).path, exist_ok=True)
     said = deploy_override(host, "shop", f"/srv/{id}", None)
