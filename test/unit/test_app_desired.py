@@ -59,7 +59,7 @@ def test_invalid_line_of_an_env_file_is_reported_by_its_number(host, tmp_path, t
     [("env:KEY", {"env": {"KEY": "sdb://vault/none"}}), ("deploy_key", {"deploy_key": "sdb://vault/none"})],
 )
 def test_missing_sdb_value_is_a_problem(host, key, own):
-    with pytest.raises(WsgiError, match=f"wsgi:apps:shop:{key}: sdb://vault/none is not there"):
+    with pytest.raises(WsgiError, match=f"wsgi:apps:shop:{key}: sdb has no value for sdb://vault/none"):
         desired_app(host(**own), "shop")
 
 

@@ -66,7 +66,7 @@ def test_run_stops_if_another_run_changed_the_override(host):
         assert active_override(each, "shop") == {}
     deploy(second, "/srv/shop")
     check_override_unchanged(second, "shop")
-    with pytest.raises(WsgiError, match="another run changed what is wanted of shop meanwhile"):
+    with pytest.raises(WsgiError, match="another run deployed, pinned or unpinned shop meanwhile"):
         check_override_unchanged(first, "shop")
 
 

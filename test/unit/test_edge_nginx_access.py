@@ -99,7 +99,7 @@ def test_password_from_sdb_must_be_a_hash(make_host):
     host.salt["sdb.get"] = lambda uri, strict: {"sdb://a/ann": HASH, "sdb://a/bob": "hunter2"}[uri]
     key = f"{KEY}:basic_auth:users"
     assert htpasswd(host, key, {"ann": "sdb://a/ann", "eve": HASH}) == f"ann:{HASH}\neve:{HASH}\n"
-    with pytest.raises(WsgiError, match=f"{key}:bob: sdb://a/bob holds something else than a hash") as raised:
+    with pytest.raises(WsgiError, match=f"{key}:bob: sdb://a/bob does not hold a hash") as raised:
         htpasswd(host, key, {"bob": "sdb://a/bob"})
     assert "hunter2" not in str(raised.value)
 

@@ -89,7 +89,7 @@ def test_changing_the_revision_keeps_the_rest_of_the_source(text, revision, othe
 @pytest.mark.parametrize(
     ("text", "revision", "told"),
     [
-        ("salt://shop", "v2", "salt://shop has no revisions; another archive or folder is deployed with source="),
+        ("salt://shop", "v2", "salt://shop has no revisions; deploy another archive or folder with source="),
         ("/opt/shop", "v2", "/opt/shop has no revisions"),
         (f"https://u:secret@h/s.zip#sha256={HASH}", "v2", "https://u:***@h/s.zip"),
         ("git+https://u:secret@h/s.git@v1", "-x", "has the revision '-x', which is not a valid branch, tag or commit"),

@@ -26,7 +26,7 @@ from typing import Any
 
 from .. import files
 from ..app import history
-from ..app.override import check_override_unchanged, dated_override, forget_cached
+from ..app.override import Overrides, check_override_unchanged, dated_override, forget_cached
 from ..app.release import Release
 from ..build.hooks import run_hooks
 from ..edge import maintenance, nginx, static
@@ -118,7 +118,7 @@ class Switch:
     def recover(self) -> None:
         """Settle what a killed run has left."""
         self.old = recover(self.host, self.name)
-        self._override_before = self.host.overrides_read.get(self.name, {})
+        self._override_before = self.host.shared(Overrides).on_disk.get(self.name, {})
 
     def validate(self) -> None:
         """Check all that can be checked before anything is touched."""
@@ -227,7 +227,7 @@ class Switch:
         hooks = [
             hook for hook in self.app["hooks"]["before_live"] if hook["every"] == "change" or hook["command"] not in ran
         ]
-        app = {**self.app, "hooks": {"before_live": hooks}}
+        app = self.app.replace(hooks={"before_live": hooks})
         account = (new.uid, new.gid)
         for hook, printed in run_hooks(self.name, app, "before_live", release, new.environment, *account):
             self.outcome.printed.update(printed)

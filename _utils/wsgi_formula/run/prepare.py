@@ -164,7 +164,7 @@ def _server_version(host: Host, app: App, release: Release) -> str | None:
     """
     row = app.row
     if app["install"] == "environment":
-        return release.environment.installed(row["package"]) if row["package"] else None
+        return release.environment.installed_version(row["package"]) if row["package"] else None
     command, account = row["show_version"], pwd.getpwnam(app["user"])
     result = subprocess.run(
         command,
