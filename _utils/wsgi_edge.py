@@ -38,6 +38,21 @@ SECONDS = {"s": 1, "m": 60}
 TLS_HEADERS = {"hsts": "Strict-Transport-Security", "http3": "Alt-Svc"}
 # Of these an answer may have several, each with its own meaning.
 SEVERAL = ("link", "set-cookie", "vary")
+# nginx's modules that pass requests to an app; each has directives of its own.
+PROTOCOLS = ("proxy", "uwsgi")
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "SAMEORIGIN",
+    "Referrer-Policy": "strict-origin-when-cross-origin",
+}
+# Media types that compress well.
+TEXT_TYPES = [
+    *("application/atom+xml", "application/geo+json", "application/javascript", "application/json"),
+    *("application/ld+json", "application/manifest+json", "application/problem+json", "application/rss+xml"),
+    *("application/vnd.api+json", "application/wasm", "application/xhtml+xml", "application/xml"),
+    *("font/otf", "font/ttf", "image/svg+xml", "text/calendar", "text/css", "text/csv", "text/javascript"),
+    *("text/markdown", "text/plain", "text/xml"),
+]
 CORS_HEADERS = [
     f"Access-Control-{word}"
     for word in ("Allow-Origin", "Allow-Credentials", "Allow-Methods", "Allow-Headers", "Expose-Headers", "Max-Age")
@@ -102,9 +117,55 @@ def values(name, app):
         "origin_pattern": origin_pattern,
         "cookies_pattern": cookies_pattern,
         "waits": waits(app["limits"]),
-        "given_headers": [header.lower() for header in app["response_headers"]],
+        "auth_realm": auth_realm(name, app),
+        "added_headers": functools.partial(added_headers, name, app),
+        "cors_headers": cors_headers(name, app),
         "replaced_headers": replaced(app),
+        "proxy_timeout": app["request_timeout"] + 5,
     }
+
+
+def auth_realm(name, app):
+    """Return the argument of ``auth_basic``: the realm, or the variable that holds it where some paths are open."""
+    settings = app["basic_auth"]
+    return settings and (variable(name, "realm") if settings["except"] else f'"{settings["realm"]}"')
+
+
+def cors_headers(name: str, app: dict) -> list:
+    """Return the CORS headers of every response of an app, a list of names and nginx's values."""
+    cors = app["cors"]
+    if not cors:
+        return []
+    found = [("Access-Control-Allow-Origin", variable(name, "origin"))]
+    found += [("Vary", "Origin")] if cors["origins"] != ["*"] else []
+    return found + ([("Access-Control-Allow-Credentials", "true")] if cors["credentials"] else [])
+
+
+def added_headers(name: str, app: dict, own=(), internal: bool = False) -> list:
+    """
+    Return the headers that nginx adds to the responses of a location.
+
+    own : collection of str
+        The headers that the location adds itself, in lower case.
+    internal : bool
+        Whether the location serves files that the app has nginx send.
+
+    Returns a list of names and values, as nginx writes them.
+    """
+    found = cors_headers(name, app)
+    if app["cors"] and app["cors"]["expose"]:
+        found.append(("Access-Control-Expose-Headers", f'"{", ".join(app["cors"]["expose"])}"'))
+    if app["limits"] and "retry-after" not in own:
+        found.append(("Retry-After", variable(name, "retry")))
+    if app["security_headers"]:
+        given = {header.lower() for header in app["response_headers"]}
+        for header in SECURITY_HEADERS:
+            if header.lower() not in given:
+                suffix = header.lower().replace("-", "_")
+                found.append((header, f"$wsgi_{'internal_' if internal else ''}{suffix}"))
+    return found + [
+        (header, quoted(text)) for header, text in app["response_headers"].items() if header.lower() not in own
+    ]
 
 
 def variable(name, what, *which):

@@ -15,7 +15,7 @@ from wsgi_host import LIB, Problem
 FOLDER = f"{LIB}/maintenance"
 # A look at few folders: each costs.
 SHORTCUTS = f"{LIB}/shortcuts"
-# What tells nginx how to ask a live generation: wsgi/nginx/pass.jinja.
+# What tells nginx how to ask a live generation: wsgi/nginx/macros/pass.jinja.
 MARKERS = ("uwsgi", "keepalive", "http", "workers")
 PLAIN_PAGE = "/usr/local/lib/wsgi/maintenance.html"
 

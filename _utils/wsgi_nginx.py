@@ -43,17 +43,16 @@ from wsgi_step import tail
 LOADED = f"{RUN}/nginx.loaded"
 # What `nginx -V` said, and which nginx that was.
 BUILT = f"{RUN}/nginx.built"
-# What has a template of its own, wsgi/nginx/<feature>.jinja, and what that has macros for: `host`, once; `http`,
-# for each app; `server` and `location`, within such; `locations`, beside the app's.
+# Features of nginx, each with a template of macros: `host` is for all apps, `http` for an app outside of its site,
+# `server` and `location` for the inside of such blocks, and `locations` for locations beside those of the app.
 FEATURES = {
-    name: f"nginx/{name}.jinja"
+    name: f"nginx/macros/{name}.jinja"
     for name in (
         "access",
         "cache",
         "common",
         "errors",
         "headers",
-        "listen",
         "log",
         "metrics",
         "pass",
@@ -64,7 +63,7 @@ FEATURES = {
     )
 }
 # In the tree that is ours: folders, and the files that are no app's.
-FOLDERS = ("apps", "locations", "sites", "private")
+FOLDERS = ("apps", "locations", "proxied", "dispatch", "sites", "private")
 SHARED = ("wsgi.conf", "proxy.conf", "tls.conf")
 LISTEN = re.compile(r"^\s*listen (\d+)([^;]*);", re.MULTILINE)
 SERVER_NAME = re.compile(r"^\s*server_name ([^;]*);", re.MULTILINE)
@@ -185,9 +184,15 @@ def _dynamic_modules(host):
 
 
 def paths(host, name):
-    """The paths of an app's own files: what stands outside of any server, its locations, and who may come in."""
+    """
+    Return the paths of an app's own files.
+
+    Returns a list: upstreams and variables, its locations, what a location includes that proxies to the app, what
+    passes a request to the live generation, and the passwords.
+    """
     own = host.family["nginx"]["own_dir"]
-    return [f"{own}/apps/{name}.conf", f"{own}/locations/{name}.conf", f"{own}/private/{name}.htpasswd"]
+    folders = ("apps", "locations", "proxied", "dispatch")
+    return [*(f"{own}/{folder}/{name}.conf" for folder in folders), f"{own}/private/{name}.htpasswd"]
 
 
 def cache_folders(host, name):
@@ -224,7 +229,8 @@ def texts(host, name):
     """
     site, app = site_of(host, name), wsgi_wanted.settings(host, name)
     site_file, values = site_path(host, site.id), _values(host, name, app, site)
-    files = [host.render(f"nginx/{kind}.conf.jinja", **values) for kind in ("app", "locations")]
+    templates = ("app", "locations", "proxied", "dispatch")
+    files = [host.render(f"nginx/{template}.conf.jinja", **values) for template in templates]
     found = dict(zip(paths(host, name), [*files, _htpasswd(host, name, app)]))
     before = on_disk(host).get(site_file)
     if before and set(_members(before)) & host.settings.broken:
@@ -584,19 +590,26 @@ def reload(host):
 
 def _values(host, name, app, site):
     """What the templates of an app know."""
+    certificate = wsgi_tls.values(host, site)
+    _, _, proxied_conf, dispatch_conf, htpasswd = paths(host, name)
     own = {
         "name": name,
         "app": app,
         "apps": host.settings.apps,
         "site": site,
-        "certificate": wsgi_tls.values(host, site),
+        "certificate": certificate,
+        "servers": server_blocks(host, site, bool(certificate and certificate["reuseport"])),
+        "fast_path": has_fast_path(app, host.settings.nginx),
+        "prefix": "" if app["mount"] == "/" else app["mount"],
+        "proxied_conf": proxied_conf,
+        "dispatch_conf": dispatch_conf,
         "mounted": functools.partial(wsgi_sites.mounted, app),
         "live": f"{LIB}/live/{name}",
-        "short": f"{wsgi_reload.SHORT}/{name}",
-        "closing": wsgi_reload.CLOSING,
+        "fast_path_link": wsgi_reload.SHORT,
+        "drain_marker": wsgi_reload.CLOSING,
         "upstream_workers": _upstream_workers(host, name, app),
         "served": wsgi_static.served(name, app),
-        "htpasswd": paths(host, name)[2],
+        "htpasswd": htpasswd,
         "cache_folders": cache_folders(host, name),
         **wsgi_edge.values(name, app),
         "maintenance": {
@@ -605,6 +618,96 @@ def _values(host, name, app, site):
         },
     }
     return _shared_values(host, **own)
+
+
+def has_fast_path(app: dict, nginx: dict) -> bool:
+    """Return whether requests to an app may skip the checks: nothing but the checks decides what becomes of them."""
+    raw = nginx["location"] or app["nginx"]["location"]
+    return not (app["cors"] or not app["request_buffering"] or raw)
+
+
+@dataclass(frozen=True)
+class ServerBlock:
+    """
+    A server block of a site, as its template needs it.
+
+    listens : list of str
+        The arguments of each ``listen``.
+    names : str
+        The arguments of ``server_name``.
+    tls : bool
+        Whether one of its ports has TLS.
+    http2_on : bool
+        Whether it needs the directive ``http2 on``.
+    challenge : bool
+        Whether it answers ACME challenges.
+    redirect : str
+        The URL to which it redirects every request; empty for none.
+    reason : str
+        What it redirects to, for a comment.
+    """
+
+    listens: list
+    names: str
+    tls: bool
+    http2_on: bool
+    challenge: bool
+    redirect: str = ""
+    reason: str = ""
+
+
+def server_blocks(host, site, reuseport=False):
+    """
+    Return the server blocks of a site, a list: its own, the redirect to HTTPS, and that to its first domain.
+
+    reuseport : bool
+        Whether the kernel shares out HTTP/3's packets by this site.
+    """
+    to_https = site.tls and site.tls["redirect"]
+
+    def block(ports, domains, reuseport=False, **redirect):
+        found = []
+        for port, ssl in ports.items():
+            words = {"http2": site.tls["http2"], "http3": site.tls["http3"]} if ssl else {}
+            default = host.settings.nginx["manage"] and not domains
+            found += listens(host, port, ssl, default=default, reuseport=reuseport, **words)
+        tls, plain = True in ports.values(), False in ports.values()
+        return ServerBlock(
+            found,
+            " ".join(domains) or '""',
+            tls,
+            bool(tls and site.tls["http2"] and built(host).http2_directive),
+            bool(plain and site.tls and site.tls["certificate"] == "acme"),
+            **redirect,
+        )
+
+    https_port = "" if not site.tls or site.tls["listen"] in (80, 443) else f":{site.tls['listen']}"
+    found = [block({site.tls["listen"]: True} if to_https else site.ports, site.domains, reuseport)]
+    if to_https:
+        url = f"https://$host{https_port}$request_uri"
+        found.append(block({site.listen: False}, site.domains, redirect=url, reason="HTTPS"))
+    if site.redirect_domains:
+        url = f"$wsgi_scheme://{site.domains[0]}$wsgi_url_port$request_uri"
+        if to_https:
+            url = f"https://{site.domains[0]}{https_port}$request_uri"
+        found.append(block(site.ports, site.redirect_domains, redirect=url, reason="the first of the domains"))
+    return found
+
+
+def listens(host, port, ssl=False, default=False, http2=False, http3=False, reuseport=False):
+    """Return the arguments of each ``listen`` of a port, IPv6's too where the kernel has it: a list of str."""
+    words = {
+        "ssl": ssl,
+        "http2": http2 and not built(host).http2_directive,
+        "proxy_protocol": host.settings.nginx["proxy_protocol"],
+        "default_server": default,
+    }
+    quic = {"quic": True, "reuseport": reuseport, "default_server": default}
+    found = []
+    for address in ("", "[::]:") if os.path.exists("/proc/net/if_inet6") else ("",):
+        for options in (words, quic) if http3 else (words,):
+            found.append(" ".join([f"{address}{port}", *(word for word, given in options.items() if given)]))
+    return found
 
 
 def _upstream_workers(host, name, app):
@@ -620,9 +723,11 @@ def _shared_values(host, **more):
         "metrics_port": METRICS_PORT,
         "metrics_socket": METRICS_SOCKET,
         "built": built(host),
+        "protocols": wsgi_edge.PROTOCOLS,
+        "security_headers": wsgi_edge.SECURITY_HEADERS,
+        "text_types": wsgi_edge.TEXT_TYPES,
         "log_dir": host.family["nginx"]["log_dir"],
         "own_dir": host.family["nginx"]["own_dir"],
-        "ipv6": os.path.exists("/proc/net/if_inet6"),
         "tls_profile": wsgi_tls.profile(host, built(host)),
         "unknown_certificate": wsgi_tls.unknown_paths(host, built(host)),
         **more,
@@ -690,7 +795,14 @@ def _shared(host, sites):
     names += [page["domain"]] if page and page["domain"] else []
     values = _shared_values(
         host,
-        ports=ports,
+        unknown_hosts=[
+            {
+                "tls": "ssl" in options,
+                "listens": listens(host, port, "ssl" in options, default=True, http3="quic" in options, reuseport=True),
+            }
+            for port, options in ports.items()
+        ],
+        page_listens=listens(host, page["listen"]) if page else [],
         known_domains=_known_domains(sites),
         page=page,
         long_names=_names_bucket(host, names),

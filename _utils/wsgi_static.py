@@ -54,6 +54,7 @@ def served(name, app):
                     # Where one of the two ended in a slash alone, /static../ would lead out of the folder.
                     "alias": _place(name, path, folder),
                     "internal": kind == "internal",
+                    "caching": "private" if app["basic_auth"] or app["allow"] else "public",
                     "unwanted": rf"^{re.escape(seen)}(.*/)?\." if folder and path.startswith("/") else None,
                 }
             )

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pickle
+import re
 import signal
 import sys
 from pathlib import Path
@@ -48,6 +49,19 @@ def host_of(wsgi, system="Debian-12", opts=None):
     host = Host(salt, pillar={"wsgi": wsgi}, grains=grains, saltenv="base", opts=opts)
     host.nginx_built = wsgi_nginx.Built((1, 22, 1), ("http_v2_module", "http_gzip_static_module"))
     return host
+
+
+def as_nginx_reads(files):
+    """nginx's files, path to text, with the files of an app that its locations include in the place of each include."""
+    kinds = ("proxied", "dispatch")
+    # Without their titles, which are not indented.
+    included = {path: text.partition("\n\n")[2] for path, text in files.items() if path.split("/")[-2] in kinds}
+
+    def inlined(text):
+        return re.sub(r"^ *include (\S+);\n", lambda found: included.get(found[1], found[0]), text, flags=re.MULTILINE)
+
+    others = {path: text for path, text in files.items() if path not in included}
+    return {path: inlined(text) if isinstance(text, str) else text for path, text in others.items()}
 
 
 @pytest.fixture(params=["plain pillar", "masked pillar"])

@@ -10,6 +10,7 @@ import pytest
 import wsgi_host
 import wsgi_nginx
 import wsgi_static
+from conftest import as_nginx_reads
 
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
 
@@ -59,7 +60,7 @@ def make_files(make_host, tmp_path):
     def files_of(own):
         host = make_host({"apps": {"shop": {**SHOP, **own}}})
         host.family["nginx"].update(conf_dir=str(tmp_path), own_dir=str(tmp_path))
-        files = wsgi_nginx.pending(host, "shop")
+        files = as_nginx_reads(wsgi_nginx.pending(host, "shop"))
         return {"wsgi.conf": files.pop(wsgi_nginx.entry_path(host)), "site": "\n".join(files.values())}
 
     return files_of
@@ -307,7 +308,7 @@ def test_what_is_not_for_everybody_is_not_for_shared_caches(make_files):
 def test_an_error_page_comes_after_what_the_location_does_about_that_error(make_files):
     lines = make_files({"error_pages": {502: "errors/502.html"}})["site"].splitlines()
     own = [line.strip() for line in lines if "error_page 502" in line]
-    page, again = "error_page 502 //errors/shop/502;", "error_page 502 = @shop-again;"
+    page, again = "error_page 502 //errors/shop/502;", "error_page 502 = @shop-retry;"
     # At once, as connections are closed, and asked again.
     assert own == [again, page, again, page, again, page, page]
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import wsgi_nginx
+from conftest import as_nginx_reads
 
 HELLO = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
 SHOP = {**HELLO, "domains": ["shop.example.com"]}
@@ -17,7 +18,8 @@ def make_files(make_host, tmp_path):
         host = make_host({"apps": {"shop": {**SHOP, **(own or {})}}, "nginx": nginx or {}})
         assert host.settings.problems == []
         host.family["nginx"].update(conf_dir=str(tmp_path), own_dir=str(tmp_path))
-        return {path[len(str(tmp_path)) + 1 :]: text for path, text in wsgi_nginx.pending(host, "shop").items()}
+        files = as_nginx_reads(wsgi_nginx.pending(host, "shop"))
+        return {path[len(str(tmp_path)) + 1 :]: text for path, text in files.items()}
 
     return files_of
 
@@ -86,7 +88,7 @@ def test_only_bodies_of_a_known_length_are_handed_on_as_they_come(make_files):
     assert "proxy_request_buffering off;" in unbuffered
     assert "uwsgi_request_buffering off;" in unbuffered
     # Half of it may be gone.
-    assert "@shop-again" not in unbuffered
+    assert "@shop-retry" not in unbuffered
     assert text.count("request_buffering off;") == 2
 
 
@@ -94,10 +96,10 @@ def test_what_a_worker_has_fallen_over_is_brought_to_no_other(make_files):
     text = make_files()["locations/shop.conf"]
     tries = [
         re.search(r"proxy_next_upstream_tries (\d);", block(text, f"location {name}"))[1]
-        for name in ("/", "@shop-unusual", "@shop-closing", "@shop-again")
+        for name in ("/", "@shop-checks", "@shop-drain", "@shop-retry")
     ]
     assert tries == ["1", "1", "1", "0"]
-    assert "if ($upstream_bytes_sent ~ [1-9]) {\n        return 502;" in block(text, "location @shop-again")
+    assert "if ($upstream_bytes_sent ~ [1-9]) {\n        return 502;" in block(text, "location @shop-retry")
 
 
 def test_each_port_has_the_same_patience_with_clients_whose_host_is_not_known_yet(make_files):

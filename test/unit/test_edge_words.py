@@ -7,6 +7,7 @@ import wsgi_edge
 import wsgi_host
 import wsgi_nginx
 import wsgi_wanted
+from conftest import as_nginx_reads
 
 HASH = "$6$saltsalt$hRM5XZ86KXEw9UOmjigeVqFgULtFB2sgpC9lXQDfMib3Zgw7mEiUvBJI2EplzfAqxL5Vvwp2scFtv/uamSo5z0"
 KEY = "wsgi:apps:shop"
@@ -34,7 +35,7 @@ def make_files(make_host, tmp_path):
         host.nginx_built = wsgi_nginx.Built((1, 22, 1), modules)
         for folder in ("conf_dir", "own_dir"):
             host.family["nginx"][folder] = str(tmp_path)  # not this machine's
-        found = wsgi_nginx.pending(host, "shop")
+        found = as_nginx_reads(wsgi_nginx.pending(host, "shop"))
         return {path[len(str(tmp_path)) + 1 :]: text for path, text in found.items()}
 
     return files_of

@@ -19,6 +19,7 @@ import wsgi_release
 import wsgi_schema
 import wsgi_settings
 import wsgi_wanted
+from conftest import as_nginx_reads
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
@@ -59,7 +60,7 @@ def make_files(make_app, tmp_path, monkeypatch):
             host.family["nginx"][folder] = str(tmp_path)  # not this machine's
         record = wsgi_generation.record_of(host, app, release, version)
         generation = wsgi_generation.Generation(host, "shop", "0123456789", record)
-        site = wsgi_nginx.pending(host, "shop")
+        site = as_nginx_reads(wsgi_nginx.pending(host, "shop"))
         return {
             **{
                 os.path.join("tmpfiles.d" if "tmpfiles" in path else "", os.path.basename(path)): text
@@ -703,12 +704,12 @@ def test_macros_are_made_once_for_an_app(make_app, monkeypatch):
     host, _, _ = make_app({"static": {"/static/": "static/"}})
     monkeypatch.setattr(jinja2.Template, "make_module", observed)
     wsgi_nginx.texts(host, "shop")
-    assert made["nginx/headers.jinja"]
+    assert made["nginx/macros/headers.jinja"]
     assert {name: times for name, times in made.items() if times > 1} == {}
 
 
 def test_each_feature_of_nginx_has_a_template_of_macros():
-    templates = {path.stem for path in (ROOT / "wsgi/nginx").glob("*.jinja") if "." not in path.stem}
+    templates = {path.stem for path in (ROOT / "wsgi/nginx/macros").iterdir()}
     assert {*wsgi_nginx.FEATURES} == templates
 
 

@@ -109,9 +109,10 @@ def test_a_site_leads_to_each_of_its_apps_locations(disk):
     host = disk({"home": {}, "shop": {"mount": "/shop"}})
     found = inner(host, wsgi_nginx.pending(host, "home"))
     assert {*found} == {
-        "conf.d/wsgi.conf", "wsgi.conf", "proxy.conf", "tls.conf", "apps/home.conf", "locations/home.conf", "sites/example.com_80.conf",
+        "conf.d/wsgi.conf", "wsgi.conf", "proxy.conf", "tls.conf", "apps/home.conf", "locations/home.conf", "proxied/home.conf",
+        "dispatch/home.conf", "sites/example.com_80.conf",
     }  # fmt: skip
-    members = [line.split("/")[-1] for line in found["sites/example.com_80.conf"].splitlines() if "include" in line]
+    members = [line.split("/")[-1] for line in found["sites/example.com_80.conf"].splitlines() if "/locations/" in line]
     assert members == ["home.con[f];", "shop.con[f];"]
 
 
@@ -129,7 +130,9 @@ def test_an_app_that_goes_leaves_its_site_to_the_others(disk):
     files = inner(before, wsgi_nginx.pending(before, "home", "shop"))
     host = disk({"home": {}}, files)
     found = inner(host, wsgi_nginx.pending(host, without=["shop"]))
-    assert {name for name, text in found.items() if text is None} == {"apps/shop.conf", "locations/shop.conf"}
+    assert {name for name, text in found.items() if text is None} == {
+        "apps/shop.conf", "locations/shop.conf", "proxied/shop.conf", "dispatch/shop.conf",
+    }  # fmt: skip
     assert "shop" not in found["sites/example.com_80.conf"].partition("\n")[2]
 
 
