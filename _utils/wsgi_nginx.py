@@ -284,10 +284,10 @@ def _old_layout(host):
 def _alone(host):
     """Keep other runs from nginx's files and its reload; put right what a killed run left of both."""
     own = host.family["nginx"]["own_dir"]
-    with wsgi_reload.alone():
+    with wsgi_reload.locked():
         for path in wsgi_nginx_tree.leftovers(own):
             wsgi_host.remove(path)
-        wsgi_reload.end_closing()
+        wsgi_reload.end_drain()
         if host.nginx_version != wsgi_nginx_tree.version(own):
             host.nginx_files = None
         yield
@@ -605,8 +605,8 @@ def _values(host, name, app, site):
         "dispatch_conf": dispatch_conf,
         "mounted": functools.partial(wsgi_sites.mounted, app),
         "live": f"{LIB}/live/{name}",
-        "fast_path_link": wsgi_reload.SHORT,
-        "drain_marker": wsgi_reload.CLOSING,
+        "fast_path_link": wsgi_reload.FAST_PATH_LINK,
+        "drain_marker": wsgi_reload.DRAIN_MARKER,
         "upstream_workers": _upstream_workers(host, name, app),
         "served": wsgi_static.served(name, app),
         "htpasswd": htpasswd,

@@ -421,8 +421,8 @@ def installed(make_files, tmp_path, monkeypatch):
     monkeypatch.setattr(wsgi_nginx, "_make_logs", lambda host, text: None)
     monkeypatch.setattr(wsgi_reload, "RUN", str(tmp_path))
     monkeypatch.setattr(wsgi_reload, "LOCK", f"{tmp_path}/nginx.busy")
-    monkeypatch.setattr(wsgi_reload, "CLOSING", f"{tmp_path}/nginx.closing")
-    monkeypatch.setattr(wsgi_reload, "SHORTCUTS", f"{tmp_path}/shortcuts")
+    monkeypatch.setattr(wsgi_reload, "DRAIN_MARKER", f"{tmp_path}/nginx.closing")
+    monkeypatch.setattr(wsgi_reload, "FAST_PATHS", f"{tmp_path}/shortcuts")
     return put
 
 

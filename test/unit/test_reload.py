@@ -1,5 +1,6 @@
 """One run at a time changes nginx's files and reloads it, certbot's hook among them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -45,11 +46,16 @@ def places(tmp_path, monkeypatch):
     """The module with a folder of its own, in which shortcuts are switched on."""
     (tmp_path / "shortcuts").mkdir()
     (tmp_path / "short").symlink_to("shortcuts")
-    names = {"LOCK": "nginx.busy", "CLOSING": "nginx.closing", "SHORT": "short", "SHORTCUTS": "shortcuts"}
+    names = {
+        "LOCK": "nginx.busy",
+        "DRAIN_MARKER": "nginx.closing",
+        "FAST_PATH_LINK": "short",
+        "FAST_PATHS": "shortcuts",
+    }
     for name, file in names.items():
         monkeypatch.setattr(wsgi_reload, name, str(tmp_path / file))
     monkeypatch.setattr(wsgi_reload, "RUN", str(tmp_path))
-    monkeypatch.setattr(wsgi_reload, "CLOSING_TIME", 0.2)
+    monkeypatch.setattr(wsgi_reload, "DRAIN_TIME", 0.2)
     return tmp_path
 
 
@@ -87,7 +93,7 @@ def test_another_run_waits_for_a_reload_and_leaves_its_marker(places, make_host)
             time.sleep(0.01)
         with wsgi_nginx._alone(host):
             os._exit(0 if (places / "ended").exists() and not (places / "nginx.closing").exists() else 1)
-    with wsgi_reload.alone():
+    with wsgi_reload.locked():
         (places / "nginx.closing").touch()
         time.sleep(0.3)
         assert os.waitpid(pid, os.WNOHANG) == (0, 0)
@@ -97,16 +103,48 @@ def test_another_run_waits_for_a_reload_and_leaves_its_marker(places, make_host)
 
 
 def test_whoever_waits_too_long_is_told(places):
-    second = wsgi_reload.alone(patience=0.1)
-    with wsgi_reload.alone(), pytest.raises(TimeoutError, match="another run has held nginx's files"):
+    second = wsgi_reload.locked(timeout=0.1)
+    with wsgi_reload.locked(), pytest.raises(TimeoutError, match="another run has held nginx's files"):
         second.__enter__()
 
 
 def test_it_needs_nothing_but_the_standard_library():
-    done = subprocess.run([sys.executable, "-S", PROGRAM], check=False, capture_output=True, text=True)
-    assert "main() missing 1 required positional argument" in done.stderr
+    done = subprocess.run([sys.executable, "-I", "-S", PROGRAM], check=False, capture_output=True, text=True, env={})
+    assert "KeyError: 'RENEWED_LINEAGE'" in done.stderr
+
+
+@pytest.fixture
+def program(places, tmp_path, monkeypatch):
+    """program(lineage) runs the program for a site that uses /etc/letsencrypt/live/shop; its result and the PIDs that it reloads."""
+    (tmp_path / "sites").mkdir()
+    (tmp_path / "sites/shop.conf").write_text("    ssl_certificate /etc/letsencrypt/live/shop/fullchain.pem;\n")
+    (tmp_path / "nginx.pid").write_text("7\n")
+    settings = {"sites": f"{tmp_path}/sites", "pid_file": f"{tmp_path}/nginx.pid"}
+    (tmp_path / "reload-nginx.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(wsgi_reload, "RELOADED", f"{tmp_path}/nginx.reloaded")
+    reloaded = []
+    monkeypatch.setattr(wsgi_reload, "reload", lambda master: reloaded.append(master) or 1234.0)
+
+    def run(lineage, status=0):
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], status))
+        return wsgi_reload.main(f"{tmp_path}/reload-nginx", lineage), reloaded
+
+    return run
+
+
+def test_the_program_reloads_nginx_after_the_renewal_of_a_certificate_in_use(program, tmp_path):
+    assert program("/etc/letsencrypt/live/shop") == (0, [7])
+    assert (tmp_path / "nginx.reloaded").stat().st_mtime == 1234
+
+
+def test_the_program_ignores_a_certificate_that_no_site_uses(program):
+    assert program("/etc/letsencrypt/live/sho") == (0, [])
+
+
+def test_the_program_reloads_no_invalid_configuration(program):
+    assert program("/etc/letsencrypt/live/shop", status=1) == (1, [])
 
 
 def test_it_knows_the_same_places_as_all_others():
     assert (wsgi_reload.RUN, wsgi_reload.LIB) == (wsgi_host.RUN, wsgi_host.LIB)
-    assert wsgi_reload.SHORTCUTS == wsgi_maintenance.SHORTCUTS
+    assert wsgi_reload.FAST_PATHS == wsgi_maintenance.SHORTCUTS
