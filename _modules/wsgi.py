@@ -8,30 +8,36 @@ import time
 
 import salt.template
 import salt.utils.yaml
-import wsgi_deploy
-import wsgi_generation
-import wsgi_history
-import wsgi_host
-import wsgi_lock
-import wsgi_maintenance
-import wsgi_nginx
-import wsgi_programs
-import wsgi_release
-import wsgi_run
-import wsgi_schema
-import wsgi_served
-import wsgi_status
-import wsgi_status_page
-import wsgi_tls
-import wsgi_wanted
 from salt.exceptions import CommandExecutionError
-from wsgi_host import LIB, LOG, SRV, Problem
-from wsgi_schema_edge import METRICS_PORT, METRICS_SOCKET
+from wsgi_formula import files, salt_run, served
+from wsgi_formula.app.desired import desired_app, desired_release
+from wsgi_formula.app.history import entries as history_entries
+from wsgi_formula.app.history import kept_settings
+from wsgi_formula.app.override import describe_override
+from wsgi_formula.app.release import release_hazards
+from wsgi_formula.changes import switch
+from wsgi_formula.changes.deploy import deploy_app, end_pin, roll_back
+from wsgi_formula.edge import nginx, status_page
+from wsgi_formula.edge.maintenance import is_in_maintenance, marker_path, set_maintenance
+from wsgi_formula.edge.status import known_names, made_of, status_for_page, status_of_apps
+from wsgi_formula.edge.status_page import PAGE
+from wsgi_formula.edge.tls import RELOAD
+from wsgi_formula.errors import Problem
+from wsgi_formula.host import Host
+from wsgi_formula.lock import app_lock
+from wsgi_formula.paths import LIB, LOG, SRV
+from wsgi_formula.pillar import schema
+from wsgi_formula.pillar.edge import METRICS_PORT, METRICS_SOCKET, STATUS_PAGE
+from wsgi_formula.pillar.schema import APP
+from wsgi_formula.pillar.source import parse_source
+from wsgi_formula.redact import without_credentials
+from wsgi_formula.run.generation import desired_id, live_generation
+from wsgi_formula.run.programs import log_of, managers_of
 
 UNRENDERED = "The pillar does not render"
 METRICS_UNIT = "/etc/systemd/system/wsgi-metrics.socket"
 
-wsgi_served.note_loaded("_modules/wsgi.py", __file__)
+served.note_loaded("_modules/wsgi.py", __file__)
 
 
 def plan(saltenv=None):
@@ -57,7 +63,7 @@ def plan(saltenv=None):
 
         salt-call wsgi.plan
     """
-    if not wsgi_run.in_state_run():
+    if not salt_run.in_state_run():
         return _plan(saltenv)
     # Each sls asks.
     if "wsgi.plan" not in __context__:
@@ -97,9 +103,9 @@ def present():
 
         salt-call wsgi.present
     """
-    traces = {*wsgi_host.Host.known_apps()}
+    traces = {*Host.known_apps()}
     for folder in (SRV, LOG, f"{LIB}/home"):
-        traces.update(wsgi_host.listdir(folder))
+        traces.update(files.list_dir(folder))
     return sorted(traces)
 
 
@@ -122,13 +128,13 @@ def settings(app=None, saltenv=None):
         salt-call wsgi.settings hello
     """
     found = _host(saltenv).settings
-    apps = {name: wsgi_schema.shown(each, wsgi_schema.APP) for name, each in found.apps.items()}
+    apps = {name: schema.shown(each, APP) for name, each in found.apps.items()}
     if app is None:
-        page = wsgi_schema.shown(found.status_page or {}, wsgi_schema.STATUS_PAGE)
+        page = schema.shown(found.status_page or {}, STATUS_PAGE)
         shown = {"apps": apps, "nginx": found.nginx, **({"status_page": page} if page else {})}
     else:
         shown = apps[_named(app, apps)]
-    return wsgi_schema.without_credentials(salt.utils.yaml.safe_dump(shown, default_flow_style=False))
+    return without_credentials(salt.utils.yaml.safe_dump(shown, default_flow_style=False))
 
 
 def validate(saltenv=None):
@@ -155,7 +161,7 @@ def validate(saltenv=None):
     problems = [*host.settings.problems, *host.served.differing()]
     if problems:
         __context__["retcode"] = 1
-    return [*problems, *(f"warning: {sentence}" for sentence in wsgi_release.warnings(host))] or True
+    return [*problems, *(f"warning: {sentence}" for sentence in release_hazards(host))] or True
 
 
 def status(app=None, patience=None, processes=True, saltenv=None):
@@ -188,8 +194,8 @@ def status(app=None, patience=None, processes=True, saltenv=None):
         salt-call wsgi.status
     """
     host = _host(saltenv, partial=True)
-    names = wsgi_status.known_names(host)
-    return wsgi_status.of_apps(host, names if app is None else [_named(app, names)], patience, processes)
+    names = known_names(host)
+    return status_of_apps(host, names if app is None else [_named(app, names)], patience, processes)
 
 
 def restart(app, saltenv=None):
@@ -212,13 +218,13 @@ def restart(app, saltenv=None):
     host = _host(saltenv)
     with _told(host):
         _asked(host, app)
-        with wsgi_lock.locked(app, "wsgi.restart", patience=0):
-            current = wsgi_generation.recover(host, app)
-            wanted, release = wsgi_wanted.app(host, app), wsgi_wanted.release(host, app)
-            id = wsgi_generation.wanted_id(host, wanted, release)
+        with app_lock(app, "wsgi.restart", patience=0):
+            current = switch.recover(host, app)
+            wanted, release = desired_app(host, app), desired_release(host, app)
+            id = desired_id(host, wanted, release)
             if current is None or current.hash != id:
                 raise Problem(f"pillar asks for another generation of {app} than is live: state.apply wsgi")
-            return _done(wsgi_generation.change(host, app, wanted, release, id))["generation"]
+            return _done(switch.change(host, app, wanted, release, id))["generation"]
 
 
 def deploy(app, rev=None, source=None, wait=0, saltenv=None):
@@ -248,7 +254,7 @@ def deploy(app, rev=None, source=None, wait=0, saltenv=None):
     """
     host = _host(saltenv)
     with _told(host):
-        return _done(wsgi_deploy.deploy(host, _asked(host, app), rev, source, wait), host)
+        return _done(deploy_app(host, _asked(host, app), rev, source, wait), host)
 
 
 def rollback(app, to=None, pin=False, saltenv=None):
@@ -276,7 +282,7 @@ def rollback(app, to=None, pin=False, saltenv=None):
     if isinstance(to, int):  # Salt reads an id that has no letter in it as a number.
         to = str(to).zfill(10)
     with _told(host):
-        found = _done(wsgi_deploy.rollback(host, _asked(host, app), to, pin), host)
+        found = _done(roll_back(host, _asked(host, app), to, pin), host)
     if not pin:
         found["note"] = (
             "The next highstate goes forward again, to what pillar says: change pillar, or roll back with pin=True."
@@ -302,7 +308,7 @@ def unpin(app, saltenv=None):
     """
     host = _host(saltenv)
     with _told(host):
-        if wsgi_deploy.unpin(host, _asked(host, app)):
+        if end_pin(host, _asked(host, app)):
             return f"{app} is not pinned any more; the next highstate brings it to what pillar says."
         return f"{app} was not pinned."
 
@@ -333,9 +339,9 @@ def history(app, limit=20, saltenv=None):
         {
             **{fact: value for fact, value in entry.items() if fact != "change"},
             "at": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["at"])),
-            "way_back": bool(entry.get("generation") and wsgi_history.kept(app, entry["generation"])),
+            "way_back": bool(entry.get("generation") and kept_settings(app, entry["generation"])),
         }
-        for entry in wsgi_history.entries(app)
+        for entry in history_entries(app)
     ]
     return entries[::-1][: int(limit)]
 
@@ -362,19 +368,19 @@ def maintenance(app, state=None, saltenv=None):
         salt-call wsgi.maintenance hello on
     """
     host = _host(saltenv)
-    _named(app, wsgi_status.known_names(host))
-    if wsgi_generation.live(host, app) is None:
+    _named(app, known_names(host))
+    if live_generation(host, app) is None:
         raise CommandExecutionError(f"{app} is not live: it gets no requests that maintenance could answer")
     if state is not None:
         # Salt reads on and off of a command line as booleans.
         wanted = {"on": True, "true": True, "off": False, "false": False}.get(str(state).lower())
         if wanted is None:
             raise CommandExecutionError(f"{state!r} is not a state of maintenance (on, off)")
-        if wanted and wsgi_maintenance.marker(app) not in (wsgi_host.read(wsgi_nginx.paths(host, app)[1]) or ""):
+        if wanted and marker_path(app) not in (files.read(nginx.paths(host, app)[1]) or ""):
             raise CommandExecutionError(f"the site of {app} is not in place: state.apply wsgi")
-        wsgi_maintenance.switch(app, wanted)
+        set_maintenance(app, wanted)
         _tell(host)
-    if wsgi_maintenance.on(app):
+    if is_in_maintenance(app):
         return f"{app} is in maintenance: nginx answers 503 until `wsgi.maintenance {app} off`."
     return f"{app} is not in maintenance."
 
@@ -401,7 +407,7 @@ def logs(app, lines=50, process=None, saltenv=None):
         salt-call wsgi.logs hello process=worker
     """
     host = _host(saltenv, partial=True)
-    current = wsgi_generation.live(host, _named(app, wsgi_status.known_names(host)))
+    current = live_generation(host, _named(app, known_names(host)))
     if current is None:
         raise CommandExecutionError(f"{app} is not live; older logs lie in {LOG}/{app}")
     if process is None:
@@ -409,7 +415,7 @@ def logs(app, lines=50, process=None, saltenv=None):
     names = [name for kind in ("processes", "schedule") for name in current.record["settings"].get(kind, {})]
     if process not in names:
         raise CommandExecutionError(f"{process!r} is not a process of {app} ({', '.join(names) or 'there is none'})")
-    return current.log_tail(lines, wsgi_programs.log(current, process))
+    return current.log_tail(lines, log_of(current, process))
 
 
 def _plan(saltenv):
@@ -423,13 +429,13 @@ def _plan(saltenv):
     apps = sorted(settings.apps, key=lambda name: (not settings.apps[name]["domains"], name))
     gone = set(host.known_apps()) - set(settings.apps) - settings.broken - set(settings.absent)
     servers = sorted({app["server"] for app in settings.apps.values()})
-    managers = sorted({name for app in settings.apps.values() for name in wsgi_programs.managers(app)})
+    managers = sorted({name for app in settings.apps.values() for name in managers_of(app)})
     tools = sorted({tool for app in settings.apps.values() for tool in _tools(app)})
     # A certificate of an app that has a problem is still to be renewed.
     acme = _sls(
         "acme",
         any(site.tls and site.tls["certificate"] == "acme" for site in settings.sites.values()),
-        os.path.exists(wsgi_tls.RELOAD) and not settings.broken,
+        os.path.exists(RELOAD) and not settings.broken,
     )
     metrics = _sls("metrics", settings.nginx["metrics"], os.path.exists(METRICS_UNIT))
     return {
@@ -453,7 +459,7 @@ def _plan(saltenv):
         "metrics": metrics,
         "metrics_port": METRICS_PORT,
         "metrics_socket": METRICS_SOCKET,
-        "status_page": bool(settings.status_page) or os.path.exists(wsgi_status_page.PAGE),
+        "status_page": bool(settings.status_page) or os.path.exists(PAGE),
     }
 
 
@@ -464,7 +470,7 @@ def _sls(name, wanted, there):
 
 def _tools(app):
     """Which sls an app's release needs besides Python: of what fetches and installs it."""
-    git = wsgi_schema.parse_source(app["source"]).kind == "git"
+    git = parse_source(app["source"]).kind == "git"
     return {tool for tool, needed in (("git", git), ("uv", app["installer"] == "uv")) if needed}
 
 
@@ -522,16 +528,16 @@ def _tell(host):
     """Write the status page anew, where there is one; what was done does not depend on that."""
     if host.settings.status_page:
         with contextlib.suppress(Problem, OSError):
-            wsgi_status_page.write(host, wsgi_status_page.facts(host, wsgi_status.for_page(host)))
+            status_page.write(host, status_page.facts(host, status_for_page(host)))
 
 
 def _done(done, host=None):
     """What a change came to; raises ``Problem`` where something failed when it was too late to leave all as it was."""
     found = {"generation": done.generation.id, "release": done.generation.release}
-    found.update(wsgi_status.made_of(done.generation))
+    found.update(made_of(done.generation))
     if done.printed:
         found["printed"] = done.printed
-    note = host and wsgi_wanted.sentence(host, done.generation.name)
+    note = host and describe_override(host, done.generation.name)
     if note:
         found["note"] = note
     if done.failures:
@@ -563,12 +569,12 @@ def _host(saltenv=None, partial=False):
     partial : bool
         Whether a pillar is good enough of which something does not render.
     """
-    wsgi_run.check_transport(__opts__)
-    if wsgi_run.in_state_run():
-        saltenv = saltenv or wsgi_run.saltenv_of(__opts__.get("saltenv"))
-        return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, saltenv)
-    pillar, saltenv = wsgi_run.compile_pillar(__opts__, __grains__, __pillar__, saltenv)
+    salt_run.check_transport(__opts__)
+    if salt_run.in_state_run():
+        saltenv = saltenv or salt_run.saltenv_of(__opts__.get("saltenv"))
+        return Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, saltenv)
+    pillar, saltenv = salt_run.compile_pillar(__opts__, __grains__, __pillar__, saltenv)
     errors = pillar.get("_errors")
     if errors and not partial:
         raise CommandExecutionError("\n".join([f"{UNRENDERED}, and nothing was touched:", *errors]))
-    return wsgi_host.Host.of_call(__salt__, pillar, __grains__, __opts__, saltenv)
+    return Host.of_call(__salt__, pillar, __grains__, __opts__, saltenv)

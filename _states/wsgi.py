@@ -12,27 +12,26 @@ import os
 import pwd
 import subprocess
 
-import wsgi_diff
-import wsgi_environment
-import wsgi_generation
-import wsgi_history
-import wsgi_host
-import wsgi_lock
-import wsgi_maintenance
-import wsgi_nginx
-import wsgi_ownership
-import wsgi_programs
-import wsgi_release
-import wsgi_run
-import wsgi_served
-import wsgi_static
-import wsgi_status
-import wsgi_status_page
-import wsgi_step
-import wsgi_tls
-import wsgi_users
-import wsgi_wanted
-from wsgi_host import ETC, LIB, LOG, SRV, Problem
+from wsgi_formula import diff, files, salt_run, served, step
+from wsgi_formula.app import history
+from wsgi_formula.app.desired import desired_app, desired_release
+from wsgi_formula.app.history import HISTORY
+from wsgi_formula.app.override import describe_override
+from wsgi_formula.app.release import Release, release_hazards
+from wsgi_formula.build import ownership
+from wsgi_formula.build.tool import Tool
+from wsgi_formula.build.users import builder_home, find_user, make_user, remember_user, user_facts
+from wsgi_formula.changes import removal, switch
+from wsgi_formula.changes.switch import Change
+from wsgi_formula.edge import maintenance, nginx, static, status_page, tls
+from wsgi_formula.edge.status import status_for_page
+from wsgi_formula.edge.status_page import FOLDER
+from wsgi_formula.errors import Problem
+from wsgi_formula.host import Host
+from wsgi_formula.lock import app_lock
+from wsgi_formula.paths import ETC, LIB, LOG, SRV
+from wsgi_formula.run.generation import desired_id, generation_ids, live_generation, replacement_reason, settings_record
+from wsgi_formula.run.programs import check_programs
 
 # systemd keeps such a link for each service that runs: unit_export_invocation_id in its src/core/unit.c.
 INVOCATION = "/run/systemd/units/invocation:{}"
@@ -40,7 +39,7 @@ INVOCATION = "/run/systemd/units/invocation:{}"
 WANTED = "/etc/systemd/system/*.wants/{}"
 READABLE = {"user": "root", "group": "root", "makedirs": True, "dir_mode": "0755"}
 
-wsgi_served.note_loaded("_states/wsgi.py", __file__)
+served.note_loaded("_states/wsgi.py", __file__)
 
 
 def pillar_valid(name):
@@ -62,12 +61,12 @@ def pillar_valid(name):
         host = _host()
         _ = host.served.stale  # raises where the master serves other modules than the formula has
         settings = host.settings
-        warnings = wsgi_release.warnings(host)
+        warnings = release_hazards(host)
     except Problem as error:
         return _failure(name, "Nothing was touched", error)
     if not (__opts__["test"] or settings.host_wide):
         with contextlib.suppress(OSError):  # what needs the disk fails for itself
-            wsgi_run.remember(__opts__, host.saltenv)
+            salt_run.remember(__opts__, host.saltenv)
     if not settings.problems:
         return _warned(_result(name, True, "The pillar below wsgi is valid."), warnings)
     left = "Nothing was touched"
@@ -76,7 +75,7 @@ def pillar_valid(name):
     return _warned(_result(name, False, "\n".join([*settings.problems, f"{left}."])), warnings)
 
 
-def release(name):
+def release_built(name):
     """
     An app's user, its code and its environment are there.
 
@@ -86,31 +85,29 @@ def release(name):
     .. code-block:: yaml
 
         hello-release:
-          wsgi.release:
+          wsgi.release_built:
             - name: hello
     """
     host = _host()
     try:
-        wsgi_generation.recover(host, name)
-        app = wsgi_wanted.app(host, name)
-        wanted = wsgi_wanted.release(host, name)
+        switch.recover(host, name)
+        app = desired_app(host, name)
+        wanted = desired_release(host, name)
         changes = {}
-        user = wsgi_users.find(app["user"])
+        user = find_user(app["user"])
         if user is None:
             changes["user"] = {"old": None, "new": app["user"]}
         if user is None or not wanted.built(user.pw_gid):
-            before = wsgi_generation.live(host, name)
+            before = live_generation(host, name)
             changes["release"] = {"old": before and before.release, "new": wanted.id}
         if not changes:
             if wanted.is_damaged and not __opts__["test"]:
-                with wsgi_lock.locked(name, "a build"):
+                with app_lock(name, "a build"):
                     wanted.mend(user.pw_gid)
-            return _result(
-                name, True, _and(f"Release {wanted.id} of {name} is there.", wsgi_wanted.sentence(host, name))
-            )
+            return _result(name, True, _and(f"Release {wanted.id} of {name} is there.", describe_override(host, name)))
         if __opts__["test"]:
             return _result(name, None, f"Release {wanted.id} of {name} would be built.", changes)
-        with wsgi_lock.locked(name, "a build"):
+        with app_lock(name, "a build"):
             user = _prepare_user(host, name, app)
             printed = wanted.build(user.pw_gid)
         if printed:
@@ -118,12 +115,12 @@ def release(name):
     except (Problem, OSError) as error:
         if not __opts__["test"]:
             with contextlib.suppress(OSError):
-                wsgi_history.add(host, name, "failed", error=error)
+                history.add(host, name, "failed", error=error)
         return _failure(name, f"{name}'s release was not built", error)
     return _result(name, True, f"Release {wanted.id} of {name} was built.", changes)
 
 
-def live(name):
+def generation_live(name):
     """
     The generation that an app's settings ask for receives its traffic, and no other runs.
 
@@ -137,25 +134,25 @@ def live(name):
     .. code-block:: yaml
 
         hello-live:
-          wsgi.live:
+          wsgi.generation_live:
             - name: hello
             - require:
               - wsgi: hello-release
     """
     try:
         host = _host()
-        current = wsgi_generation.recover(host, name)
-        app = wsgi_wanted.app(host, name)
-        release = wsgi_wanted.release(host, name)
-        id = wsgi_generation.wanted_id(host, app, release)
-        reason = wsgi_generation.replacement(host, current, id)
+        current = switch.recover(host, name)
+        app = desired_app(host, name)
+        release = desired_release(host, name)
+        id = desired_id(host, app, release)
+        reason = replacement_reason(host, current, id)
         if reason:
             return _replaced(host, name, app, release, current, id, reason)
-        left = wsgi_generation.others(host, name, keep=current)
+        left = generation_ids(host, name, keep=current)
         owed = current.record.get("owed")
         if not left and not owed:
             return _result(
-                name, True, _and(f"Generation {current.id} of {name} is live.", wsgi_wanted.sentence(host, name))
+                name, True, _and(f"Generation {current.id} of {name} is live.", describe_override(host, name))
             )
         return _finished(host, name, app, current, left, owed)
     except (Problem, OSError) as error:
@@ -165,9 +162,9 @@ def live(name):
 def _replaced(host, name, app, release, current, id, reason):
     changes = _difference(current, id, app, release)
     if __opts__["test"]:
-        wsgi_programs.check(name, app)
+        check_programs(name, app)
         return _result(name, None, f"Generation {id} of {name} would go live: {reason}.", changes)
-    done = wsgi_generation.change(host, name, app, release, id)
+    done = switch.change(host, name, app, release, id)
     changes["generation"]["new"] = done.generation.id
     return _outcome(name, f"Generation {done.generation.id} of {name} is live: {reason}.", changes, done)
 
@@ -177,11 +174,11 @@ def _finished(host, name, app, current, left, owed):
     changes = {**({"retired": left} if left else {}), **({"owed": owed} if owed else {})}
     if __opts__["test"]:
         return _result(name, None, "What the last change left would be finished.", changes)
-    done = wsgi_generation.Change(current)
-    with wsgi_lock.locked(name, "a change"):
-        wsgi_generation.finish_retiring(host, name, app, done)
+    done = Change(current)
+    with app_lock(name, "a change"):
+        switch.finish_retiring(host, name, app, done)
         if owed:
-            wsgi_generation.finish(host, name, app, done)
+            switch.finish(host, name, app, done)
     return _outcome(name, f"What the last change of {name} left is finished.", changes, done)
 
 
@@ -191,7 +188,7 @@ def _outcome(name, comment, changes, done):
     return _result(name, not done.failures, "\n".join([comment, *done.failures]), changes)
 
 
-def site(name):
+def site_present(name):
     """
     nginx's site of an app is written, and sound; so is its own page for maintenance, and what nginx
     itself serves of its live release.
@@ -202,18 +199,18 @@ def site(name):
     .. code-block:: yaml
 
         hello-site:
-          wsgi.site:
+          wsgi.site_present:
             - name: hello
             - require:
               - wsgi: hello-live
     """
     try:
         host = _host()
-        page = wsgi_maintenance.pending(host, name)
-        warnings = wsgi_tls.check(host, wsgi_nginx.site_of(host, name), wsgi_nginx.built(host))
+        page = maintenance.pending(host, name)
+        warnings = tls.check(host, nginx.site_of(host, name), nginx.nginx_build(host))
         served = _unserved(host, name)
         if __opts__["test"]:
-            changes = wsgi_nginx.predicted(host, name)
+            changes = nginx.predicted(host, name)
         else:
             changes = _site(host, name, served)
         result = _result(
@@ -229,7 +226,7 @@ def site(name):
                 result["result"] = written["result"]
         # Before a run, what it will make is not there yet.
         if not __opts__["test"]:
-            warnings += wsgi_static.warnings(host, name, host.settings.apps[name])
+            warnings += static.warnings(host, name, host.settings.apps[name])
         return _warned(result, warnings)
     except (Problem, OSError) as error:
         return _failure(name, f"The site of {name} was left as it was", error)
@@ -238,23 +235,23 @@ def site(name):
 def _site(host, name, unserved):
     """Write nginx's site of an app, after what it is to serve of that is there; returns what of the site changed."""
     if unserved:
-        wsgi_nginx.check(host, name)
+        nginx.check(host, name)
         app = host.settings.apps[name]
-        if wsgi_static.home_differs(host, name, app):
-            wsgi_static.prepare_home(host, name, app, pwd.getpwnam(app["user"]))
-        live = wsgi_static.of_release(app) and wsgi_generation.live(host, name)
+        if static.home_differs(host, name, app):
+            static.prepare_home(host, name, app, pwd.getpwnam(app["user"]))
+        live = static.of_release(app) and live_generation(host, name)
         if live:
-            with wsgi_lock.locked(name, "a change"):
-                wsgi_static.publish(host, name, app, wsgi_release.Release(name, live.release))
-    return wsgi_nginx.write(host, name) if wsgi_nginx.differs(host, name) else {}
+            with app_lock(name, "a change"):
+                static.publish(host, name, app, Release(name, live.release))
+    return nginx.write(host, name) if nginx.differs(host, name) else {}
 
 
 def _unserved(host, name):
     """Return the paths that nginx is to serve of an app, and that are not prepared for it yet."""
     app = host.settings.apps[name]
-    found = [f"{LIB}/home/{name}"] if wsgi_static.home_differs(host, name, app) else []
-    live = wsgi_static.of_release(app) and wsgi_generation.live(host, name)
-    return found + (wsgi_static.outdated(name, app, wsgi_release.Release(name, live.release)) if live else [])
+    found = [f"{LIB}/home/{name}"] if static.home_differs(host, name, app) else []
+    live = static.of_release(app) and live_generation(host, name)
+    return found + (static.outdated(name, app, Release(name, live.release)) if live else [])
 
 
 def nginx_files(name):
@@ -273,13 +270,13 @@ def nginx_files(name):
         host = _host()
         if __opts__["test"]:
             return _result(name, True, "Whether nginx accepts them is not tried in a dry run.")
-        changes, sentence = wsgi_nginx.mend(host)
+        changes, sentence = nginx.mend(host)
     except (Problem, OSError) as error:
         return _failure(name, "nginx does not accept its files", error)
     return _result(name, True, sentence or "nginx's files are as a run left them that came to its end.", changes)
 
 
-def nginx(name):
+def nginx_reloaded(name):
     """
     nginx runs with the sites as they are. Comes last, so that it is reloaded once at most.
 
@@ -289,26 +286,26 @@ def nginx(name):
     .. code-block:: yaml
 
         wsgi-nginx:
-          wsgi.nginx: []
+          wsgi.nginx_reloaded: []
     """
     changes = {"nginx": "reloaded"}
     try:
         host = _host()
         if __opts__["test"]:
-            if not wsgi_nginx.pending(host, *host.settings.apps) and wsgi_nginx.loaded(host):
+            if not nginx.needed_changes(host, *host.settings.apps) and nginx.loaded(host):
                 return _result(name, True, "nginx serves the sites as they are.")
             return _result(name, None, "nginx would be reloaded.", changes)
-        if not wsgi_nginx.refresh(host):
+        if not nginx.refresh(host):
             return _result(name, True, "nginx serves the sites as they are.")
-        configuration = "".join(wsgi_nginx.on_disk(host).values())
+        configuration = "".join(nginx.installed_files(host).values())
         for app in host.settings.apps:
-            wsgi_static.forget(app, configuration)
+            static.forget(app, configuration)
     except (Problem, OSError) as error:
         return _failure(name, "nginx serves on with the sites that it has", error)
     return _result(name, True, "nginx was reloaded.", changes)
 
 
-def certificates(name):
+def certificates_present(name):
     """
     Sites that have a certificate authority's certificate have one that is for their hosts. Comes after
     nginx serves them, since the authority asks them; until then they have a self-signed one.
@@ -321,13 +318,13 @@ def certificates(name):
     .. code-block:: yaml
 
         wsgi-certificates:
-          wsgi.certificates:
+          wsgi.certificates_present:
             - require:
               - wsgi: wsgi-nginx
     """
     try:
         host = _host()
-        sites = wsgi_tls.wanting(host)
+        sites = tls.wanting(host)
         changes = {site.id: "certificate" for site in sites}
         if not sites:
             return _result(name, True, "Every site has the certificate that it asks for.")
@@ -335,22 +332,22 @@ def certificates(name):
             return _result(name, None, f"A certificate would be asked for: {', '.join(changes)}.", changes)
         failures = []
         for site in sites:
-            if wsgi_nginx.site_path(host, site.id) not in wsgi_nginx.on_disk(host):
+            if nginx.site_path(host, site.id) not in nginx.installed_files(host):
                 failures.append(f"{site.id} is not served yet, so that no authority could ask it.")
                 del changes[site.id]
                 continue
             try:
-                wsgi_tls.obtain(host, site)
+                tls.obtain(host, site)
             except (Problem, OSError) as error:
                 failures.append(str(error))
                 del changes[site.id]
-        wsgi_nginx.put(host, *(name for site in sites if site.id in changes for name in site.apps))
+        nginx.apply(host, *(name for site in sites if site.id in changes for name in site.apps))
     except (Problem, OSError) as error:
         return _failure(name, "nginx serves on with the certificates that it has", error)
     return _result(name, not failures, "\n".join([f"New: {', '.join(changes) or 'none'}.", *failures]), changes)
 
 
-def status_page(name):
+def status_page_written(name):
     """
     The page that tells of the apps is there, if pillar asks for it.
 
@@ -363,20 +360,20 @@ def status_page(name):
     .. code-block:: yaml
 
         wsgi-status-page:
-          wsgi.status_page:
+          wsgi.status_page_written:
             - order: last
     """
     try:
         host = _host()
         if host.settings.status_page is None:
-            return __states__["file.absent"](wsgi_status_page.FOLDER)
+            return __states__["file.absent"](FOLDER)
         failures, upcoming = _this_run()
-        facts = wsgi_status_page.facts(host, wsgi_status.for_page(host), failures)
-        before, after = wsgi_status_page.written(), wsgi_status_page.content(facts)
+        facts = status_page.facts(host, status_for_page(host), failures)
+        before, after = status_page.written(), status_page.content(facts)
         changes = {"page": {"old": before, "new": after}} if before != after or upcoming else {}
         if __opts__["test"]:
             return _result(name, None if changes else True, "The status page would be written.", changes)
-        wsgi_status_page.write(host, facts)
+        status_page.write(host, facts)
     except (Problem, OSError) as error:
         return _failure(name, "The status page was left as it was", error)
     return _result(name, True, "The status page was written.", changes)
@@ -394,7 +391,7 @@ def _this_run():
     return failures, any(state["result"] is None for state in states)
 
 
-def daemon(name, socket=None):
+def service_running(name, socket=None):
     """
     A service of the machine runs, and starts at boot. The usual case costs one look, and no process.
 
@@ -408,7 +405,7 @@ def daemon(name, socket=None):
     .. code-block:: yaml
 
         nginx-service:
-          wsgi.daemon:
+          wsgi.service_running:
             - name: nginx
     """
     unit = name if "." in name else f"{name}.service"
@@ -452,14 +449,14 @@ def file_installed(name, source, mode="0644", context=None):
     try:
         host = _host()
         text = host.text(source) if context is None else host.render(source[len("salt://wsgi/") :], **context)
-        if wsgi_host.holds(name, text, int(mode, 8)):
+        if files.has_content(name, text, int(mode, 8)):
             return _result(name, True, f"{name} is in place.")
     except (Problem, OSError) as error:
         return _failure(name, "The file was left as it was", error)
     return __states__["file.managed"](name, contents=text, mode=mode, **READABLE)
 
 
-def tool(name, requirements, python="/usr/bin/python3"):
+def tool_installed(name, requirements, python="/usr/bin/python3"):
     """
     A program of the formula's own is installed from PyPI, in a virtual environment of its own.
 
@@ -475,13 +472,13 @@ def tool(name, requirements, python="/usr/bin/python3"):
     .. code-block:: yaml
 
         circus-environment:
-          wsgi.tool:
+          wsgi.tool_installed:
             - name: /usr/local/lib/wsgi/circus
             - requirements: [circus==0.19.0]
     """
     changes = {"installed": requirements}
     try:
-        tool = wsgi_environment.Tool(name, requirements, python)
+        tool = Tool(name, requirements, python)
         if tool.built():
             return _result(name, True, f"{requirements[0]} is there.")
         if __opts__["test"]:
@@ -492,7 +489,7 @@ def tool(name, requirements, python="/usr/bin/python3"):
     return _result(name, True, f"{requirements[0]} was installed.", changes)
 
 
-def absent(name, purge=False):
+def app_absent(name, purge=False):
     """
     An app is gone from this machine: its site, processes, configuration and user.
 
@@ -505,63 +502,63 @@ def absent(name, purge=False):
     .. code-block:: yaml
 
         hello-absent:
-          wsgi.absent:
+          wsgi.app_absent:
             - name: hello
             - purge: true
     """
     try:
         host = _host()
-        about = wsgi_users.about(name)
+        about = user_facts(name)
         kept = [f"{SRV}/{name}", f"{LOG}/{name}", f"{LIB}/home/{name}"]
         gone = [
             f"{ETC}/{name}",
             f"{LIB}/live/{name}",
             f"{LIB}/live/{name}.new",
-            f"{wsgi_history.HISTORY}/{name}",
-            wsgi_maintenance.marker(name),
-            wsgi_maintenance.page(name),
-            *wsgi_maintenance.shortcuts(name).values(),
-            *wsgi_nginx.paths(host, name),
-            wsgi_static.root(name),
-            *wsgi_nginx.cache_folders(host, name).values(),
-            wsgi_users.builder_home(name),
+            f"{HISTORY}/{name}",
+            maintenance.marker_path(name),
+            maintenance.page_path(name),
+            *maintenance.fast_path_links(name).values(),
+            *nginx.paths(host, name),
+            static.root(name),
+            *nginx.cache_folders(host, name).values(),
+            builder_home(name),
         ]
-        logs = wsgi_nginx.logs(host, name)
+        logs = nginx.logs(host, name)
         found = [path for path in gone + (kept + logs) * purge if os.path.lexists(path)]
         if not found:
             return _result(name, True, f"{name} is not here.")
         changes = {"removed": found}
-        users = [user for user in about.get("made", []) if wsgi_users.find(user)]
-        accounts = [account for account in map(wsgi_users.find, {about.get("user"), *users}) if account]
+        users = [user for user in about.get("made", []) if find_user(user)]
+        accounts = [account for account in map(find_user, {about.get("user"), *users}) if account]
         if users:
             changes["users"] = {"old": users, "new": []}
         if __opts__["test"]:
             return _result(name, None, f"{name} would be taken away.", changes)
-        wsgi_generation.leave(host, name)
+        removal.remove_app(host, name)
         for user in users:
             _leave_user(host, name, user)
         for path in found:
-            wsgi_host.remove(path)
+            files.remove(path)
         # The ids of a user that is gone are given to the next one.
         former = {account.pw_uid for account in accounts}
         for path in filter(os.path.isdir, kept):
             # Into what was root's, nobody else could put a file of root's.
             was = os.lstat(path).st_uid
-            wsgi_host.folder(path, 0o700)
-            wsgi_ownership.give_tree(path, 0, 0, {*former, was})
+            files.ensure_dir(path, 0o700)
+            ownership.give_tree(path, 0, 0, {*former, was})
     except (Problem, OSError) as error:
         return _failure(name, f"{name} is not wholly gone", error)
     return _result(name, True, f"{name} was taken away.", changes)
 
 
 def _host():
-    saltenv = __env__ if "wsgi.host" in __context__ else wsgi_run.saltenv_of(__env__)
-    return wsgi_host.Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, saltenv)
+    saltenv = __env__ if "wsgi.host" in __context__ else salt_run.saltenv_of(__env__)
+    return Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, saltenv)
 
 
 def _result(name, result, comment, changes=None):
     found = {"name": name, "result": result, "changes": changes or {}, "comment": comment}
-    return _warned(found, wsgi_host.told_damage())
+    return _warned(found, files.take_damage_reports())
 
 
 def _warned(result, warnings):
@@ -583,12 +580,12 @@ def _page(path, source):
         return __states__["file.absent"](path)
     written = __states__["file.managed"](path, source=source, mode="0644", **READABLE)
     if "diff" in written["changes"]:
-        written["changes"]["diff"] = wsgi_diff.first_lines(path, written["changes"]["diff"])
+        written["changes"]["diff"] = diff.first_lines(path, written["changes"]["diff"])
     return written
 
 
 def _still_serving(name):
-    current = wsgi_generation.live(_host(), name)
+    current = live_generation(_host(), name)
     if current is None:
         return f"{name} did not go live, and nothing of it runs"
     return f"{name} did not change; generation {current.id} under {current.server} serves on"
@@ -597,7 +594,7 @@ def _still_serving(name):
 def _difference(current, id, app, release):
     """What a change changes, with no value of the environment."""
     changes = {"generation": {"old": current and current.id, "new": id}}
-    old = current and wsgi_release.Release(current.name, current.release).record.get("revision")
+    old = current and Release(current.name, current.release).record.get("revision")
     new = release.record.get("revision") or {}
     if old != new and (old or new):
         changes["revision"] = {"old": old, "new": new}
@@ -607,7 +604,7 @@ def _difference(current, id, app, release):
         changes["server"] = {"old": None, "new": app["server"]}
         return changes
     old = {**current.record["settings"], "env": current.record["env"]}
-    new = wsgi_generation.settings_record(app)
+    new = settings_record(app)
     for setting, value in old.items():
         if value != new[setting] and setting != "env":
             changes[setting] = {"old": value, "new": new[setting]}
@@ -621,29 +618,47 @@ def _difference(current, id, app, release):
 def _prepare_user(host, name, app):
     """The app's user, with a home that it may write to; remembers whether it was made here."""
     home = f"{LIB}/home/{name}"
-    made = wsgi_users.about(name).get("made", [])
-    user = wsgi_users.find(app["user"])
+    made = user_facts(name).get("made", [])
+    user = find_user(app["user"])
     if user is None:
         made = [*made, app["user"]]
-        user = wsgi_users.make(host, app["user"], home)
+        user = make_user(host, app["user"], home)
     for path in (ETC, f"{ETC}/{name}", LIB, f"{LIB}/home"):
-        wsgi_host.folder(path, 0o755)
-    wsgi_users.remember(name, {"user": app["user"], "made": made})
+        files.ensure_dir(path, 0o755)
+    remember_user(name, {"user": app["user"], "made": made})
     former = os.lstat(home).st_uid if os.path.lexists(home) else user.pw_uid
     if former != user.pw_uid:
         # Processes of the former user may still run.
-        wsgi_ownership.give_tree(home, user.pw_uid, user.pw_gid, {former})
-    wsgi_static.prepare_home(host, name, app, user)
+        ownership.give_tree(home, user.pw_uid, user.pw_gid, {former})
+    static.prepare_home(host, name, app, user)
     return user
 
 
 def _leave_user(host, name, user):
     """Delete a user that was made for an app, or leave it to another app that has it too."""
     for other in host.known_apps():
-        about = wsgi_users.about(other)
+        about = user_facts(other)
         if other != name and about.get("user") == user:
-            wsgi_users.remember(other, {**about, "made": [*about["made"], user]})
+            remember_user(other, {**about, "made": [*about["made"], user]})
             return
-    wsgi_step.end_user(wsgi_users.find(user))
+    step.kill_user_processes(find_user(user))
     if not __salt__["user.delete"](user):
         raise Problem(f"the user {user} could not be deleted; does it have other processes?")
+
+
+# The names that the states had before version 1.0, for sls of other hands; they go with version 2.0.
+__func_alias__ = {}
+for _old, _new in {
+    "absent": app_absent,
+    "certificates": certificates_present,
+    "daemon": service_running,
+    "live": generation_live,
+    "nginx": nginx_reloaded,
+    "release": release_built,
+    "site": site_present,
+    "status_page": status_page_written,
+    "tool": tool_installed,
+}.items():
+    # The module may hold something else under the old name itself.
+    globals()[f"{_old}_"] = _new
+    __func_alias__[f"{_old}_"] = _old

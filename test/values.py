@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(ROOT / "_utils"))
 
-import wsgi_schema
-import wsgi_schema_edge as edge
-from wsgi_schema_rules import DOMAIN_LENGTH, NGINX_WORD, TEXT_LENGTH
+from wsgi_formula.pillar import edge
+from wsgi_formula.pillar.rules import DOMAIN_LENGTH, NGINX_WORD, TEXT_LENGTH
+from wsgi_formula.pillar.schema import (
+    APPLICATION,
+    COMMAND_LENGTH,
+    HOOKS,
+    OPTION_LENGTH,
+    RESERVED_PROGRAMS,
+    VARIABLE_LENGTH,
+)
 
 SERVERS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
 # What has a meaning in some file that values get into.
@@ -137,12 +144,12 @@ def some(keys, needed=()):
 WORD = up_to(LINE, TEXT_LENGTH)
 WORDS = st.one_of(
     st.lists(st.one_of(WORD, st.integers(-9, 9), st.floats(-9, 9)), min_size=1, max_size=5),
-    LINE.map(lambda text: full(text, wsgi_schema.COMMAND_LENGTH - 2)).map(lambda text: [text]),
+    LINE.map(lambda text: full(text, COMMAND_LENGTH - 2)).map(lambda text: [text]),
     st.sampled_from(["celery -A shop worker", "echo '100% \"it\"' \\; %n", "a 'b c' \"$HOME\" é ;x #y"]),
 )
-PROGRAM_NAME = ZONE.filter(lambda name: name not in wsgi_schema.RESERVED_PROGRAMS)
+PROGRAM_NAME = ZONE.filter(lambda name: name not in RESERVED_PROGRAMS)
 NUMBER = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False))
-SCALAR = st.one_of(up_to(LINE, wsgi_schema.OPTION_LENGTH), st.just(""), NUMBER, st.booleans())
+SCALAR = st.one_of(up_to(LINE, OPTION_LENGTH), st.just(""), NUMBER, st.booleans())
 OPTION = st.one_of(SCALAR, st.lists(SCALAR, max_size=4))
 # Of each server's own, some that take any text.
 OPTION_NAMES = {"uwsgi": ["logformat", "log-prefix"], "gunicorn": ["statsd_prefix", "access_log_format"]}
@@ -155,7 +162,7 @@ ANYTHING = st.text(st.characters(exclude_characters="\0", exclude_categories=["C
 VALUE = st.one_of(
     ANYTHING,
     LINE,
-    LINE.map(lambda text: full(text, wsgi_schema.VARIABLE_LENGTH - 25)),
+    LINE.map(lambda text: full(text, VARIABLE_LENGTH - 25)),
     NUMBER,
     st.sampled_from(
         ["", "\n", "a\n\nb\n", "'", "\x81\x82", "\udbff\udfff".encode("utf-16", "surrogatepass").decode("utf-16")]
@@ -238,7 +245,7 @@ PROCESSES = {
     "health": some(
         {"path": HEALTH_PATH, "status": st.integers(100, 599), "deadline": st.integers(1, 3600), "host": DOMAIN}
     ),
-    "hooks": st.fixed_dictionaries({}, optional=dict.fromkeys(wsgi_schema.HOOKS, COMMANDS)),
+    "hooks": st.fixed_dictionaries({}, optional=dict.fromkeys(HOOKS, COMMANDS)),
     "processes": st.dictionaries(
         PROGRAM_NAME,
         st.fixed_dictionaries({"command": WORDS}, optional={"count": st.integers(1, 2)}),
@@ -258,7 +265,7 @@ OTHER = {
     "install": st.just("environment"),
     "version": st.just("99.0"),
     "allow_vulnerable": st.booleans(),
-    "application": st.from_regex(wsgi_schema.APPLICATION, fullmatch=True),
+    "application": st.from_regex(APPLICATION, fullmatch=True),
     "interface": st.just("wsgi"),
     "command": st.lists(LINE, max_size=3).map(lambda words: [*words, "{socket}"]),
     "source": SALT_FOLDER,

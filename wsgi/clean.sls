@@ -18,7 +18,7 @@ include:
 {%- for name in salt['wsgi.present']() %}
 
 {{ name }}-absent:
-  wsgi.absent:
+  wsgi.app_absent:
     - name: {{ name }}
     - purge: true
 {%- endfor %}

@@ -26,7 +26,7 @@ wsgi-pillar:
 {%- for name, purge in plan.absent.items() %}
 
 {{ name }}-absent:
-  wsgi.absent:
+  wsgi.app_absent:
     - name: {{ name }}
     - purge: {{ purge }}
 {%- endfor %}
@@ -34,7 +34,7 @@ wsgi-pillar:
 {%- for app in plan.apps %}
 
 {{ app.name }}-release:
-  wsgi.release:
+  wsgi.release_built:
     - name: {{ app.name }}
     - require:
       - pkg: wsgi-python
@@ -43,25 +43,25 @@ wsgi-pillar:
 {%- endfor %}
 
 {{ app.name }}-live:
-  wsgi.live:
+  wsgi.generation_live:
     - name: {{ app.name }}
     - require:
       - wsgi: {{ app.name }}-release
       - sls: wsgi.{{ app.process_manager }}
 
 {{ app.name }}-site:
-  wsgi.site:
+  wsgi.site_present:
     - name: {{ app.name }}
     - require:
       - wsgi: {{ app.name }}-live
 {%- endfor %}
 
 wsgi-nginx:
-  wsgi.nginx: []
+  wsgi.nginx_reloaded: []
 {%- if plan.acme == 'acme' %}
 
 wsgi-certificates:
-  wsgi.certificates:
+  wsgi.certificates_present:
     - require:
       - wsgi: wsgi-nginx
 {%- endif %}
@@ -70,7 +70,7 @@ wsgi-certificates:
 
 # It tells of what failed, too.
 wsgi-status-page:
-  wsgi.status_page:
+  wsgi.status_page_written:
     - order: last
 {%- endif %}
 {%- endif %}

@@ -20,13 +20,16 @@ def serve(master, section, **replaced):
 
 def change(folder):
     """A command that changes a template and a module of the formula in a folder."""
-    new = "echo '# of a new version' | tee -a wsgi/nginx/wsgi.conf.jinja >> _utils/wsgi_nginx.py"
+    new = "echo '# of a new version' | tee -a wsgi/nginx/wsgi.conf.jinja >> _utils/wsgi_formula/edge/nginx.py"
     return f"cd {folder} && {new} && test/manifest"
 
 
 def assert_new_version(minion):
     assert "# of a new version" in minion.exec("cat /etc/nginx/wsgi/live/wsgi.conf").stdout
-    assert "# of a new version" in minion.exec("cat /var/cache/salt/minion/extmods/utils/wsgi_nginx.py").stdout
+    assert (
+        "# of a new version"
+        in minion.exec("cat /var/cache/salt/minion/extmods/utils/wsgi_formula/edge/nginx.py").stdout
+    )
     assert minion.get("/").status == 200
 
 

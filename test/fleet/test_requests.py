@@ -98,12 +98,14 @@ def test_a_minion_that_does_not_fork_is_to_be_restarted_after_a_sync(master, min
     minion.configure(multiprocessing=False)
     master.wait_for_minions()
     master.salt(minion.id, "state.apply", "wsgi")
-    master.exec(f"cd {FORMULA} && echo '# edited' | tee -a _modules/wsgi.py >> _utils/wsgi_probe.py && test/manifest")
+    master.exec(
+        f"cd {FORMULA} && echo '# edited' | tee -a _modules/wsgi.py >> _utils/wsgi_formula/run/probe.py && test/manifest"
+    )
     assert "run saltutil.sync_all" in refused(master, minion, "state.apply", "wsgi")
     master.salt(minion.id, "saltutil.sync_all")
     for function in (["state.apply", "wsgi"], ["wsgi.restart", "hello"]):
         told = refused(master, minion, *function)
-        assert "_utils/wsgi_probe.py" in told
+        assert "_utils/wsgi_formula/run/probe.py" in told
         assert "restart salt-minion" in told
     minion.exec("systemctl restart salt-minion")
     master.wait_for_minions()

@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "_utils"))
 
-import wsgi_host
-import wsgi_nginx
+from wsgi_formula.edge import nginx
+from wsgi_formula.host import Host
 
 OPERATIONS = (
     "os.chmod", "os.chown", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "subprocess.Popen",
@@ -41,8 +41,8 @@ def make_host(apps):
     """A host with the formula's own files, its templates compiled."""
     salt = {"cp.cache_file": lambda url, saltenv: str(ROOT / url[len("salt://") :])}
     grains = {"os_family": "Debian", "osfinger": "Debian-12"}
-    host = wsgi_host.Host(salt, {"wsgi": {"apps": apps}}, grains, "base")
-    wsgi_nginx.pending(host, *host.settings.apps)
+    host = Host(salt, {"wsgi": {"apps": apps}}, grains, "base")
+    nginx.needed_changes(host, *host.settings.apps)
     host.nginx_files = None
     return host
 
@@ -66,7 +66,7 @@ def change(host, moment=None, everywhere=True):
         sys.addaudithook(hook)
         status = 1
         try:
-            wsgi_nginx.write(host, *host.settings.apps)
+            nginx.write(host, *host.settings.apps)
             status = 0
         finally:
             if status:

@@ -58,7 +58,7 @@ def deploy(version, number=None):
     """
 
     def work(to):
-        ready, operations = wsgi_generation._ready, []
+        ready, operations = switch._ready, []
 
         def counted(name):
             real = getattr(os, name)
@@ -78,7 +78,7 @@ def deploy(version, number=None):
             for name in OPERATIONS:
                 setattr(os, name, counted(name))
 
-        wsgi_generation._ready = then
+        switch._ready = then
         failed = ""
         try:
             call("wsgi.deploy", "ledger", source=f"/srv/{version}")
@@ -93,7 +93,7 @@ def deploy(version, number=None):
 def next_runs(_):
     """What is said of the app before the next run, what that and one more do, and what is said then."""
     found = {"override": override(), "history": history()}
-    runs = [next(iter(call("state.single", "wsgi.live", name="ledger").values())) for _ in range(2)]
+    runs = [next(iter(call("state.single", "wsgi.generation_live", name="ledger").values())) for _ in range(2)]
     found["runs"] = [{key: run[key] for key in ("result", "changes", "comment")} for run in runs]
     return {**found, "override_then": override(), "history_then": history()}
 
@@ -156,12 +156,12 @@ BACK = "--back" in sys.argv
 caller = salt.client.Caller("/etc/salt/minion")
 call("wsgi.status", "ledger")  # loads what all forks have
 
-import wsgi_generation
-import wsgi_served
+from wsgi_formula.changes import switch
+from wsgi_formula.served import Served
 
 # To ask Salt for the formula's templates would be most of what each run costs.
-served_by_salt = wsgi_served.Served.file
-wsgi_served.Served.file = lambda served, url: (
+served_by_salt = Served.file
+Served.file = lambda served, url: (
     next(filter(os.path.isfile, [f"/srv/formula/{url[len('salt://') :]}"]), None) or served_by_salt(served, url)
 )
 

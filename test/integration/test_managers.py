@@ -232,17 +232,17 @@ subprocess.run(["supervisorctl", "update", "words"], check=True)
 """,
     "circus": """
 open("/etc/wsgi/circus/words.ini", "w").write(f"[watcher:words]\\ncmd=/usr/bin/env\\nargs={line}\\n")
-manager = wsgi_managers.Circus(None)
+manager = Circus(None)
 manager.start(types.SimpleNamespace(unit="words"))
-wsgi_managers.wait_until(lambda: os.path.exists("/root/words") and os.path.getsize("/root/words"), 10)
+process.wait_until(lambda: os.path.exists("/root/words") and os.path.getsize("/root/words"), 10)
 manager.stop("words", 5)
 """,
     "gaffer": """
 section = f"[job:1.words]\\ncmd=/usr/bin/env\\nargs={line}\\ngraceful_timeout=5\\n"
 open("/etc/wsgi/gaffer/jobs/words.1.ini", "w").write(section)
-manager = wsgi_managers.Gaffer(None)
+manager = Gaffer(None)
 manager.start(types.SimpleNamespace(unit="words.1"))
-wsgi_managers.wait_until(lambda: os.path.exists("/root/words") and os.path.getsize("/root/words"), 10)
+process.wait_until(lambda: os.path.exists("/root/words") and os.path.getsize("/root/words"), 10)
 manager.stop("words.1", 5)
 """,
 }
@@ -252,8 +252,8 @@ def test_words_of_a_command_arrive_as_they_are(served, manager):
     program = f"""
 import os, subprocess, sys, types
 sys.path.insert(0, "/srv/formula/_utils")
-import wsgi_managers
-line = wsgi_managers.MANAGERS[{manager!r}].line(["/usr/bin/python3", "-c", {ARRIVED!r}, *{WORDS!r}])
+import managers
+line = MANAGERS[{manager!r}].line(["/usr/bin/python3", "-c", {ARRIVED!r}, *{WORDS!r}])
 {RUN[manager]}
 """
     served.put("/root/words.py", program)

@@ -13,13 +13,13 @@ from container import ROOT
 from hypothesis import HealthCheck, Phase, given, settings
 from pillars import app
 from unit.conftest import host_of
+from wsgi_formula.app.desired import desired_release
+from wsgi_formula.app.release import Release
 
 # Found since `values` was imported.
-import wsgi_generation  # isort: skip
-import wsgi_managers  # isort: skip
-import wsgi_nginx  # isort: skip
-import wsgi_release  # isort: skip
-import wsgi_wanted  # isort: skip
+from wsgi_formula.edge import nginx
+from wsgi_formula.run.generation import Generation, generation_files, new_record
+from wsgi_formula.run.managers.base import WITH_ENVIRONMENT
 
 FOLDER = "/tmp/values"
 LONG = "ec2-203-0-113-255.eu-central-1.compute.amazonaws.com"
@@ -70,7 +70,7 @@ def edge_cases(host, folder):
     host.family["nginx"].update(
         conf_dir=f"{folder}/conf.d", own_dir=f"{folder}/wsgi", log_dir=f"{folder}/log", cache_dir=f"{folder}/cache"
     )
-    files = wsgi_nginx.pending(host, *host.settings.apps)
+    files = nginx.needed_changes(host, *host.settings.apps)
     files = {path: getattr(text, "text", text) for path, text in files.items() if text}
     files[f"{folder}/log/.there"] = ""
     files[f"{folder}/cache/.there"] = ""
@@ -83,11 +83,9 @@ def edge_cases(host, folder):
 def process_cases(host, name, folder):
     """The same of an app's generation."""
     app = host.settings.apps[name]
-    release = wsgi_wanted.release(host, name)
-    generation = wsgi_generation.Generation(
-        host, name, "0123456789", wsgi_generation.record_of(host, app, release, "2.0.21")
-    )
-    texts = wsgi_generation.files_of(generation, app)
+    release = desired_release(host, name)
+    generation = Generation(host, name, "0123456789", new_record(host, app, release, "2.0.21"))
+    texts = generation_files(generation, app)
     expected = {program.unit: program for program in generation.programs}
     files, cases = {}, []
     for path, text in texts.items():
@@ -101,7 +99,7 @@ def process_cases(host, name, folder):
             job = next((job for job in generation.jobs if base == job.service), None)
             program = expected.get(base[len("wsgi-") : -len(".service")])
             command = job.command if job else program.command if program else None
-            prefix = [*(program.launch if program else []), wsgi_managers.WITH_ENVIRONMENT, generation.folder]
+            prefix = [*(program.launch if program else []), WITH_ENVIRONMENT, generation.folder]
             case = {**case, "kind": "systemd", "words": command and [*prefix, *command]}
         elif path.startswith("/etc/supervisor"):
             program = expected[base[len("wsgi-") : -len(".conf")]]
@@ -142,7 +140,7 @@ def rendered(tmp_path_factory):
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(pwd, "getpwnam", lambda name: NOBODY))
-        stack.enter_context(mock.patch.object(wsgi_release.Release, "record", {"environment": "abcdef0123"}))
+        stack.enter_context(mock.patch.object(Release, "record", {"environment": "abcdef0123"}))
         for number, host in enumerate(hosts(drawn(values.edges(), 150), 6, cache)):
             add(edge_cases(host, f"{FOLDER}/edge/{number}"))
         for number, host in enumerate(hosts(drawn(values.processes(), 100), 10, cache)):

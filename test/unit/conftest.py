@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Where Salt puts them, too: `import wsgi_settings` is what they themselves say.
+# Where Salt puts them, too: `import servers` is what they themselves say.
 sys.path.insert(0, str(ROOT / "_utils"))
 
-import wsgi_host
-import wsgi_nginx
+from wsgi_formula.edge.nginx import NginxBuild
+from wsgi_formula.host import Host
 
 
 def list_master(saltenv, prefix=""):
@@ -33,7 +33,7 @@ def cache_file(url, saltenv):
 PARSED = {}
 
 
-class Host(wsgi_host.Host):
+class Host(Host):
     """A host that parses each of the formula's YAML files once for all tests: that takes longer than most tests do."""
 
     def _yaml(self, name, otherwise=None):
@@ -47,7 +47,7 @@ def host_of(wsgi, system="Debian-12", opts=None):
     salt = {"cp.list_master": list_master, "cp.cache_file": cache_file}
     grains = {"os_family": "Debian", "osfinger": system}
     host = Host(salt, pillar={"wsgi": wsgi}, grains=grains, saltenv="base", opts=opts)
-    host.nginx_built = wsgi_nginx.Built((1, 22, 1), ("http_v2_module", "http_gzip_static_module"))
+    host.nginx_built = NginxBuild((1, 22, 1), ("http_v2_module", "http_gzip_static_module"))
     return host
 
 

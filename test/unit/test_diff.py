@@ -4,8 +4,10 @@ import logging
 
 import pytest
 import values
-import wsgi_diff
-import wsgi_nginx
+from wsgi_formula import diff
+from wsgi_formula.diff import MOST
+from wsgi_formula.edge import nginx
+from wsgi_formula.edge.nginx import NOT_SHOWN
 
 SHOP = {"domains": ["shop.test"]}
 BEFORE = """
@@ -37,23 +39,23 @@ server {
     ids=["repeated", "commented", "added", "only a comment", "only moved", "only indented"],
 )
 def test_a_change_is_told_by_its_lines_each_once(after, told):
-    assert wsgi_diff.brief("x.conf", BEFORE, after).startswith(told)
+    assert diff.brief("x.conf", BEFORE, after).startswith(told)
 
 
 def test_of_many_lines_the_first_ones_are_told_and_how_many_more_there_are():
     def told(count):
-        return wsgi_diff.brief("x.conf", "", "".join(f"line {number}\n" for number in range(count))).splitlines()
+        return diff.brief("x.conf", "", "".join(f"line {number}\n" for number in range(count))).splitlines()
 
-    assert len(told(wsgi_diff.MOST)) == wsgi_diff.MOST
-    assert told(wsgi_diff.MOST + 1)[-1] == f"+line {wsgi_diff.MOST}"
-    assert len(told(500)) == wsgi_diff.MOST + 1
-    assert told(500)[-1] == f"… {500 - wsgi_diff.MOST} more lines: see Salt's log at level debug"
-    assert wsgi_diff.first_lines("x.html", "a\n" * 500).splitlines()[-1] == told(500)[-1]
+    assert len(told(MOST)) == MOST
+    assert told(MOST + 1)[-1] == f"+line {MOST}"
+    assert len(told(500)) == MOST + 1
+    assert told(500)[-1] == f"… {500 - MOST} more lines: see Salt's log at level debug"
+    assert diff.first_lines("x.html", "a\n" * 500).splitlines()[-1] == told(500)[-1]
 
 
 def test_the_whole_diff_is_logged_at_level_debug(caplog):
     with caplog.at_level(logging.DEBUG):
-        wsgi_diff.brief("x.conf", BEFORE, BEFORE.replace("35s", "70s"))
+        diff.brief("x.conf", BEFORE, BEFORE.replace("35s", "70s"))
     assert caplog.text.count("+        proxy_read_timeout 70s;") == 2
     assert {record.levelname for record in caplog.records} == {"DEBUG"}
 
@@ -67,9 +69,9 @@ def change(make_host, tmp_path):
         for host in hosts:
             host.family["nginx"].update(conf_dir=str(tmp_path / "conf.d"), own_dir=str(tmp_path / "wsgi"))
         hosts[0].nginx_files = {}
-        there = {path: wsgi_nginx._text(text) for path, text in wsgi_nginx.pending(hosts[0], "shop").items()}
+        there = {path: nginx._text(text) for path, text in nginx.needed_changes(hosts[0], "shop").items()}
         hosts[1].nginx_files = {path: text for path, text in there.items() if text is not None}
-        return wsgi_nginx.shown(hosts[1].nginx_files, wsgi_nginx.pending(hosts[1], "shop"))
+        return nginx.shown(hosts[1].nginx_files, nginx.needed_changes(hosts[1], "shop"))
 
     return shown
 
@@ -98,5 +100,5 @@ def test_nothing_secret_is_told_or_logged(change, caplog):
         told = change({"basic_auth": {"users": users}}, {"basic_auth": {"users": {**users, "bob": "$6$hunter2$b"}}})
         told.update(change({"basic_auth": {"users": users}}, {}))
     assert "hunter2" not in f"{told} {caplog.text}"
-    assert {"diff": wsgi_nginx.NOT_SHOWN} in told.values()
+    assert {"diff": NOT_SHOWN} in told.values()
     assert "auth_basic" in caplog.text

@@ -7,10 +7,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-import wsgi_nginx
-import wsgi_schema
-import wsgi_schema_edge
-import wsgi_settings
+from wsgi_formula.edge import nginx
+from wsgi_formula.pillar import edge
+from wsgi_formula.pillar.schema import APP
 
 GIXY = Path(sysconfig.get_path("scripts")) / "gixy"
 HELLO = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
@@ -84,7 +83,7 @@ def tree(make_host, tmp_path):
         host = make_host(pillar)
         assert host.settings.problems == []
         host.family["nginx"].update(conf_dir=str(tmp_path / "conf.d"), own_dir=str(tmp_path / "wsgi"))
-        for path, text in wsgi_nginx.pending(host, *host.settings.apps).items():
+        for path, text in nginx.needed_changes(host, *host.settings.apps).items():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             # gixy does not know possessive quantifiers; they match the same, only faster.
             Path(path).write_text(getattr(text, "text", text).replace("]++", "]+").replace(")*+", ")*"))
@@ -109,9 +108,9 @@ def meant(plugin, file, line, reason):
 
 
 def test_every_word_of_the_edge_is_asked_about():
-    assert {*EVERYTHING, "buffering"} == {*wsgi_schema_edge.EDGE}
-    assert {*NGINX} == {*wsgi_schema.NGINX}
-    assert {*EVERYTHING} <= {*wsgi_settings.APP}
+    assert {*EVERYTHING, "buffering"} == {*edge.EDGE}
+    assert {*NGINX} == {*edge.NGINX}
+    assert {*EVERYTHING} <= {*APP}
 
 
 @pytest.mark.parametrize("proxy_protocol", [False, True])

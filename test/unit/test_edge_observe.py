@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-import wsgi_nginx
-import wsgi_status_page
+from wsgi_formula import files
+from wsgi_formula.app import history
+from wsgi_formula.edge import nginx, status_page
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
@@ -26,7 +27,7 @@ def make_nginx(make_host, tmp_path):
         assert host.settings.problems == []
         for folder in ("conf_dir", "own_dir"):
             host.family["nginx"][folder] = str(tmp_path)
-        files = wsgi_nginx.pending(host, *host.settings.apps)
+        files = nginx.needed_changes(host, *host.settings.apps)
         return {path[len(str(tmp_path)) + 1 :]: text for path, text in files.items()}
 
     return files_of
@@ -400,15 +401,15 @@ def facts(make_host, monkeypatch):
             {"server": "uwsgi", "version": "2", "process_manager": "emperor", "generation": "a", "release": "b"}
         )
         apps = {"shop": {**whole, "since": "2026-11-23 10:00:00", **status}}
-        monkeypatch.setattr(wsgi_status_page.wsgi_history, "entries", lambda name: list(entries))
-        return host, wsgi_status_page.facts(host, apps)
+        monkeypatch.setattr(history, "entries", lambda name: list(entries))
+        return host, status_page.facts(host, apps)
 
     return facts_of
 
 
 def test_time_and_health_alone_are_no_change(facts):
     content = [
-        wsgi_status_page.content(facts(**status)[1])
+        status_page.content(facts(**status)[1])
         for status in (
             {},
             {"health": {"ok": False, "error": "refused"}},
@@ -421,7 +422,7 @@ def test_time_and_health_alone_are_no_change(facts):
 def test_a_failure_that_comes_again_is_no_change(facts):
     failed = {"event": "failed", "error": "no\nTraceback", "at": 1}
     once, again = (facts([{**failed, "times": times, "at": times}])[1] for times in (1, 2))
-    assert wsgi_status_page.content(once) == wsgi_status_page.content(again)
+    assert status_page.content(once) == status_page.content(again)
 
 
 def test_of_an_error_the_page_has_the_first_line_and_no_credentials(facts):
@@ -434,9 +435,9 @@ def test_of_an_error_the_page_has_the_first_line_and_no_credentials(facts):
 def test_whatever_a_page_tells_is_text(facts, monkeypatch, tmp_path):
     host, told = facts([{"event": "failed", "error": "<script>alert(1)</script>", "at": 1}], generation='"><b>')
     page = {}
-    monkeypatch.setattr(wsgi_status_page.wsgi_host, "folder", lambda *args: None)
-    monkeypatch.setattr(wsgi_status_page.wsgi_host, "write", lambda path, text, *args: page.update(text=text))
-    wsgi_status_page.write(host, told)
+    monkeypatch.setattr(files, "ensure_dir", lambda *args: None)
+    monkeypatch.setattr(files, "write", lambda path, text, *args: page.update(text=text))
+    status_page.write(host, told)
     assert "<script" not in page["text"]
     assert "<b>" not in page["text"]
     assert "&lt;script&gt;" in page["text"]

@@ -7,10 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import wsgi_host
-import wsgi_nginx
-import wsgi_static
 from conftest import as_nginx_reads
+from wsgi_formula import files
+from wsgi_formula.edge import nginx, static
+from wsgi_formula.errors import Problem
 
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
 
@@ -29,10 +29,10 @@ def problems(load):
 @pytest.fixture
 def make_release(tmp_path, monkeypatch):
     """make_release(id, {file: text, …}) is a release of the app `shop` with such files; a text may be a link."""
-    monkeypatch.setattr(wsgi_static, "SRV", str(tmp_path))
-    monkeypatch.setattr(wsgi_host, "folder", lambda path, *_: os.makedirs(path, exist_ok=True))
-    monkeypatch.setattr(wsgi_static, "_nginx", lambda host: SimpleNamespace(pw_gid=0))
-    monkeypatch.setattr(wsgi_host, "link", lambda target, path: (wsgi_host.remove(path), os.symlink(target, path)))
+    monkeypatch.setattr(static, "SRV", str(tmp_path))
+    monkeypatch.setattr(files, "ensure_dir", lambda path, *_: os.makedirs(path, exist_ok=True))
+    monkeypatch.setattr(static, "_nginx", lambda host: SimpleNamespace(pw_gid=0))
+    monkeypatch.setattr(files, "replace_symlink", lambda target, path: (files.remove(path), os.symlink(target, path)))
     (tmp_path / "environment").mkdir()
 
     def release_of(id, files, others=(), live=True):
@@ -60,8 +60,8 @@ def make_files(make_host, tmp_path):
     def files_of(own):
         host = make_host({"apps": {"shop": {**SHOP, **own}}})
         host.family["nginx"].update(conf_dir=str(tmp_path), own_dir=str(tmp_path))
-        files = as_nginx_reads(wsgi_nginx.pending(host, "shop"))
-        return {"wsgi.conf": files.pop(wsgi_nginx.entry_path(host)), "site": "\n".join(files.values())}
+        files = as_nginx_reads(nginx.needed_changes(host, "shop"))
+        return {"wsgi.conf": files.pop(nginx.entry_path(host)), "site": "\n".join(files.values())}
 
     return files_of
 
@@ -75,12 +75,12 @@ def published(tmp_path):
     """published(release, {key: value, …}) is what is then below static/: names to texts."""
 
     def published_of(release, **own):
-        wsgi_static.publish(None, "shop", said(**own), release)
+        static.publish(None, "shop", said(**own), release)
         root, found = f"{tmp_path}/shop/static", {}
         for folder in os.listdir(root):
             live = f"{root}/{folder}/live"
-            for parent, _, files in os.walk(live):
-                for file in files:
+            for parent, _, names in os.walk(live):
+                for file in names:
                     path = f"{parent}/{file}"
                     assert not os.path.islink(path)
                     with open(path) as content:
@@ -153,20 +153,20 @@ def test_links_within_the_release_are_resolved_and_others_left_out(make_release,
 
 
 def test_links_that_multiply_are_a_problem(make_release, monkeypatch):
-    monkeypatch.setattr(wsgi_static, "MOST_FILES", 50)
+    monkeypatch.setattr(static, "MOST_FILES", 50)
     files = {f"static/{number}/{other}": f"-> ../{other}" for number in range(9) for other in range(9)}
-    with pytest.raises(wsgi_host.Problem, match="static holds more than 50 files"):
-        wsgi_static.build(None, "shop", said(static={"/static/": "static"}), make_release("a", files))
+    with pytest.raises(Problem, match="static holds more than 50 files"):
+        static.build(None, "shop", said(static={"/static/": "static"}), make_release("a", files))
 
 
 def test_a_release_is_published_once(make_release, tmp_path):
     app, release = said(static={"/static/": "static"}), make_release("a", {"static/app.css": "1"})
-    assert wsgi_static.outdated("shop", app, release) == ["static"]
-    wsgi_static.publish(None, "shop", app, release)
-    assert wsgi_static.outdated("shop", app, release) == []
+    assert static.outdated("shop", app, release) == ["static"]
+    static.publish(None, "shop", app, release)
+    assert static.outdated("shop", app, release) == []
     # What others there were does not matter any more.
     release.others = [make_release("b", {})]
-    assert wsgi_static.build(None, "shop", app, release) == {}
+    assert static.build(None, "shop", app, release) == {}
 
 
 def test_trees_that_are_not_live_go_and_so_do_paths_that_nobody_names(make_release, tmp_path):
@@ -174,21 +174,21 @@ def test_trees_that_are_not_live_go_and_so_do_paths_that_nobody_names(make_relea
     files = {"static/app.css": "1", "errors/404.html": "2"}
     old = make_release("a", files)
     for release in (old, make_release("b", files, others=[old])):
-        wsgi_static.publish(None, "shop", app, release)
-    wsgi_static.prune("shop")
+        static.publish(None, "shop", app, release)
+    static.prune("shop")
     root = tmp_path / "shop" / "static"
     assert len(os.listdir(root / "static")) == 2
-    wsgi_static.forget("shop", f"    alias {root}/static/live/;\n")
+    static.forget("shop", f"    alias {root}/static/live/;\n")
     assert os.listdir(root) == ["static"]
 
 
 def test_a_new_release_without_such_a_path_is_refused_and_one_that_was_live_is_not(make_release):
     app = said(static={"/static/": "dist"}, error_pages={404: "static"})
-    with pytest.raises(wsgi_host.Problem) as refused:
-        wsgi_static.check("shop", app, make_release("a", {"static/app.css": "1"}, live=False))
+    with pytest.raises(Problem) as refused:
+        static.check("shop", app, make_release("a", {"static/app.css": "1"}, live=False))
     assert "wsgi:apps:shop:static:/static/: 'dist' is no folder of release a; " in str(refused.value)
     assert "wsgi:apps:shop:error_pages:404: 'static' is no file of release a; " in str(refused.value)
-    wsgi_static.check("shop", app, make_release("b", {}))
+    static.check("shop", app, make_release("b", {}))
 
 
 # What nginx can't read
@@ -204,15 +204,13 @@ def test_a_new_release_without_such_a_path_is_refused_and_one_that_was_live_is_n
     ],
 )
 def test_what_nginx_can_not_read_is_told(make_host, monkeypatch, mode, path, why):
-    monkeypatch.setattr(
-        wsgi_static, "_nginx", lambda host: SimpleNamespace(pw_name="nobody", pw_uid=65534, pw_gid=65534)
-    )
+    monkeypatch.setattr(static, "_nginx", lambda host: SimpleNamespace(pw_name="nobody", pw_uid=65534, pw_gid=65534))
     # Pytest's own folders are for its user alone.
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, mode)
         Path(folder, "file").write_text("")
         host = make_host({"apps": {"shop": {**SHOP, "static": {"/media/": f"{folder}{path}/"}}}})
-        found = wsgi_static.warnings(host, "shop", host.settings.apps["shop"])
+        found = static.warnings(host, "shop", host.settings.apps["shop"])
     if why is None:
         assert found == []
     else:

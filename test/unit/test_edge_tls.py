@@ -5,18 +5,18 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
-import wsgi_host
-import wsgi_nginx
-import wsgi_nginx_tree
-import wsgi_reload
-import wsgi_tls
+from wsgi_formula.edge import nginx, nginx_tree, reload, tls
+from wsgi_formula.edge.nginx import NginxBuild, SecretFile
+from wsgi_formula.edge.tls import NAMED, Certificate
+from wsgi_formula.errors import Problem
 
-OLD = wsgi_nginx.Built((1, 18, 0), ("http_v2_module",), (1, 1, 1))
-USUAL = wsgi_nginx.Built((1, 22, 1), ("http_v2_module",), (3, 0, 22))
-NEW = wsgi_nginx.Built((1, 26, 3), ("http_v2_module", "http_v3_module"), (3, 5, 7))
+OLD = NginxBuild((1, 18, 0), ("http_v2_module",), (1, 1, 1))
+USUAL = NginxBuild((1, 22, 1), ("http_v2_module",), (3, 0, 22))
+NEW = NginxBuild((1, 26, 3), ("http_v2_module", "http_v3_module"), (3, 5, 7))
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
 PAIR = {"certificate": "/etc/ssl/shop.pem", "key": "/etc/ssl/shop.key"}
 ID = "example.com_80"
@@ -56,14 +56,14 @@ dWivvIQ9KX5GfI/006XTvofadV6Kxq4aDYMwYOZl4FY=
 @pytest.fixture
 def make_files(make_host, tmp_path, monkeypatch):
     """make_files({app: {key: value, …}, …}, built, nginx) are nginx's files of such apps, by their paths below its own folder."""
-    monkeypatch.setattr(wsgi_tls, "CERTBOT", f"{tmp_path}/letsencrypt")
+    monkeypatch.setattr(tls, "CERTBOT", f"{tmp_path}/letsencrypt")
 
-    def files_of(apps, built=USUAL, nginx=None):
-        host = make_host({"apps": {name: {**SHOP, **own} for name, own in apps.items()}, "nginx": nginx or {}})
+    def files_of(apps, built=USUAL, proxy=None):
+        host = make_host({"apps": {name: {**SHOP, **own} for name, own in apps.items()}, "nginx": proxy or {}})
         assert host.settings.problems == []
         host.nginx_built = built
         host.family["nginx"].update(conf_dir=f"{tmp_path}/conf.d", own_dir=f"{tmp_path}/own")
-        own, found = f"{tmp_path}/own/", wsgi_nginx.pending(host, *host.settings.apps)
+        own, found = f"{tmp_path}/own/", nginx.needed_changes(host, *host.settings.apps)
         return host, {path[len(own) :]: text for path, text in found.items() if path.startswith(own)}
 
     return files_of
@@ -78,14 +78,14 @@ def blocks(text):
 
 
 def test_a_certificate_is_read():
-    found = wsgi_tls.parse(f"Bag Attributes: none\n{RICH}{PLAIN}")
+    found = tls.parse(f"Bag Attributes: none\n{RICH}{PLAIN}")
     assert found.names == ("example.com", "*.example.com")
     assert found.until == calendar.timegm((2054, 4, 9, 11, 12, 25))
     assert found.ocsp
 
 
 def test_a_certificate_without_extensions_is_read_too():
-    assert wsgi_tls.parse(PLAIN) == wsgi_tls.Certificate((), calendar.timegm((2027, 6, 11, 11, 12, 25)), False)
+    assert tls.parse(PLAIN) == Certificate((), calendar.timegm((2027, 6, 11, 11, 12, 25)), False)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_certificate_without_extensions_is_read_too():
 )
 def test_what_is_none_is_refused(text):
     with pytest.raises(ValueError, match="certificate"):
-        wsgi_tls.parse(text)
+        tls.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_is_none_is_refused(text):
     ids=str,
 )
 def test_a_wildcard_is_for_one_label(domains, missing):
-    assert wsgi_tls.parse(RICH).missing(domains) == missing
+    assert tls.parse(RICH).missing(domains) == missing
 
 
 # What nginx is told
@@ -120,16 +120,16 @@ def test_a_site_has_a_self_signed_certificate_until_it_has_its_own(make_files, t
     live = tmp_path / f"letsencrypt/live/wsgi-{ID}"
     live.mkdir(parents=True)
     (live / "fullchain.pem").write_text(RICH)
-    assert "letsencrypt" not in wsgi_nginx.texts(host, "shop")[f"{tmp_path}/own/sites/{ID}.conf"]  # half of a pair
+    assert "letsencrypt" not in nginx.desired_files(host, "shop")[f"{tmp_path}/own/sites/{ID}.conf"]  # half of a pair
     (live / "privkey.pem").touch()
-    text = wsgi_nginx.texts(host, "shop")[f"{tmp_path}/own/sites/{ID}.conf"]
+    text = nginx.desired_files(host, "shop")[f"{tmp_path}/own/sites/{ID}.conf"]
     assert (f"ssl_certificate {live}/fullchain.pem;" in text) == (certificate == "acme")
     assert ("ssl_stapling on" in text) == (certificate == "acme")  # as it names a responder
 
 
 def test_one_of_a_path_stays_where_it_is_and_one_of_pillar_is_roots_alone(make_files, tmp_path):
     _, files = make_files({"shop": {"tls": {"certificate": RICH, "key": PAIR["key"]}}})
-    assert files[f"private/{ID}.crt"] == wsgi_nginx.Private(RICH)
+    assert files[f"private/{ID}.crt"] == SecretFile(RICH)
     assert f"private/{ID}.key" not in files
     assert f"ssl_certificate {tmp_path}/own/private/{ID}.crt;" in files[f"sites/{ID}.conf"]
     assert "ssl_certificate_key /etc/ssl/shop.key;" in files[f"sites/{ID}.conf"]
@@ -140,9 +140,9 @@ def test_a_key_may_be_in_sdb(make_host):
     asked, key = [], "-----BEGIN PRIVATE KEY-----\r\nhunter2"
     host.salt = {**host.salt, "sdb.get": lambda uri, strict: asked.append(uri) or key}
     for _ in range(2):
-        found = wsgi_nginx.texts(host, "shop")[f"/etc/nginx/wsgi/live/private/{ID}.key"]
+        found = nginx.desired_files(host, "shop")[f"/etc/nginx/wsgi/live/private/{ID}.key"]
     # As it will be read from its file, or it would differ in each run.
-    assert found == wsgi_nginx.Private("-----BEGIN PRIVATE KEY-----\nhunter2\n")
+    assert found == SecretFile("-----BEGIN PRIVATE KEY-----\nhunter2\n")
     assert asked == ["sdb://vault/key"]
 
 
@@ -278,7 +278,7 @@ def test_sites_of_one_host_can_not_meet_at_the_port_of_tls(load):
 
 
 @pytest.mark.parametrize(
-    ("tls", "problem"),
+    ("said", "problem"),
     [
         ({"http3": True}, "wsgi:apps:shop:tls:http3: true can't be had: nginx 1.22.1 is built without HTTP/3"),
         (
@@ -292,10 +292,10 @@ def test_sites_of_one_host_can_not_meet_at_the_port_of_tls(load):
     ],
     ids=["http3", "http2", "no certificate", "no key", "no private key", "half a certificate"],
 )
-def test_what_this_machine_can_not_do_is_a_problem(make_files, tls, problem):
-    host, _ = make_files({"shop": {"tls": tls}, "blog": {"domains": ["example.org"], "tls": "self_signed"}})
-    with pytest.raises(wsgi_host.Problem) as raised:
-        wsgi_tls.check(host, wsgi_nginx.site_of(host, "shop"), USUAL)
+def test_what_this_machine_can_not_do_is_a_problem(make_files, said, problem):
+    host, _ = make_files({"shop": {"tls": said}, "blog": {"domains": ["example.org"], "tls": "self_signed"}})
+    with pytest.raises(Problem) as raised:
+        tls.check(host, nginx.site_of(host, "shop"), USUAL)
     assert str(raised.value).startswith(problem)
 
 
@@ -307,7 +307,7 @@ def openssl(folder, *arguments):
 
 
 def test_a_pair_that_does_not_fit_is_a_problem_that_says_why(make_files, tmp_path):
-    certificate, key = wsgi_tls.make_self_signed(["example.com"])
+    certificate, key = tls.make_self_signed(["example.com"])
     (tmp_path / "key").write_text(key)
     alike = openssl(tmp_path, "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
     of_another_kind = openssl(tmp_path, "genpkey", "-algorithm", "RSA")
@@ -318,8 +318,8 @@ def test_a_pair_that_does_not_fit_is_a_problem_that_says_why(make_files, tmp_pat
     def said(certificate, key):
         host, _ = make_files({"shop": {"tls": {"certificate": certificate, "key": key}}})
         try:
-            return wsgi_tls.check(host, wsgi_nginx.site_of(host, "shop"), USUAL)
-        except wsgi_host.Problem as problem:
+            return tls.check(host, nginx.site_of(host, "shop"), USUAL)
+        except Problem as problem:
             return str(problem)
 
     assert said(certificate, key) == []
@@ -336,7 +336,7 @@ def test_a_pair_that_does_not_fit_is_a_problem_that_says_why(make_files, tmp_pat
 def test_sites_of_a_newer_nginx_may_differ_in_http2(make_files):
     apps = {"shop": {"tls": {"http2": False}}, "blog": {"domains": ["example.org"], "tls": "self_signed"}}
     host, _ = make_files(apps, NEW)
-    assert wsgi_tls.check(host, wsgi_nginx.site_of(host, "shop"), NEW) == []
+    assert tls.check(host, nginx.site_of(host, "shop"), NEW) == []
 
 
 # What is to be made, got, and taken away
@@ -354,11 +354,11 @@ def test_a_self_signed_certificate_is_made_where_it_is_missing_wrong_or_nearly_o
     def parsed(text):
         if names is None:
             raise ValueError
-        return wsgi_tls.Certificate(names, wsgi_tls.time.time() + left * 86400, False)
+        return Certificate(names, time.time() + left * 86400, False)
 
-    monkeypatch.setattr(wsgi_tls, "parse", parsed)
-    monkeypatch.setattr(wsgi_tls.os.path, "exists", lambda path: True)
-    assert wsgi_tls.due(host, wsgi_nginx.site_of(host, "shop")) == due
+    monkeypatch.setattr(tls, "parse", parsed)
+    monkeypatch.setattr(os.path, "exists", lambda path: True)
+    assert tls.due(host, nginx.site_of(host, "shop")) == due
 
 
 @pytest.mark.parametrize(
@@ -373,15 +373,15 @@ def test_a_self_signed_certificate_is_made_where_it_is_missing_wrong_or_nearly_o
     ids=["the same", "another authority", "another key", "ones own authority", "none"],
 )
 def test_certbot_runs_where_what_it_has_is_not_what_is_asked_for(make_files, tmp_path, acme, renewal, wanted):
-    host, _ = make_files({"shop": {"tls": "acme"}}, nginx={"acme": acme})
-    site = wsgi_nginx.site_of(host, "shop")
+    host, _ = make_files({"shop": {"tls": "acme"}}, proxy={"acme": acme})
+    site = nginx.site_of(host, "shop")
     if renewal:
         (tmp_path / "letsencrypt/renewal").mkdir(parents=True)
         (tmp_path / f"letsencrypt/renewal/wsgi-{ID}.conf").write_text(renewal)
     (tmp_path / f"letsencrypt/live/wsgi-{ID}").mkdir(parents=True)
-    certificate, _ = wsgi_tls.make_self_signed(["example.com"])
+    certificate, _ = tls.make_self_signed(["example.com"])
     (tmp_path / f"letsencrypt/live/wsgi-{ID}/cert.pem").write_text(certificate)
-    assert wsgi_tls.wanting(host) == ([site] if wanted else [])
+    assert tls.wanting(host) == ([site] if wanted else [])
 
 
 def test_what_no_site_names_is_left_over_and_another_hands_is_not(make_files, tmp_path):
@@ -394,8 +394,8 @@ def test_what_no_site_names_is_left_over_and_another_hands_is_not(make_files, tm
     for name in (f"wsgi-{ID}", "wsgi-gone.example.com_80", "mail.example.com"):
         (renewal / f"{name}.conf").touch()
         (tmp_path / "letsencrypt/archive" / name).mkdir(parents=True)
-    assert wsgi_tls.unused({**there, **dict.fromkeys(private, "")}, own) == [f"{own}/private/{ID}.crt"]
-    assert wsgi_tls.leftovers(host, there) == [
+    assert tls.unused({**there, **dict.fromkeys(private, "")}, own) == [f"{own}/private/{ID}.crt"]
+    assert tls.leftovers(host, there) == [
         f"{renewal}/wsgi-gone.example.com_80.conf",
         f"{tmp_path}/letsencrypt/archive/wsgi-gone.example.com_80",
     ]
@@ -407,22 +407,22 @@ def installed(make_files, tmp_path, monkeypatch):
 
     def tested(host, staged=None, changes=()):
         own = host.family["nginx"]["own_dir"]
-        for path in wsgi_tls.NAMED.findall("".join(file.read_text() for file in Path(staged).glob("**/*.conf"))):
+        for path in NAMED.findall("".join(file.read_text() for file in Path(staged).glob("**/*.conf"))):
             if not os.path.exists(path.replace(own, staged)):
-                raise wsgi_host.Problem(f"{path} is not there")
+                raise Problem(f"{path} is not there")
 
     def put(apps):
         host, _ = make_files(apps)
-        wsgi_nginx.write(host, *apps)
+        nginx.write(host, *apps)
         return host
 
-    monkeypatch.setattr(wsgi_nginx, "_test", tested)
-    monkeypatch.setattr(wsgi_nginx, "_check_ports", lambda host, name: None)
-    monkeypatch.setattr(wsgi_nginx, "_make_logs", lambda host, text: None)
-    monkeypatch.setattr(wsgi_reload, "RUN", str(tmp_path))
-    monkeypatch.setattr(wsgi_reload, "LOCK", f"{tmp_path}/nginx.busy")
-    monkeypatch.setattr(wsgi_reload, "DRAIN_MARKER", f"{tmp_path}/nginx.closing")
-    monkeypatch.setattr(wsgi_reload, "FAST_PATHS", f"{tmp_path}/shortcuts")
+    monkeypatch.setattr(nginx, "_test", tested)
+    monkeypatch.setattr(nginx, "_check_ports", lambda host, name: None)
+    monkeypatch.setattr(nginx, "_make_logs", lambda host, text: None)
+    monkeypatch.setattr(reload, "RUN", str(tmp_path))
+    monkeypatch.setattr(reload, "LOCK", f"{tmp_path}/nginx.busy")
+    monkeypatch.setattr(reload, "DRAIN_MARKER", f"{tmp_path}/nginx.closing")
+    monkeypatch.setattr(reload, "FAST_PATHS", f"{tmp_path}/shortcuts")
     return put
 
 
@@ -434,9 +434,9 @@ def test_sites_whose_certificates_all_got_lost_come_back(installed, tmp_path):
         (live / "fullchain.pem").write_text(RICH)
         (live / "privkey.pem").touch()
     host = installed(apps)
-    assert "letsencrypt" in wsgi_nginx.on_disk(host)[f"{tmp_path}/own/sites/shop.example.com_80.conf"]
+    assert "letsencrypt" in nginx.installed_files(host)[f"{tmp_path}/own/sites/shop.example.com_80.conf"]
     shutil.rmtree(tmp_path / "letsencrypt")
-    changes = wsgi_nginx.write(host, "blog")
+    changes = nginx.write(host, "blog")
     assert {path for path in changes if "/sites/" in path} == {
         f"{tmp_path}/own/sites/{name}.example.com_80.conf" for name in apps
     }
@@ -447,7 +447,7 @@ def test_a_self_signed_certificate_goes_live_with_its_key_and_its_site_or_not_at
         assert {*contents} > {f"private/{ID}.self-signed.crt", f"private/{ID}.self-signed.key", f"sites/{ID}.conf"}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(wsgi_nginx_tree, "go_live", killed)
+    monkeypatch.setattr(nginx_tree, "swap", killed)
     with pytest.raises(KeyboardInterrupt):
         installed({"shop": {"tls": "self_signed"}})
     assert os.listdir(tmp_path / "trees") == []
@@ -455,8 +455,8 @@ def test_a_self_signed_certificate_goes_live_with_its_key_and_its_site_or_not_at
 
 
 def test_a_self_signed_certificate_is_for_its_hosts():
-    certificate, key = wsgi_tls.make_self_signed(["example.com", "*.example.com"])
-    found = wsgi_tls.parse(certificate)
+    certificate, key = tls.make_self_signed(["example.com", "*.example.com"])
+    found = tls.parse(certificate)
     assert found.names == ("example.com", "*.example.com")
     assert found.left() > 390 * 86400
     assert "PRIVATE KEY" in key

@@ -3,8 +3,8 @@
 import re
 
 import pytest
-import wsgi_nginx
 from conftest import as_nginx_reads
+from wsgi_formula.edge import nginx
 
 HELLO = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
 SHOP = {**HELLO, "domains": ["shop.example.com"]}
@@ -14,11 +14,11 @@ SHOP = {**HELLO, "domains": ["shop.example.com"]}
 def make_files(make_host, tmp_path):
     """make_files(app, nginx) are nginx's files for an app `shop` and such settings of the host: name to text."""
 
-    def files_of(own=None, nginx=None):
-        host = make_host({"apps": {"shop": {**SHOP, **(own or {})}}, "nginx": nginx or {}})
+    def files_of(own=None, proxy=None):
+        host = make_host({"apps": {"shop": {**SHOP, **(own or {})}}, "nginx": proxy or {}})
         assert host.settings.problems == []
         host.family["nginx"].update(conf_dir=str(tmp_path), own_dir=str(tmp_path))
-        files = as_nginx_reads(wsgi_nginx.pending(host, "shop"))
+        files = as_nginx_reads(nginx.needed_changes(host, "shop"))
         return {path[len(str(tmp_path)) + 1 :]: text for path, text in files.items()}
 
     return files_of
@@ -37,7 +37,7 @@ def test_nobody_is_trusted_who_is_not_named(make_files):
 
 
 def test_trusted_proxies_say_who_the_client_is_and_how_it_asked(make_files):
-    text = make_files(nginx={"trusted_proxies": ["192.0.2.7", "2001:db8::/32"]})["wsgi.conf"]
+    text = make_files(proxy={"trusted_proxies": ["192.0.2.7", "2001:db8::/32"]})["wsgi.conf"]
     assert re.findall(r"set_real_ip_from (\S+);", text) == ["192.0.2.7", "2001:db8::/32"]
     assert "real_ip_header X-Forwarded-For;" in text
     assert "192.0.2.7 1;" in block(text, "geo $realip_remote_addr $wsgi_trusted")
@@ -45,7 +45,7 @@ def test_trusted_proxies_say_who_the_client_is_and_how_it_asked(make_files):
 
 def test_the_proxy_protocol_makes_no_header_believed(make_files):
     """Who speaks it passes on whatever headers the client sends."""
-    files = make_files(nginx={"trusted_proxies": ["192.0.2.7"], "proxy_protocol": True})
+    files = make_files(proxy={"trusted_proxies": ["192.0.2.7"], "proxy_protocol": True})
     assert "real_ip_header proxy_protocol;" in files["wsgi.conf"]
     assert "192.0.2.7 1;" not in files["wsgi.conf"]
     for name in ("wsgi.conf", "sites/shop.example.com_80.conf"):

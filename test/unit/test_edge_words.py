@@ -3,11 +3,11 @@
 import re
 
 import pytest
-import wsgi_edge
-import wsgi_host
-import wsgi_nginx
-import wsgi_wanted
 from conftest import as_nginx_reads
+from wsgi_formula.app.secrets import htpasswd
+from wsgi_formula.edge import nginx, words
+from wsgi_formula.edge.nginx import NginxBuild
+from wsgi_formula.errors import Problem
 
 HASH = "$6$saltsalt$hRM5XZ86KXEw9UOmjigeVqFgULtFB2sgpC9lXQDfMib3Zgw7mEiUvBJI2EplzfAqxL5Vvwp2scFtv/uamSo5z0"
 KEY = "wsgi:apps:shop"
@@ -32,10 +32,10 @@ def make_files(make_host, tmp_path):
     def files_of(own, modules=(), **said):
         host = make_host({"apps": {"shop": {**SHOP, **own}}, **said})
         assert host.settings.problems == []
-        host.nginx_built = wsgi_nginx.Built((1, 22, 1), modules)
+        host.nginx_built = NginxBuild((1, 22, 1), modules)
         for folder in ("conf_dir", "own_dir"):
             host.family["nginx"][folder] = str(tmp_path)  # not this machine's
-        found = as_nginx_reads(wsgi_nginx.pending(host, "shop"))
+        found = as_nginx_reads(nginx.needed_changes(host, "shop"))
         return {path[len(str(tmp_path)) + 1 :]: text for path, text in found.items()}
 
     return files_of
@@ -105,9 +105,9 @@ def test_what_sdb_has_for_a_user_must_be_a_hash(make_host):
     host = make_host({"apps": {}})
     host.salt["sdb.get"] = lambda uri, strict: {"sdb://a/ann": HASH, "sdb://a/bob": "hunter2"}[uri]
     key = f"{KEY}:basic_auth:users"
-    assert wsgi_wanted.htpasswd(host, key, {"ann": "sdb://a/ann", "eve": HASH}) == f"ann:{HASH}\neve:{HASH}\n"
-    with pytest.raises(wsgi_host.Problem, match=f"{key}:bob: sdb://a/bob holds something else than a hash") as raised:
-        wsgi_wanted.htpasswd(host, key, {"bob": "sdb://a/bob"})
+    assert htpasswd(host, key, {"ann": "sdb://a/ann", "eve": HASH}) == f"ann:{HASH}\neve:{HASH}\n"
+    with pytest.raises(Problem, match=f"{key}:bob: sdb://a/bob holds something else than a hash") as raised:
+        htpasswd(host, key, {"bob": "sdb://a/bob"})
     assert "hunter2" not in str(raised.value)
 
 
@@ -118,7 +118,7 @@ def test_hashes_are_in_a_file_that_nginx_alone_can_read(make_files):
     files = make_files({"basic_auth": {"users": {"ann": HASH}}})
     file = files.pop("private/shop.htpasswd")
     assert (file.text, file.group, file.mode) == (f"ann:{HASH}\n", "www-data", 0o640)
-    assert wsgi_nginx.shown({}, {"shop.htpasswd": file}) == {"shop.htpasswd": {"diff": "<show_changes=False>"}}
+    assert nginx.shown({}, {"shop.htpasswd": file}) == {"shop.htpasswd": {"diff": "<show_changes=False>"}}
     assert HASH not in str(files)
 
 
@@ -149,17 +149,17 @@ def test_who_is_sent_away_is_told_the_slowest_limit_of_the_path(load):
         "log": {"path": "/log", "connections": 1},
     }
     found = load({"apps": {"shop": {**SHOP, "limits": limits}}}).apps["shop"]["limits"]
-    assert list(wsgi_edge.waits(found).items()) == [("/login/deep/", 12), ("/login", 12), ("/log", 1), ("/", 1)]
+    assert list(words.waits(found).items()) == [("/login/deep/", 12), ("/login", 12), ("/log", 1), ("/", 1)]
 
 
 def test_no_two_apps_share_one_of_nginxs_variables():
     names = [
-        wsgi_edge.variable(app, "limit", limit)
+        words.variable(app, "limit", limit)
         for app, limit in [("a", "b-c"), ("a-b", "c"), ("a_b", "c"), ("a", "b"), ("a", "b_c")]
     ]
     assert len({*names}) == len(names)
     # What variables_hash_bucket_size has room for by default.
-    longest = wsgi_edge.variable("a" * 27, "preflight", "b" * 32)
+    longest = words.variable("a" * 27, "preflight", "b" * 32)
     assert re.fullmatch(r"\$\w{1,46}", longest)
 
 
@@ -176,7 +176,7 @@ def test_modules_that_the_distribution_has_nginx_load_are_known(make_host, tmp_p
     host.family["nginx"]["modules_dir"] = str(tmp_path)
     (tmp_path / "50-brotli.conf").write_text("load_module modules/ngx_http_brotli_filter_module.so;\n")
     (tmp_path / "50-off.conf").write_text("# load_module modules/ngx_http_off_module.so;\n")
-    assert wsgi_nginx._dynamic_modules(host) == ["http_brotli_filter_module"]
+    assert nginx._dynamic_modules(host) == ["http_brotli_filter_module"]
 
 
 def test_pillars_header_goes_before_that_of_security_headers(make_files):
@@ -188,7 +188,7 @@ def test_pillars_header_goes_before_that_of_security_headers(make_files):
 
 @pytest.mark.parametrize("text", ["a", 'say "so"', "back\\slash", "ends in \\", "a; { } # b", "it's", "ä"])
 def test_a_text_is_one_word_of_nginxs(text):
-    quoted = wsgi_edge.quoted(text)
+    quoted = words.quoted(text)
     assert re.fullmatch(r'"([^"\\]|\\["\\])*"', quoted)
     assert re.sub(r"\\(.)", r"\1", quoted[1:-1]) == text
 

@@ -1,14 +1,16 @@
 """What an environment is made from: which changes of a file make another one, and which do not."""
 
+import importlib
 import os
 
 import pytest
-import wsgi_environment
-import wsgi_host
-import wsgi_source_tree
-import wsgi_step
-from wsgi_environment import Environment, Recipe, Requirements, Uv
-from wsgi_host import Problem
+from wsgi_formula.build import environment, installers
+from wsgi_formula.build.environment import Environment, Recipe
+from wsgi_formula.build.installers import Pip, Uv
+from wsgi_formula.build.requirements import Requirements
+from wsgi_formula.errors import Problem
+from wsgi_formula.redact import passwords_of
+from wsgi_formula.untrusted import TEXT
 
 APP = {"server": "gunicorn", "source": "salt://shop", "application": "shop:application"}
 PROJECT = "[project]\nname = 'shop'\nversion = '1'\ndependencies = ['tiny<2', 'other']\n"
@@ -131,7 +133,7 @@ def test_a_link_that_stays_in_the_code_is_followed(required, tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (b"#" * (wsgi_source_tree.TEXT + 1), "'requirements.txt' has more than 16 MiB"),
+        (b"#" * (TEXT + 1), "'requirements.txt' has more than 16 MiB"),
         (b"\xff", "'requirements.txt' can't be read: it is not UTF-8"),
     ],
     ids=["long", "not UTF-8"],
@@ -144,7 +146,7 @@ def test_a_file_that_cannot_be_read_is_named(required, tmp_path, text, told):
 
 
 def test_many_files_are_no_more_than_one(required):
-    line = "#" * (wsgi_source_tree.TEXT // 2) + "\n"
+    line = "#" * (TEXT // 2) + "\n"
     files = {"requirements.txt": line + "-r a.txt", "a.txt": line + "-r b.txt", "b.txt": line}
     with pytest.raises(Problem, match="'a.txt' and those that point at it have more than 16 MiB"):
         required("requirements.txt", files)
@@ -239,7 +241,7 @@ def test_toml_is_read_by_what_salt_s_python_has_for_it(required, monkeypatch, kn
             return Toml
         raise ImportError(name)
 
-    monkeypatch.setattr(wsgi_environment.importlib, "import_module", import_module)
+    monkeypatch.setattr(importlib, "import_module", import_module)
     if known:
         assert required("pyproject.toml", {"pyproject.toml": ""}).lines == ["tiny"]
     else:
@@ -334,9 +336,9 @@ def test_machines_with_and_without_uv_agree_on_the_id(recipe):
 
 
 def test_uv_is_taken_where_it_is_unless_pip_is_asked_for(recipe, monkeypatch, tmp_path):
-    monkeypatch.setattr(wsgi_environment, "UV", str(tmp_path / "uv"))
-    monkeypatch.setattr(wsgi_environment, "PATH", f"{tmp_path}/bin:/usr/bin")
-    assert isinstance(recipe()._installer(), wsgi_environment.Pip)
+    monkeypatch.setattr(environment, "UV", str(tmp_path / "uv"))
+    monkeypatch.setattr(environment, "PATH", f"{tmp_path}/bin:/usr/bin")
+    assert isinstance(recipe()._installer(), Pip)
     with pytest.raises(Problem, match="wsgi:apps:shop:installer: 'uv' is not on this machine"):
         recipe(installer="uv")._installer()
     (tmp_path / "bin").mkdir()
@@ -344,11 +346,11 @@ def test_uv_is_taken_where_it_is_unless_pip_is_asked_for(recipe, monkeypatch, tm
     assert recipe()._installer().program == str(tmp_path / "bin/uv")
     (tmp_path / "uv").touch(mode=0o755)
     assert recipe(installer="uv")._installer().program == str(tmp_path / "uv")
-    assert isinstance(recipe(installer="pip")._installer(), wsgi_environment.Pip)
+    assert isinstance(recipe(installer="pip")._installer(), Pip)
 
 
 def test_a_lock_for_uv_is_not_given_to_pip(recipe, monkeypatch, tmp_path):
-    monkeypatch.setattr(wsgi_environment, "UV", str(tmp_path / "uv"))
+    monkeypatch.setattr(environment, "UV", str(tmp_path / "uv"))
     (tmp_path / "uv.lock").write_text("")
     with pytest.raises(Problem, match="wsgi:apps:shop:requirements: 'uv.lock' is for uv to install: say installer: uv"):
         recipe(requirements="uv.lock", installer="pip")._installer()
@@ -357,7 +359,7 @@ def test_a_lock_for_uv_is_not_given_to_pip(recipe, monkeypatch, tmp_path):
 def test_an_interpreter_that_is_not_there_is_named_with_those_that_are(recipe, monkeypatch, tmp_path):
     for name in ("python3", "python3.11", "pypy3.9", "python3-config", "python3.11-config", "python2.7"):
         (tmp_path / name).touch(mode=0o755)
-    monkeypatch.setattr(wsgi_environment, "PATH", str(tmp_path))
+    monkeypatch.setattr(environment, "PATH", str(tmp_path))
     with pytest.raises(Problem) as problem:
         recipe(python="python3.99")._installer()
     assert str(problem.value) == (
@@ -371,10 +373,9 @@ def configured(monkeypatch, tmp_path):
 
     def of(text, index=None, extra_index=(), **environment):
         (tmp_path / "pip.conf").write_text(text)
-        monkeypatch.setattr(wsgi_environment, "PIP_CONFIGURATION", (str(tmp_path / "pip.conf"),))
-        monkeypatch.setattr(wsgi_environment, "UV_CONFIGURATION", str(tmp_path / "uv.toml"))
-        for module in (wsgi_environment, wsgi_step):
-            monkeypatch.setattr(module.os, "environ", environment)
+        monkeypatch.setattr(installers, "PIP_CONFIGURATION", (str(tmp_path / "pip.conf"),))
+        monkeypatch.setattr(installers, "UV_CONFIGURATION", str(tmp_path / "uv.toml"))
+        monkeypatch.setattr(os, "environ", environment)
         return Uv("/usr/bin/uv", index, list(extra_index))
 
     return of
@@ -422,19 +423,19 @@ def test_a_broken_configuration_of_pip_is_told_without_its_lines(configured):
 
 def test_the_stamp_of_a_whole_environment_is_root_s(monkeypatch, tmp_path):
     """While it is made, its user may write there."""
-    monkeypatch.setattr(wsgi_environment, "SRV", str(tmp_path))
-    environment = Environment("shop", "abc")
+    monkeypatch.setattr(environment, "SRV", str(tmp_path))
+    made = Environment("shop", "abc")
     (tmp_path / "shop/environments/abc").mkdir(parents=True)
-    assert not environment.whole()
+    assert not made.whole()
     stamp = tmp_path / "shop/environments/abc/.complete"
     stamp.touch()
-    lstat = wsgi_host.os.lstat
+    lstat = os.lstat
     found = lstat(stamp)
-    monkeypatch.setattr(wsgi_environment.os, "lstat", lambda path: Stat(lstat(path), uid=1000))
-    assert not environment.built(found.st_gid)
-    monkeypatch.setattr(wsgi_environment.os, "lstat", lambda path: Stat(lstat(path), uid=0))
-    assert environment.built(found.st_gid)
-    assert not environment.built(found.st_gid + 1)
+    monkeypatch.setattr(os, "lstat", lambda path: Stat(lstat(path), uid=1000))
+    assert not made.built(found.st_gid)
+    monkeypatch.setattr(os, "lstat", lambda path: Stat(lstat(path), uid=0))
+    assert made.built(found.st_gid)
+    assert not made.built(found.st_gid + 1)
 
 
 class Stat:
@@ -445,5 +446,5 @@ class Stat:
 
 
 def test_passwords_are_known_as_they_stand_and_as_they_are_meant():
-    found = wsgi_environment._passwords(["a @ https://me:p%40ss-word@h/x", "https://tok%2Fen@h/", "tiny"])
+    found = passwords_of(["a @ https://me:p%40ss-word@h/x", "https://tok%2Fen@h/", "tiny"])
     assert found == {"p%40ss-word", "p@ss-word", "tok%2Fen", "tok/en"}

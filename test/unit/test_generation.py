@@ -9,17 +9,19 @@ import time
 from types import SimpleNamespace
 
 import pytest
-import wsgi_generation
-import wsgi_history
-import wsgi_host
-import wsgi_lock
-import wsgi_maintenance
-import wsgi_nginx
-import wsgi_programs
-import wsgi_release
-import wsgi_static
-import wsgi_wanted
 from unit.conftest import host_of
+from wsgi_formula import files, lock
+from wsgi_formula.app import history, override, release
+from wsgi_formula.app.desired import desired_app, desired_settings
+from wsgi_formula.app.override import active_override, deploy_override
+from wsgi_formula.app.release import Release
+from wsgi_formula.changes import switch
+from wsgi_formula.changes.switch import Change
+from wsgi_formula.edge import maintenance, nginx, static
+from wsgi_formula.errors import Problem
+from wsgi_formula.paths import ETC, LIB
+from wsgi_formula.run import generation
+from wsgi_formula.run.generation import Generation, generation_ids, live_generation, write_record
 
 SHOP = {"source": "/srv/shop", "application": "shop:app", "env": {"PASSWORD": "hunter2"}}
 OPERATIONS = ("rename", "symlink", "unlink", "mkdir", "rmdir", "fsync")
@@ -31,34 +33,34 @@ def machine(tmp_path, monkeypatch):
     places = {name: str(tmp_path / name) for name in ("ETC", "LIB", "LOG", "RUN", "SRV", "TMPFILES")}
     for path in places.values():
         os.mkdir(path)
-    for module in (wsgi_host, wsgi_generation, wsgi_history, wsgi_wanted, wsgi_maintenance, wsgi_lock, wsgi_release):
+    for module in (files, generation, history, override, maintenance, lock, release, switch):
         for name, path in places.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, path)
-    monkeypatch.setattr(wsgi_history, "HISTORY", f"{places['LIB']}/history")
-    monkeypatch.setattr(wsgi_maintenance, "FOLDER", f"{places['LIB']}/maintenance")
-    monkeypatch.setattr(wsgi_maintenance, "SHORTCUTS", f"{places['LIB']}/shortcuts")
+    monkeypatch.setattr(history, "HISTORY", f"{places['LIB']}/history")
+    monkeypatch.setattr(maintenance, "FOLDER", f"{places['LIB']}/maintenance")
+    monkeypatch.setattr(maintenance, "FAST_PATHS", f"{places['LIB']}/shortcuts")
     for name in ("chown", "fchown"):
         monkeypatch.setattr(os, name, lambda *_, **__: None)
     for module, names in {
-        wsgi_nginx: ["check"],
-        wsgi_programs: ["check", "start", "stop"],
-        wsgi_static: ["check", "build", "publish", "prune"],
-        wsgi_generation: ["_before_live", "_ready", "_drain"],
+        nginx: ["check"],
+        switch: ["check_programs", "start_programs", "_before_live", "_ready", "_drain"],
+        generation: ["stop_programs"],
+        static: ["check", "build", "publish", "prune"],
     }.items():
         for name in names:
             monkeypatch.setattr(module, name, lambda *_, **__: None)
-    monkeypatch.setattr(wsgi_programs, "folders", lambda host: {})
-    monkeypatch.setattr(wsgi_programs, "hand_over", lambda old, new: (tmp_path / "schedule").write_text(new.id))
-    monkeypatch.setattr(wsgi_generation, "_prepare", prepare)
+    monkeypatch.setattr(switch, "program_folders", lambda host: {})
+    monkeypatch.setattr(switch, "hand_over_schedule", lambda old, new: (tmp_path / "schedule").write_text(new.id))
+    monkeypatch.setattr(switch, "prepare_generation", prepare)
 
     def hooks(generation, app, moment, release, done):
         with open(tmp_path / moment, "a") as file:
             file.write(f"{generation.id}\n")
         if (moment, generation.id) == ("after_live", "bad"):
-            raise wsgi_host.Problem("after_live failed")
+            raise Problem("after_live failed")
 
-    monkeypatch.setattr(wsgi_generation, "_run_hooks", hooks)
+    monkeypatch.setattr(switch, "_run_hooks", hooks)
     first = host_of({"apps": {"shop": SHOP}})
     known = {name: getattr(first, name) for name in ("settings", "servers", "family")}
 
@@ -81,22 +83,22 @@ def prepare(host, name, app, release, id):
         "settings": {"graceful_timeout": 1},
         "owed": ["after_live"],
     }
-    new = wsgi_generation.Generation(host, name, id, record)
+    new = Generation(host, name, id, record)
     os.makedirs(new.folder)
     os.makedirs(new.run)
-    wsgi_generation._write_record(new)
+    write_record(new)
     return new
 
 
-def deploy(machine, id):
-    """As wsgi_deploy does: a change that brings an override of its own."""
+def deploy_on(machine, id):
+    """As deploy does: a change that brings an override of its own."""
     host = machine.host()
-    wsgi_generation.recover(host, "shop")
-    app = {**wsgi_wanted.app(host, "shop"), "rollback_on_failure": True}
+    switch.recover(host, "shop")
+    app = {**desired_app(host, "shop"), "rollback_on_failure": True}
     release = SimpleNamespace(id=f"release-of-{id}", record={})
-    os.makedirs(wsgi_release.Release("shop", release.id).path, exist_ok=True)
-    said = wsgi_wanted.deployed(host, "shop", f"/srv/{id}", None)
-    return wsgi_generation.change(host, "shop", app, release, id, override=lambda _: said)
+    os.makedirs(Release("shop", release.id).path, exist_ok=True)
+    said = deploy_override(host, "shop", f"/srv/{id}", None)
+    return switch.change(host, "shop", app, release, id, override=lambda _: said)
 
 
 def killed(machine, id, number):
@@ -118,25 +120,25 @@ def killed(machine, id, number):
         try:
             for name in OPERATIONS:
                 setattr(os, name, counted(getattr(os, name)))
-            deploy(machine, id)
+            deploy_on(machine, id)
         finally:
             os._exit(0)
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 
 def next_run(machine):
-    """As the state wsgi.live does where what is wanted is live; returns what was live and wanted before it."""
+    """As the state wsgi.generation_live does where what is wanted is live; returns what was live and wanted before it."""
     host = machine.host()
-    said = wsgi_wanted.in_force(host, "shop").get("source"), [each["generation"] for each in went(machine)]
-    current = wsgi_generation.recover(host, "shop")
-    done = wsgi_generation.Change(current)
-    wsgi_generation.finish_retiring(host, "shop", wsgi_wanted.settings(host, "shop"), done)
+    said = active_override(host, "shop").get("source"), [each["generation"] for each in went(machine)]
+    current = switch.recover(host, "shop")
+    done = Change(current)
+    switch.finish_retiring(host, "shop", desired_settings(host, "shop"), done)
     assert done.failures == []
     return said
 
 
 def went(machine):
-    return [entry for entry in wsgi_history.entries("shop") if entry["event"] != "failed"]
+    return [entry for entry in history.entries("shop") if entry["event"] != "failed"]
 
 
 def lines(machine, name):
@@ -151,32 +153,32 @@ def staged(machine):
 @pytest.mark.parametrize("id", ["good", "bad"])
 def test_killed_at_any_operation_what_is_written_down_is_true(machine, monkeypatch, id):
     """The bad one is live for a moment, and then rollback_on_failure takes it back."""
-    monkeypatch.setattr(wsgi_history, "_counted", lambda found: found)
-    deploy(machine, "old")
+    monkeypatch.setattr(history, "_counted", lambda found: found)
+    deploy_on(machine, "old")
     seen, number = set(), 0
     while True:
         number += 1
         before = len(went(machine)), len(lines(machine, "before_retire"))
         stopped = killed(machine, id, number)
-        live = wsgi_host.live_id("shop")
+        live = history.live_id("shop")
         said = next_run(machine)
         entries = [each["generation"] for each in went(machine)][before[0] :]
         retired = {*lines(machine, "before_retire")[before[1] :]}
         assert said == (f"/srv/{live}", [each["generation"] for each in went(machine)])
-        assert wsgi_host.live_id("shop") == live
-        assert wsgi_wanted.in_force(machine.host(), "shop")["source"] == f"/srv/{live}"
+        assert history.live_id("shop") == live
+        assert active_override(machine.host(), "shop")["source"] == f"/srv/{live}"
         assert entries in ([["good"]] if live == "good" else [["bad"]] if live == "bad" else [[], ["bad", "old"]])
         # It runs again where it was killed in it, and never for what had no traffic.
         assert retired == ({"old"} if live != "old" else {"bad"} if entries else set())
         assert lines(machine, "schedule") == [live]
-        assert wsgi_generation.others(None, "shop") == [live]
+        assert generation_ids(None, "shop") == [live]
         assert staged(machine) == []
-        assert "going_live" not in wsgi_generation.live(machine.host(), "shop").record
+        assert "going_live" not in live_generation(machine.host(), "shop").record
         seen.add((live, bool(entries)))
         if not stopped:
             break
         if live != "old":
-            deploy(machine, "old")
+            deploy_on(machine, "old")
     assert seen == (
         {("old", False), ("good", True)} if id == "good" else {("old", False), ("bad", True), ("old", True)}
     )
@@ -184,26 +186,26 @@ def test_killed_at_any_operation_what_is_written_down_is_true(machine, monkeypat
 
 
 def test_a_record_that_cant_be_written_does_not_fail_what_is_live(machine, monkeypatch):
-    deploy(machine, "old")
-    real, full = wsgi_history.settle, OSError(28, "No space left on device")
+    deploy_on(machine, "old")
+    real, full = history.settle, OSError(28, "No space left on device")
 
     def fails(name):
         raise full
 
-    monkeypatch.setattr(wsgi_history, "settle", fails)
-    done = deploy(machine, "good")
-    assert (done.generation.id, wsgi_host.live_id("shop")) == ("good", "good")
+    monkeypatch.setattr(history, "settle", fails)
+    done = deploy_on(machine, "good")
+    assert (done.generation.id, history.live_id("shop")) == ("good", "good")
     assert done.failures == [str(full)]
-    monkeypatch.setattr(wsgi_history, "settle", real)
+    monkeypatch.setattr(history, "settle", real)
     next_run(machine)
     assert [each["generation"] for each in went(machine)] == ["old", "good"]
 
 
 def test_what_an_older_formula_was_linking_is_taken_away(machine):
-    deploy(machine, "old")
-    stale = f"{wsgi_host.LIB}/live/shop.new"
+    deploy_on(machine, "old")
+    stale = f"{LIB}/live/shop.new"
     os.symlink("/run/wsgi/shop/gone", stale)
-    shortcut = wsgi_maintenance.shortcuts("shop.new")["http"]
+    shortcut = maintenance.fast_path_links("shop.new")["http"]
     os.makedirs(os.path.dirname(shortcut), exist_ok=True)
     with open(shortcut, "w"):
         next_run(machine)
@@ -212,16 +214,16 @@ def test_what_an_older_formula_was_linking_is_taken_away(machine):
 
 
 def test_a_dry_run_settles_nothing_and_tells_as_if_it_were_settled(machine, monkeypatch):
-    deploy(machine, "old")
+    deploy_on(machine, "old")
     number = 1
-    while killed(machine, "good", number) and wsgi_host.live_id("shop") == "old":
+    while killed(machine, "good", number) and history.live_id("shop") == "old":
         next_run(machine)
         number += 1
-    record = f"{wsgi_generation.ETC}/shop/good/generation.json"
+    record = f"{ETC}/shop/good/generation.json"
     before = os.stat(record).st_mtime_ns, time.time()
     host = machine.host()
     host.opts = {"test": True}
-    assert wsgi_generation.recover(host, "shop").id == "good"
-    assert wsgi_wanted.in_force(host, "shop")["source"] == "/srv/good"
+    assert switch.recover(host, "shop").id == "good"
+    assert active_override(host, "shop")["source"] == "/srv/good"
     assert [each["generation"] for each in went(machine)] == ["old", "good"]
     assert os.stat(record).st_mtime_ns == before[0]

@@ -8,17 +8,18 @@ import time
 
 import pytest
 import salt.exceptions
-import wsgi_host
-import wsgi_managers
-import wsgi_step
 from container import ROOT
+from wsgi_formula import files, process, step
+from wsgi_formula.errors import Problem
+from wsgi_formula.files import STAGED
+from wsgi_formula.host import Host
 
 
 @pytest.fixture(autouse=True)
 def nothing_damaged(monkeypatch):
-    monkeypatch.setattr(wsgi_host.logger, "disabled", True)
-    wsgi_host.damaged.clear()
-    wsgi_host.told_damage()
+    monkeypatch.setattr(files.logger, "disabled", True)
+    files.damaged_records.clear()
+    files.take_damage_reports()
 
 
 def owner():
@@ -26,7 +27,7 @@ def owner():
 
 
 def write(path, text="new"):
-    wsgi_host.write(str(path), text, 0o640, *owner())
+    files.write(str(path), text, 0o640, *owner())
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -42,7 +43,7 @@ def test_file_and_folder_are_on_the_disk_when_it_is_written(tmp_path, monkeypatc
     write(tmp_path / "file")
     assert os.path.dirname(done[0]) == str(tmp_path)
     assert done[1:] == [str(tmp_path)]
-    wsgi_host.link("elsewhere", str(tmp_path / "link"), *owner())
+    files.replace_symlink("elsewhere", str(tmp_path / "link"), *owner())
     assert done[2:] == [str(tmp_path)]
 
 
@@ -59,26 +60,26 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     assert (path.read_text(), os.listdir(tmp_path)) == ("old", ["file"])
 
 
-@pytest.mark.parametrize("what", ["write(path, 'new', 0o600, *owner)", "link('elsewhere', path, *owner)"])
+@pytest.mark.parametrize("what", ["write(path, 'new', 0o600, *owner)", "replace_symlink('elsewhere', path, *owner)"])
 def test_what_a_killed_run_was_writing_is_swept_away_and_what_another_one_is_writing_is_not(tmp_path, what):
     program = (
-        "import os, signal, sys, time; sys.path.insert(0, sys.argv[1]); import wsgi_host\n"
+        "import os, signal, sys, time; sys.path.insert(0, sys.argv[1]); from wsgi_formula import files\n"
         "os.rename = lambda *_: (print('written', flush=True), time.sleep(60))\n"
         "path, owner = sys.argv[2], (os.getuid(), os.getgid())\n"
-        f"wsgi_host.{what}"
+        f"files.{what}"
     )
-    folder = os.path.dirname(wsgi_host.__file__)
+    folder = os.path.dirname(os.path.dirname(files.__file__))
     run = subprocess.Popen([sys.executable, "-c", program, folder, tmp_path / "file"], stdout=subprocess.PIPE)
     try:
         assert run.stdout.readline() == b"written\n"
         (staged,) = os.listdir(tmp_path)
-        assert staged.startswith(wsgi_host.STAGED)
-        wsgi_host.sweep(str(tmp_path))
+        assert staged.startswith(STAGED)
+        files.remove_staged(str(tmp_path))
         assert os.listdir(tmp_path) == [staged]
     finally:
         run.kill()
         run.communicate()
-    wsgi_host.sweep(str(tmp_path), str(tmp_path / "is not there"))
+    files.remove_staged(str(tmp_path), str(tmp_path / "is not there"))
     assert os.listdir(tmp_path) == []
 
 
@@ -91,11 +92,11 @@ def test_a_damaged_record_counts_as_none_and_is_told_once(tmp_path, contents):
     path = tmp_path / "record.json"
     path.write_bytes(contents)
     for _ in range(2):
-        assert wsgi_host.read_json(str(path), {"key": str}, "it is gone") is None
-    (told,) = wsgi_host.told_damage()
+        assert files.read_json(str(path), {"key": str}, "it is gone") is None
+    (told,) = files.take_damage_reports()
     assert told.startswith(f"{path} is damaged (")
     assert told.endswith("): it is gone.")
-    assert wsgi_host.told_damage() == []
+    assert files.take_damage_reports() == []
     assert path.read_bytes() == contents
 
 
@@ -103,17 +104,17 @@ def test_a_damaged_record_is_set_aside_by_the_one_that_takes_its_place(tmp_path)
     path = tmp_path / "record.json"
     for contents in ("{", "["):
         path.write_text(contents)
-        wsgi_host.read_json(str(path))
+        files.read_json(str(path))
         write(path, json.dumps({"key": time.time()}))
-        assert "key" in wsgi_host.read_json(str(path))
+        assert "key" in files.read_json(str(path))
         assert (tmp_path / "record.json.damaged").read_text() == contents
         write(path, "{}")
     assert (tmp_path / "record.json.damaged").read_text() == "["
 
 
 def test_a_record_that_is_not_there_is_none(tmp_path):
-    assert wsgi_host.read_json(str(tmp_path / "record.json"), {"key": str}) is None
-    assert wsgi_host.told_damage() == []
+    assert files.read_json(str(tmp_path / "record.json"), {"key": str}) is None
+    assert files.take_damage_reports() == []
 
 
 @pytest.fixture
@@ -137,11 +138,11 @@ time.sleep(600)
 
 
 def test_a_process_may_have_any_name_and_its_socket_any_path(odd_process):
-    assert any("\udcff\udcfe.sock" in path for path, _ in wsgi_host.unix_sockets())
-    assert odd_process in wsgi_host.pids()
-    assert wsgi_managers.started(odd_process)
-    assert odd_process in wsgi_managers.processes(os.getpid())
-    wsgi_step._between_programs(odd_process)
+    assert any("\udcff\udcfe.sock" in path for path, _ in process.unix_sockets())
+    assert odd_process in process.pids()
+    assert process.start_ticks(odd_process)
+    assert odd_process in process.descendants(os.getpid())
+    step._between_programs(odd_process)
 
 
 def test_spawn_bears_a_process_of_any_name_and_a_socket_of_any_path(odd_process):
@@ -163,8 +164,8 @@ def test_spawn_bears_a_process_of_any_name_and_a_socket_of_any_path(odd_process)
 )
 def test_a_formula_that_is_no_file_root_of_its_own_is_told_so(served, told):
     salt = {"cp.cache_file": lambda url, saltenv: "", "cp.list_master": lambda saltenv: served}
-    host = wsgi_host.Host(salt, pillar={}, grains={"os_family": "Debian"}, saltenv="dev")
-    with pytest.raises(wsgi_host.Problem) as problem:
+    host = Host(salt, pillar={}, grains={"os_family": "Debian"}, saltenv="dev")
+    with pytest.raises(Problem) as problem:
         host.settings  # noqa: B018
     assert str(problem.value) == (
         "salt://wsgi/defaults.yaml is not served in saltenv dev: the formula's checkout has to be a file root of its own, "
@@ -173,10 +174,10 @@ def test_a_formula_that_is_no_file_root_of_its_own_is_told_so(served, told):
 
 
 def test_a_problem_is_what_salt_tells_without_a_traceback():
-    assert issubclass(wsgi_host.Problem, salt.exceptions.CommandExecutionError)
+    assert issubclass(Problem, salt.exceptions.CommandExecutionError)
 
 
 def test_as_another_user_than_root_nothing_is_tried(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(wsgi_host.Problem, match="wsgi must run as root, and this is the user with the UID 1000"):
-        wsgi_host.Host.of_run({}, {}, {}, {}, {}, "base")
+    with pytest.raises(Problem, match="wsgi must run as root, and this is the user with the UID 1000"):
+        Host.of_run({}, {}, {}, {}, {}, "base")

@@ -8,11 +8,10 @@ import struct
 import subprocess
 
 import pytest
-import wsgi_host
-import wsgi_ownership
-import wsgi_release
-import wsgi_step
-from wsgi_host import Problem
+from wsgi_formula import files, process, step
+from wsgi_formula.app.release import undamaged_release
+from wsgi_formula.build import ownership
+from wsgi_formula.errors import Problem
 
 BUILDER, APP, OTHER = 54321, 54322, 54323
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
@@ -34,14 +33,14 @@ def tree(tmp_path):
 
 def build(tree):
     """Have all of it be the build user's."""
-    for parent, folders, files in os.walk(tree):
-        for name in [".", *folders, *files]:
+    for parent, folders, names in os.walk(tree):
+        for name in [".", *folders, *names]:
             os.chown(f"{parent}/{name}", BUILDER, BUILDER, follow_symlinks=False)
     return tree
 
 
 def take(tree):
-    wsgi_ownership.take_tree(str(tree), BUILDER, APP)
+    ownership.take_tree(str(tree), BUILDER, APP)
 
 
 def found(tree):
@@ -161,7 +160,7 @@ def test_folders_in_each_other_are_taken_over_and_removed_however_many_they_are(
         os.chdir(before)
         take(tree)
         assert os.stat(str(tree) + "/d" * 1500).st_uid == 0
-        wsgi_host.remove(str(tree))
+        files.remove(str(tree))
         assert not tree.exists()
     finally:
         os.chdir(before)
@@ -174,7 +173,7 @@ def test_what_is_named_is_removed(tree):
     (tree / ".complete").mkdir()
     (tree / ".complete/more").touch()
     build(tree)
-    wsgi_ownership.take_tree(str(tree), BUILDER, APP, without=[".complete", "not-there"])
+    ownership.take_tree(str(tree), BUILDER, APP, without=[".complete", "not-there"])
     assert sorted(found(tree)) == [".", "inner", "inner/low.py", "top.py"]
 
 
@@ -190,7 +189,7 @@ def test_a_tree_that_is_given_away_follows_no_link_and_gives_nothing_of_another_
     os.mkfifo(tree / "pipe")
     os.chown(tree / "pipe", BUILDER, BUILDER)
     os.chown(tree / "inner", OTHER, OTHER)
-    wsgi_ownership.give_tree(str(tree), APP, APP, {BUILDER})
+    ownership.give_tree(str(tree), APP, APP, {BUILDER})
     owners = {path: (uid, gid) for path, (uid, gid, _) in found(tree).items()}
     given, kept = (APP, APP), (0, 0)
     assert owners == {
@@ -209,19 +208,19 @@ def test_a_tree_that_is_given_away_follows_no_link_and_gives_nothing_of_another_
 def test_folders_in_each_other_without_end_are_refused(tree):
     os.makedirs(str(tree) + "/d" * 300)
     with pytest.raises(Problem, match="has more than 200 folders in each other"):
-        wsgi_ownership.give_tree(str(tree), APP, APP, {0})
+        ownership.give_tree(str(tree), APP, APP, {0})
 
 
 def test_a_folder_that_another_may_write_to_is_not_root_s(tree):
-    assert wsgi_ownership.is_roots(str(tree))
-    assert not wsgi_ownership.is_roots(str(tree / "nowhere"))
-    assert not wsgi_ownership.is_roots(str(tree / "top.py"))
+    assert ownership.is_roots(str(tree))
+    assert not ownership.is_roots(str(tree / "nowhere"))
+    assert not ownership.is_roots(str(tree / "top.py"))
     os.symlink(tree, tree / "link")
-    assert not wsgi_ownership.is_roots(str(tree / "link"))
+    assert not ownership.is_roots(str(tree / "link"))
     for change in (lambda: tree.chmod(0o777), lambda: tree.chmod(0o770), lambda: os.chown(tree, APP, 0)):
         tree.chmod(0o755)
         change()
-        assert not wsgi_ownership.is_roots(str(tree))
+        assert not ownership.is_roots(str(tree))
 
 
 class Account:
@@ -243,7 +242,7 @@ def started(*command):
 
 def running():
     """The build user's processes, in whatever namespace."""
-    found = {pid: wsgi_host.status_of(pid) for pid in wsgi_host.all_pids()}
+    found = {pid: process.status_of(pid) for pid in process.every_pid()}
     return [
         pid
         for pid, status in found.items()
@@ -258,7 +257,7 @@ def test_every_process_of_the_build_user_is_ended_wherever_it_hides(command):
     process = started(*command)
     try:
         assert running()
-        wsgi_step.end_user(Account)
+        step.kill_user_processes(Account)
         assert running() == []
     finally:
         for pid in running():
@@ -273,7 +272,7 @@ def test_a_container_s_process_with_the_build_user_s_id_is_left_alone():
     try:
         outer.stdout.readline()
         (pid,) = running()
-        wsgi_step.end_user(Account)
+        step.kill_user_processes(Account)
         assert running() == [pid]
     finally:
         for pid in running():
@@ -283,22 +282,22 @@ def test_a_container_s_process_with_the_build_user_s_id_is_left_alone():
 
 
 def test_a_process_that_can_not_be_ended_is_told(monkeypatch):
-    monkeypatch.setattr(wsgi_host, "kill", lambda pid, is_meant: None)
-    process = started()
+    monkeypatch.setattr(process, "kill", lambda pid, is_meant: None)
+    running = started()
     try:
-        with pytest.raises(Problem, match=f"of the user wsgibuild-unit-test can't be ended: {process.pid}"):
-            wsgi_step.end_user(Account, patience=0.1)
+        with pytest.raises(Problem, match=f"of the user wsgibuild-unit-test can't be ended: {running.pid}"):
+            step.kill_user_processes(Account, patience=0.1)
     finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        running.kill()
+        running.wait()
+        running.stdout.close()
 
 
 @pytest.fixture
 def releases(tmp_path, monkeypatch):
     """The folder of the shop's releases, and of its environments, where all belongs to root."""
-    for module in ("wsgi_release", "wsgi_environment"):
-        monkeypatch.setattr(f"{module}.SRV", str(tmp_path))
+    for module in ("app.release", "build.environment"):
+        monkeypatch.setattr(f"wsgi_formula.{module}.SRV", str(tmp_path))
     environment = tmp_path / "shop/environments/e"
     environment.mkdir(parents=True)
     (environment / ".complete").touch()
@@ -311,7 +310,7 @@ def make_release(releases, id):
 
 
 def undamaged(releases):
-    return wsgi_release.undamaged("shop", "abc").id
+    return undamaged_release("shop", "abc").id
 
 
 def test_a_damaged_release_is_built_beside_it_under_the_next_number(releases):

@@ -4,14 +4,15 @@ from collections import OrderedDict, UserList
 from types import MappingProxyType
 
 import pytest
-import wsgi_pillar
-import wsgi_schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from salt.loader.context import LoaderContext
 from salt.utils.context import NamespacedDictWrapper
 from salt.utils.immutabletypes import freeze
 from salt.utils.jinja import PrintableDict
+from wsgi_formula.pillar import plain, schema
+from wsgi_formula.pillar.schema import APP
+from wsgi_formula.redact import without_credentials
 
 PLAIN = (dict, list, str, int, float, bool, type(None))
 
@@ -55,12 +56,12 @@ SAID = {"apps": {"shop": {"domains": ["a.test", "b.test"], "env": {"A": "1"}, "w
     ids=lambda given: type(given).__name__,
 )
 def test_mappings_sequences_and_texts_of_any_class_come_to_plain_ones(given):
-    assert check_plain(wsgi_pillar.plain(given)) == SAID
+    assert check_plain(plain.plain(given)) == SAID
 
 
 def test_what_the_loader_of_salt_hands_out_comes_to_plain_data():
     named = LoaderContext().named_context("__pillar__", default=SAID)
-    assert check_plain(wsgi_pillar.plain(named)) == SAID
+    assert check_plain(plain.plain(named)) == SAID
 
 
 ANYTHING = st.recursive(
@@ -74,33 +75,33 @@ ANYTHING = st.recursive(
 @settings(derandomize=True, database=None, deadline=None)
 def test_a_masked_value_comes_to_what_was_masked(anything):
     secret = pytest.importorskip("salt.utils.secret", reason="this Salt masks no pillar")
-    found = check_plain(wsgi_pillar.plain(secret.hide(anything)))
+    found = check_plain(plain.plain(secret.hide(anything)))
     assert found == anything
     assert repr(found) == repr(anything)
 
 
 def test_what_is_neither_mapping_nor_sequence_nor_text_stays_as_it_is():
     values = [b"bytes", {1, 2}, 1.5, None, True, object()]
-    assert all(found is value for found, value in zip(wsgi_pillar.plain(values), values))
+    assert all(found is value for found, value in zip(plain.plain(values), values))
 
 
 def test_a_value_that_holds_itself_and_one_that_is_nested_too_deep_are_copied():
     itself = []
     itself.append(itself)
-    found = wsgi_pillar.plain(itself)
+    found = plain.plain(itself)
     assert found is not itself
     assert found[0] is found
     deep = []
     for _ in range(100_000):
         deep = [deep]
-    assert len(wsgi_pillar.plain(deep)) == 1
+    assert len(plain.plain(deep)) == 1
 
 
 def test_what_anchors_repeat_is_copied_once():
     laughs = ["lol"]
     for _ in range(60):
         laughs = [laughs, laughs]
-    found = wsgi_pillar.plain(laughs)
+    found = plain.plain(laughs)
     assert found[0] is found[1]
 
 
@@ -120,7 +121,7 @@ def test_no_secret_is_in_a_problem_or_in_what_is_shown(load):
     }
     sound = load({"apps": {"shop": app}})
     assert sound.problems == []
-    shown = wsgi_schema.without_credentials(repr(wsgi_schema.shown(sound.apps["shop"], wsgi_schema.APP)))
+    shown = without_credentials(repr(schema.shown(sound.apps["shop"], APP)))
     assert "shop:application" in shown
     assert SECRET not in shown
     wrong = {key: value + [1] if isinstance(value, list) else [value] for key, value in app.items()}

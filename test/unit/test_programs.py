@@ -11,10 +11,31 @@ import uuid
 from pathlib import Path
 
 import pytest
-import wsgi_generation
-import wsgi_host
-import wsgi_managers
-import wsgi_programs
+from wsgi_formula import files, process
+from wsgi_formula.errors import Problem
+from wsgi_formula.run import generation, processes, programs
+from wsgi_formula.run.generation import LAYOUT, Generation, settings_record
+from wsgi_formula.run.managers import MANAGERS, base, emperor
+from wsgi_formula.run.managers.circus import Circus
+from wsgi_formula.run.managers.emperor import Emperor
+from wsgi_formula.run.managers.gaffer import Gaffer
+from wsgi_formula.run.managers.supervisor import Supervisor
+from wsgi_formula.run.managers.systemd import Systemd
+from wsgi_formula.run.processes import MARK
+from wsgi_formula.run.programs import (
+    Failed,
+    Job,
+    Program,
+    _time,
+    check_programs,
+    check_running,
+    hand_over_schedule,
+    known_programs,
+    managers_of,
+    program_status,
+    stop_programs,
+    wait_until_settled,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
@@ -33,9 +54,9 @@ def make_generation(make_host, monkeypatch):
     def generation_of(own, *forgotten):
         host = make_host({"apps": {"shop": {**SHOP, "graceful_timeout": 20, **own}}})
         assert host.settings.problems == []
-        settings = wsgi_generation.settings_record(host.settings.apps["shop"])
+        settings = settings_record(host.settings.apps["shop"])
         record = {
-            "layout": wsgi_generation.LAYOUT,
+            "layout": LAYOUT,
             "server": settings["server"],
             "process_manager": settings["process_manager"],
             "protocol": "http",
@@ -44,7 +65,7 @@ def make_generation(make_host, monkeypatch):
             "environment": "abcdef0123",
             "settings": {key: value for key, value in settings.items() if key not in forgotten},
         }
-        return wsgi_generation.Generation(host, "shop", "0123456789", record)
+        return Generation(host, "shop", "0123456789", record)
 
     return generation_of
 
@@ -74,8 +95,8 @@ class Manager:
 @pytest.fixture
 def said(make_generation, monkeypatch, tmp_path):
     """said(bytes, …): a generation whose log has that in it, and was as long as its first part when it began."""
-    monkeypatch.setattr(wsgi_generation, "LOG", str(tmp_path))
-    monkeypatch.setattr(wsgi_generation, "_values", lambda text: ["hunter2"])
+    monkeypatch.setattr(generation, "LOG", str(tmp_path))
+    monkeypatch.setattr(generation, "_values", lambda text: ["hunter2"])
     (tmp_path / "shop").mkdir()
 
     def generation_of(before, *since):
@@ -123,15 +144,15 @@ def test_a_process_has_its_own_time_to_end_or_that_of_its_app(make_generation):
 def test_a_generation_from_before_there_were_any_has_its_server_alone(make_generation):
     generation = make_generation(BESIDE, "processes", "schedule")
     assert [part.unit for part in generation.parts] == ["shop.0123456789"]
-    assert wsgi_programs.status(generation) == {}
+    assert program_status(generation) == {}
 
 
 @pytest.mark.parametrize(
     ("own", "manager", "others"),
     [
-        ({"server": "uwsgi"}, wsgi_managers.Emperor, wsgi_managers.Systemd),
-        ({"process_manager": "supervisor"}, wsgi_managers.Supervisor, wsgi_managers.Supervisor),
-        ({"process_manager": "circus"}, wsgi_managers.Circus, wsgi_managers.Circus),
+        ({"server": "uwsgi"}, Emperor, Systemd),
+        ({"process_manager": "supervisor"}, Supervisor, Supervisor),
+        ({"process_manager": "circus"}, Circus, Circus),
     ],
 )
 def test_the_process_manager_keeps_them_but_the_emperor_can_not(make_generation, own, manager, others):
@@ -142,7 +163,7 @@ def test_the_process_manager_keeps_them_but_the_emperor_can_not(make_generation,
 
 def test_what_an_app_makes_use_of_is_known(load):
     def managers(**own):
-        return wsgi_programs.managers(load({"apps": {"shop": {**SHOP, **own}}}).apps["shop"])
+        return managers_of(load({"apps": {"shop": {**SHOP, **own}}}).apps["shop"])
 
     assert managers() == ["supervisor"]
     assert managers(processes={"worker": WORKER}) == ["supervisor"]
@@ -166,7 +187,7 @@ def test_a_process_under_supervisor_has_a_section_of_its_own(make_generation):
 @pytest.mark.parametrize("word", ["%(here)s", "%%(here)s", "it's %(here)s", "%", "%s", " ;x", "%(host_node_name)s"])
 def test_supervisor_gets_each_word_as_it_is(word):
     """It puts a folder in the place of each %(here)s, then expands %, then splits as a shell does."""
-    line = wsgi_managers.Supervisor.line(["run", word])
+    line = Supervisor.line(["run", word])
     assert shlex.split(line.replace("%(here)s", "/etc") % {}) == ["run", word]
 
 
@@ -183,7 +204,7 @@ def test_a_process_under_systemd_has_a_pipe_of_its_own_to_the_common_log(make_ge
 
 def test_a_gaffers_job_has_no_more_than_the_one_dot_that_it_can_read(make_generation):
     generation = make_generation(BESIDE)
-    gaffer = wsgi_managers.Gaffer(generation.host)
+    gaffer = Gaffer(generation.host)
     (text,) = gaffer.files(generation.programs[2]).values()
     assert "[job:0123456789-worker-2.shop]\n" in text
     assert gaffer._job(generation.programs[2].unit) == "jobs/shop/0123456789-worker-2"
@@ -212,8 +233,8 @@ def test_a_calendar_that_systemd_does_not_take_is_named(monkeypatch, load, tmp_p
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     jobs = {"one": {"command": "a", "calendar": "daily"}, "two": {"command": "b", "calendar": "dayly"}}
     app = load({"apps": {"shop": {**SHOP, "schedule": jobs}}}).apps["shop"]
-    with pytest.raises(wsgi_host.Problem) as problem:
-        wsgi_programs.check("shop", app)
+    with pytest.raises(Problem) as problem:
+        check_programs("shop", app)
     assert str(problem.value).startswith("wsgi:apps:shop:schedule:two:calendar: 'dayly' is no time")
     assert "schedule:one" not in str(problem.value)
 
@@ -222,78 +243,78 @@ def test_a_process_that_fails_is_told_of_with_its_own_log(make_generation):
     generation = make_generation(BESIDE)
     for program in generation.programs:
         program.manager = Manager(failing="shop.0123456789.worker.2")
-    with pytest.raises(wsgi_programs.Failed, match="wsgi:apps:shop:processes:worker: number 2 ") as failed:
-        wsgi_programs.watch(generation.programs)
+    with pytest.raises(Failed, match="wsgi:apps:shop:processes:worker: number 2 ") as failed:
+        check_running(generation.programs)
     assert failed.value.log == "/var/log/wsgi/shop/0123456789.worker.log"
 
 
 def test_a_process_that_never_had_a_pid_is_not_up(make_generation, monkeypatch):
-    monkeypatch.setattr(wsgi_programs, "SETTLED", 0.01)
-    monkeypatch.setattr(wsgi_managers, "BOOT_TIME", 0)
+    monkeypatch.setattr(programs, "SETTLED", 0.01)
+    monkeypatch.setattr(base, "BOOT_TIME", 0)
     generation = make_generation(BESIDE)
     for program in generation.programs:
         program.manager = Manager(down=["shop.0123456789.worker.1"])
-    with pytest.raises(wsgi_programs.Failed, match="number 1 .* has no process"):
-        wsgi_programs.settle(generation)
+    with pytest.raises(Failed, match="number 1 .* has no process"):
+        wait_until_settled(generation)
     generation.programs[1].manager.down = generation.programs[2].manager.down = ()
-    wsgi_programs.settle(generation)
+    wait_until_settled(generation)
 
 
 def test_all_of_a_generation_is_stopped_side_by_side(make_generation, monkeypatch):
     generation = make_generation(BESIDE)
     # Breaks where one waits for another one to end.
     together = threading.Barrier(len(generation.parts), timeout=20)
-    for kind in (wsgi_programs.Program, wsgi_programs.Job):
+    for kind in (Program, Job):
         monkeypatch.setattr(kind, "stop", lambda part: together.wait())
-    wsgi_programs.stop(generation)
+    stop_programs(generation)
 
 
 def test_scheduled_commands_rest_before_those_of_the_next_generation_start(make_generation, monkeypatch):
     seen = []
-    monkeypatch.setattr(wsgi_programs.Job, "rest", lambda job: seen.append(("rests", job.generation.id)))
-    monkeypatch.setattr(wsgi_programs.Job, "start", lambda job: seen.append(("starts", job.generation.id)))
+    monkeypatch.setattr(Job, "rest", lambda job: seen.append(("rests", job.generation.id)))
+    monkeypatch.setattr(Job, "start", lambda job: seen.append(("starts", job.generation.id)))
     old, new = make_generation(BESIDE), make_generation(BESIDE)
     old.id = "9876543210"
-    wsgi_programs.hand_over(None, new)
-    wsgi_programs.hand_over(old, new)
+    hand_over_schedule(None, new)
+    hand_over_schedule(old, new)
     assert seen == [("starts", new.id), ("rests", old.id), ("starts", new.id)]
 
 
 def test_times_are_as_people_write_them():
-    assert wsgi_programs._time("Mon 2026-11-23 06:10:00 UTC") == "2026-11-23 06:10:00"
-    assert wsgi_programs._time("n/a") is None
-    assert wsgi_programs._time("") is None
+    assert _time("Mon 2026-11-23 06:10:00 UTC") == "2026-11-23 06:10:00"
+    assert _time("n/a") is None
+    assert _time("") is None
 
 
 def test_a_log_is_whole_once_what_writes_it_has_caught_up(monkeypatch, tmp_path):
     append, log = str(ROOT / "wsgi/common/append"), tmp_path / "log"
-    monkeypatch.setattr(wsgi_managers, "APPEND", append)
-    with subprocess.Popen(["/bin/sh", append, str(log)], stdin=subprocess.PIPE, text=True) as process:
+    monkeypatch.setattr(processes, "APPEND", append)
+    with subprocess.Popen(["/bin/sh", append, str(log)], stdin=subprocess.PIPE, text=True) as writer:
         try:
             # Its command line is there a moment after its start.
-            assert wsgi_managers.wait_until(lambda: list(wsgi_managers._running(append, str(log))), 10)
-            os.kill(process.pid, signal.SIGSTOP)
-            process.stdin.write("one\ntwo\n")
-            process.stdin.flush()
-            assert not wsgi_managers.written(str(log), patience=0)
-            os.kill(process.pid, signal.SIGCONT)
-            assert wsgi_managers.written(str(log), patience=60)
+            assert process.wait_until(lambda: list(processes._running(append, str(log))), 10)
+            os.kill(writer.pid, signal.SIGSTOP)
+            writer.stdin.write("one\ntwo\n")
+            writer.stdin.flush()
+            assert not processes.wait_for_log(str(log), patience=0)
+            os.kill(writer.pid, signal.SIGCONT)
+            assert processes.wait_for_log(str(log), patience=60)
             assert log.read_text() == "one\ntwo\n"
         finally:
-            process.kill()
+            writer.kill()
 
 
 def test_circus_itself_stops_what_it_may_have_started_again(monkeypatch):
     asked = []
-    circus = wsgi_managers.Circus(None)
-    with subprocess.Popen(["sleep", "600"]) as process:
+    circus = Circus(None)
+    with subprocess.Popen(["sleep", "600"]) as child:
 
         def answer(question, patience):
             if question["command"] == "list":
-                return {"status": "ok", "pids": [process.pid]}
+                return {"status": "ok", "pids": [child.pid]}
             asked.append(question["properties"]["nostop"])
-            process.kill()
-            process.wait()
+            child.kill()
+            child.wait()
             reason = "arbiter is already running arbiter_manage_watchers command"
             return {"status": "ok"} if len(asked) > 1 else {"status": "error", "reason": reason}
 
@@ -301,7 +322,7 @@ def test_circus_itself_stops_what_it_may_have_started_again(monkeypatch):
         try:
             circus.stop("shop.0123456789", patience=10)
         finally:
-            process.kill()
+            child.kill()
     assert asked == [True, False]
 
 
@@ -327,13 +348,13 @@ def test_circus_itself_stops_what_it_may_have_started_again(monkeypatch):
     ],
 )
 def test_a_generation_is_found_by_its_name_under_every_process_manager(make_host, tmp_path, monkeypatch, files, known):
-    folders = {name: tmp_path / name for name in wsgi_managers.MANAGERS}
+    folders = {name: tmp_path / name for name in MANAGERS}
     for folder in folders.values():
         folder.mkdir()
     for file in files:
         (tmp_path / file).touch()
-    monkeypatch.setattr(wsgi_programs, "folders", lambda host: folders)
-    found = wsgi_programs.known(make_host({"apps": {}}), "shop.ab")
+    monkeypatch.setattr(programs, "program_folders", lambda host: folders)
+    found = known_programs(make_host({"apps": {}}), "shop.ab")
     if known is None:
         assert found is None
     else:
@@ -343,15 +364,15 @@ def test_a_generation_is_found_by_its_name_under_every_process_manager(make_host
 
 def test_all_processes_of_a_unit_are_ended_whoever_their_parent_is_and_no_other():
     me, unit = pwd.getpwuid(os.geteuid()).pw_name, f"unit-test.{uuid.uuid4().hex}"
-    environment = {"PATH": os.environ["PATH"], wsgi_managers.MARK: unit}
+    environment = {"PATH": os.environ["PATH"], MARK: unit}
     orphan = subprocess.run(
         ["sh", "-c", "sleep 987 > /dev/null 2>&1 & echo $!"], env=environment, stdout=subprocess.PIPE, check=True
     )
-    other = subprocess.Popen(["sleep", "987"], env={**environment, wsgi_managers.MARK: f"{unit}.worker.1"})
+    other = subprocess.Popen(["sleep", "987"], env={**environment, MARK: f"{unit}.worker.1"})
     try:
-        assert wsgi_managers.alive(int(orphan.stdout))
-        wsgi_managers.end(unit, me)
-        assert not wsgi_managers.alive(int(orphan.stdout))
+        assert process.is_alive(int(orphan.stdout))
+        processes.kill_unit(unit, me)
+        assert not process.is_alive(int(orphan.stdout))
         assert other.poll() is None
     finally:
         other.kill()
@@ -363,16 +384,16 @@ def test_an_emperor_of_before_is_restarted_if_it_holds_nothing_and_else_asked_fo
     make_generation, monkeypatch, tmp_path, vassals
 ):
     told = []
-    monkeypatch.setattr(wsgi_managers, "EMPEROR_STATS", str(tmp_path))
-    monkeypatch.setattr(wsgi_managers, "VASSALS", str(tmp_path / "vassals"))
-    monkeypatch.setattr(wsgi_managers, "systemctl", lambda *words: told.append(words))
+    monkeypatch.setattr(emperor, "EMPEROR_STATS", str(tmp_path))
+    monkeypatch.setattr(emperor, "VASSALS", str(tmp_path / "vassals"))
+    monkeypatch.setattr(base, "systemctl", lambda *words: told.append(words))
     stats = {"emperor_tyrant": 1, "vassals": vassals}
-    monkeypatch.setattr(wsgi_managers.Emperor, "_stats", staticmethod(lambda: stats))
-    monkeypatch.setattr(wsgi_host, "link", lambda *words: told.append(words))
-    monkeypatch.setattr(wsgi_host, "folder", lambda *words: None)
+    monkeypatch.setattr(Emperor, "_stats", staticmethod(lambda: stats))
+    monkeypatch.setattr(files, "replace_symlink", lambda *words: told.append(words))
+    monkeypatch.setattr(files, "ensure_dir", lambda *words: None)
     program = make_generation({"server": "uwsgi"}).programs[0]
     if vassals:
-        with pytest.raises(wsgi_host.Problem, match="systemctl restart wsgi-emperor; then apply again"):
+        with pytest.raises(Problem, match="systemctl restart wsgi-emperor; then apply again"):
             program.start()
         assert told == []
     else:

@@ -5,9 +5,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import wsgi_schema
-import wsgi_schema_edge
 import yaml
+from wsgi_formula.pillar import edge, schema
+from wsgi_formula.pillar.edge import NGINX, RAW, STATUS_PAGE
+from wsgi_formula.pillar.schema import APP, HEALTH, MAINTENANCE, TOP
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "pillar.example").read_text()
@@ -16,12 +17,12 @@ DEFAULTS = yaml.safe_load((ROOT / "wsgi/defaults.yaml").read_text())
 EDGE_PAGE = (ROOT / "docs/edge.md").read_text()
 ANY_APP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["shop.example.com"]}
 MAPPINGS = [
-    getattr(wsgi_schema, name)
+    getattr(schema, name)
     for name in ("HEALTH", "HOOKS", "HOOK", "PROCESS", "SCHEDULED", "MAINTENANCE", "SOURCE_LIMITS")
 ]
 EDGE = ("TLS", "LIMIT", "BASIC_AUTH", "CACHE", "CORS", "RAW", "ACME", "NGINX", "STATUS_PAGE")
-MAPPINGS += [getattr(wsgi_schema_edge, name) for name in EDGE]
-KEYS = sorted({*wsgi_schema.TOP, *wsgi_schema.APP, *(key for mapping in MAPPINGS for key in mapping)})
+MAPPINGS += [getattr(edge, name) for name in EDGE]
+KEYS = sorted({*TOP, *APP, *(key for mapping in MAPPINGS for key in mapping)})
 # An app has to say these, or fills these mappings itself.
 NO_DEFAULT = ("application", "source", "env", "health", "server_options", "maintenance", "nginx")
 SHIPPED = {**DEFAULTS["app"], **DEFAULTS["app"]["health"], **DEFAULTS["app"]["maintenance"], **DEFAULTS["app"]["nginx"]}
@@ -61,13 +62,13 @@ def test_it_states_the_defaults_of_what_apps_share(part):
 
 
 def test_the_shipped_defaults_have_every_key_of_the_schema_and_no_other():
-    assert {*DEFAULTS["app"]} == {*wsgi_schema.APP}
-    assert {*DEFAULTS["nginx"]} == {*wsgi_schema.NGINX}
-    assert {*DEFAULTS["app"]["nginx"]} == {*wsgi_schema_edge.RAW}
-    assert {*DEFAULTS["status_page"]} == {*wsgi_schema.STATUS_PAGE}
+    assert {*DEFAULTS["app"]} == {*APP}
+    assert {*DEFAULTS["nginx"]} == {*NGINX}
+    assert {*DEFAULTS["app"]["nginx"]} == {*RAW}
+    assert {*DEFAULTS["status_page"]} == {*STATUS_PAGE}
     # The host is the first domain, which no default can know.
-    assert {*DEFAULTS["app"]["maintenance"]} == {*wsgi_schema.MAINTENANCE}
-    assert {*DEFAULTS["app"]["health"]} == {*wsgi_schema.HEALTH} - {"host"}
+    assert {*DEFAULTS["app"]["maintenance"]} == {*MAINTENANCE}
+    assert {*DEFAULTS["app"]["health"]} == {*HEALTH} - {"host"}
 
 
 def test_the_shipped_defaults_keep_the_schemas_rules(load):

@@ -8,12 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-import wsgi_host
-import wsgi_maintenance
-import wsgi_nginx
-import wsgi_reload
+from wsgi_formula import paths
+from wsgi_formula.edge import maintenance, nginx, reload
 
-PROGRAM = Path(wsgi_reload.__file__)
+PROGRAM = Path(reload.__file__)
 # A master whose worker gives way to another one at SIGHUP, as nginx's does.
 MASTER = """\
 import os, signal, time
@@ -53,9 +51,9 @@ def places(tmp_path, monkeypatch):
         "FAST_PATHS": "shortcuts",
     }
     for name, file in names.items():
-        monkeypatch.setattr(wsgi_reload, name, str(tmp_path / file))
-    monkeypatch.setattr(wsgi_reload, "RUN", str(tmp_path))
-    monkeypatch.setattr(wsgi_reload, "DRAIN_TIME", 0.2)
+        monkeypatch.setattr(reload, name, str(tmp_path / file))
+    monkeypatch.setattr(reload, "RUN", str(tmp_path))
+    monkeypatch.setattr(reload, "DRAIN_TIME", 0.2)
     return tmp_path
 
 
@@ -77,7 +75,7 @@ def test_a_reload_tells_clients_before_and_takes_that_back(places, master, monke
         kill(pid, signal)
 
     monkeypatch.setattr(os, "kill", observed)
-    asked = wsgi_reload.reload(master)
+    asked = reload.reload(master)
     assert seen == [(True, False)]
     assert asked <= time.time()
     assert not (places / "nginx.closing").exists()
@@ -91,9 +89,9 @@ def test_another_run_waits_for_a_reload_and_leaves_its_marker(places, make_host)
     if pid == 0:
         while not (places / "nginx.closing").exists():
             time.sleep(0.01)
-        with wsgi_nginx._alone(host):
+        with nginx._alone(host):
             os._exit(0 if (places / "ended").exists() and not (places / "nginx.closing").exists() else 1)
-    with wsgi_reload.locked():
+    with reload.locked():
         (places / "nginx.closing").touch()
         time.sleep(0.3)
         assert os.waitpid(pid, os.WNOHANG) == (0, 0)
@@ -103,8 +101,8 @@ def test_another_run_waits_for_a_reload_and_leaves_its_marker(places, make_host)
 
 
 def test_whoever_waits_too_long_is_told(places):
-    second = wsgi_reload.locked(timeout=0.1)
-    with wsgi_reload.locked(), pytest.raises(TimeoutError, match="another run has held nginx's files"):
+    second = reload.locked(timeout=0.1)
+    with reload.locked(), pytest.raises(TimeoutError, match="another run has held nginx's files"):
         second.__enter__()
 
 
@@ -121,13 +119,13 @@ def program(places, tmp_path, monkeypatch):
     (tmp_path / "nginx.pid").write_text("7\n")
     settings = {"sites": f"{tmp_path}/sites", "pid_file": f"{tmp_path}/nginx.pid"}
     (tmp_path / "reload-nginx.json").write_text(json.dumps(settings))
-    monkeypatch.setattr(wsgi_reload, "RELOADED", f"{tmp_path}/nginx.reloaded")
+    monkeypatch.setattr(reload, "RELOADED", f"{tmp_path}/nginx.reloaded")
     reloaded = []
-    monkeypatch.setattr(wsgi_reload, "reload", lambda master: reloaded.append(master) or 1234.0)
+    monkeypatch.setattr(reload, "reload", lambda master: reloaded.append(master) or 1234.0)
 
     def run(lineage, status=0):
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], status))
-        return wsgi_reload.main(f"{tmp_path}/reload-nginx", lineage), reloaded
+        return reload.main(f"{tmp_path}/reload-nginx", lineage), reloaded
 
     return run
 
@@ -146,5 +144,5 @@ def test_the_program_reloads_no_invalid_configuration(program):
 
 
 def test_it_knows_the_same_places_as_all_others():
-    assert (wsgi_reload.RUN, wsgi_reload.LIB) == (wsgi_host.RUN, wsgi_host.LIB)
-    assert wsgi_reload.FAST_PATHS == wsgi_maintenance.SHORTCUTS
+    assert (reload.RUN, reload.LIB) == (paths.RUN, paths.LIB)
+    assert reload.FAST_PATHS == maintenance.FAST_PATHS

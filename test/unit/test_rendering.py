@@ -11,15 +11,17 @@ from pathlib import Path
 
 import jinja2
 import pytest
-import wsgi_generation
-import wsgi_host
-import wsgi_maintenance
-import wsgi_nginx
-import wsgi_release
-import wsgi_schema
-import wsgi_settings
-import wsgi_wanted
 from conftest import as_nginx_reads
+from wsgi_formula import files
+from wsgi_formula.app.desired import desired_release
+from wsgi_formula.app.release import Release
+from wsgi_formula.edge import maintenance, nginx
+from wsgi_formula.edge.maintenance import MARKERS
+from wsgi_formula.edge.nginx import FEATURES
+from wsgi_formula.errors import Problem
+from wsgi_formula.pillar.schema import APP
+from wsgi_formula.pillar.servers import long_options
+from wsgi_formula.run.generation import Generation, desired_id, generation_files, new_record, settings_record
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
@@ -34,9 +36,9 @@ def make_app(make_host, monkeypatch):
         host = make_host({"apps": {"shop": {**SHOP, **(own or {})}}})
         assert host.settings.problems == []
         app = host.settings.apps["shop"]
-        release = wsgi_wanted.release(host, "shop")
+        release = desired_release(host, "shop")
         # As if it were built.
-        monkeypatch.setattr(wsgi_release.Release, "record", {"environment": "abcdef0123"})
+        monkeypatch.setattr(Release, "record", {"environment": "abcdef0123"})
         return host, app, release
 
     return app_of
@@ -45,7 +47,7 @@ def make_app(make_host, monkeypatch):
 @pytest.fixture
 def make_id(make_app):
     """make_id({key: value, …}) is the id of the generation that such an app wants."""
-    return lambda own=None: wsgi_generation.wanted_id(*make_app(own))
+    return lambda own=None: desired_id(*make_app(own))
 
 
 @pytest.fixture
@@ -58,15 +60,15 @@ def make_files(make_app, tmp_path, monkeypatch):
         host, app, release = make_app(own)
         for folder in ("conf_dir", "own_dir"):
             host.family["nginx"][folder] = str(tmp_path)  # not this machine's
-        record = wsgi_generation.record_of(host, app, release, version)
-        generation = wsgi_generation.Generation(host, "shop", "0123456789", record)
-        site = as_nginx_reads(wsgi_nginx.pending(host, "shop"))
+        record = new_record(host, app, release, version)
+        generation = Generation(host, "shop", "0123456789", record)
+        site = as_nginx_reads(nginx.needed_changes(host, "shop"))
         return {
             **{
                 os.path.join("tmpfiles.d" if "tmpfiles" in path else "", os.path.basename(path)): text
-                for path, text in wsgi_generation.files_of(generation, app).items()
+                for path, text in generation_files(generation, app).items()
             },
-            "wsgi.conf": site.pop(wsgi_nginx.entry_path(host)),
+            "wsgi.conf": site.pop(nginx.entry_path(host)),
             "site": "\n".join(site.values()),
         }
 
@@ -267,7 +269,7 @@ def test_each_time_out_leaves_time_for_the_one_within_it(make_files, server):
     ids=str,
 )
 def test_options_of_a_server_without_a_file_are_words_of_its_command_line(options, words):
-    assert wsgi_settings.long_options(options) == words
+    assert long_options(options) == words
 
 
 # What the formula's own programs get
@@ -374,7 +376,7 @@ def test_the_values_of_variables_are_in_no_other_file(make_files, own):
 
 def test_what_is_remembered_of_a_generation_has_no_value_of_a_variable(make_app):
     _, app, _ = make_app({"env": {"PASSWORD": "hunter2"}})
-    assert "hunter2" not in str(wsgi_generation.settings_record(app))
+    assert "hunter2" not in str(settings_record(app))
 
 
 # Its site
@@ -408,13 +410,13 @@ def test_unknown_hosts_get_no_answer_where_no_app_is_the_default_site(make_files
 def test_the_site_for_unknown_hosts_can_be_left_to_others(make_host, tmp_path):
     host = make_host({"nginx": {"default_site": False}, "apps": {"shop": {**SHOP, "domains": ["shop.example.com"]}}})
     host.family["nginx"]["conf_dir"] = str(tmp_path)
-    assert "server {" not in wsgi_nginx.pending(host, "shop")[f"{tmp_path}/wsgi.conf"]
+    assert "server {" not in nginx.needed_changes(host, "shop")[f"{tmp_path}/wsgi.conf"]
 
 
 def test_hosts_are_known_by_their_whole_names_as_far_as_nginx_can_hold_them():
     names = ["shop.test", "*.shop.test", "localhost", f"{'a' * 41}.test", f"{'a' * 42}.test", r"~^(?<word>.+)\.test$"]
     sites = [f"server {{\n    server_name {' '.join(names)};\n}}\n", 'server {\n    server_name "";\n}\n']
-    assert wsgi_nginx._known_domains(sites) == [f"{'a' * 41}.test", "shop.test"]
+    assert nginx._known_domains(sites) == [f"{'a' * 41}.test", "shop.test"]
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -446,7 +448,7 @@ def test_maintenance_is_looked_for_before_the_app_is_asked(make_files):
 
 def test_what_is_as_usual_takes_a_shortcut_and_all_else_is_looked_into(make_files):
     first, unusual = re.findall(r"(?ms)^location .*?^}", make_files()["site"])[:2]
-    shortcuts = [f"/var/lib/wsgi/short/shop.{marker}" for marker in wsgi_maintenance.MARKERS]
+    shortcuts = [f"/var/lib/wsgi/short/shop.{marker}" for marker in MARKERS]
     assert re.findall(r"\(-f (.*)\)", first) == shortcuts
     assert first.endswith("\n    return 427;\n}")
     assert re.findall(r"\(-f (.*)\)", unusual)[:3] == [
@@ -490,60 +492,60 @@ def test_the_plain_page_loads_nothing_from_elsewhere():
 
 @pytest.mark.parametrize("what", ["maintenance", "a change"])
 def test_what_comes_as_a_shortcut_is_made_has_the_last_word(tmp_path, monkeypatch, what):
-    for name in ("FOLDER", "SHORTCUTS", "LIB"):
-        monkeypatch.setattr(wsgi_maintenance, name, f"{tmp_path}/{name}")
+    for name in ("FOLDER", "FAST_PATHS", "LIB"):
+        monkeypatch.setattr(maintenance, name, f"{tmp_path}/{name}")
     live = tmp_path / "LIB" / "live" / "shop"
     live.mkdir(parents=True)
     (live / "uwsgi").touch()
-    write, written = wsgi_host.write, []
+    write, written = files.write, []
 
     def interrupted(path, *args):
         written.append(path)
         if what == "maintenance":
-            wsgi_host.folder(wsgi_maintenance.FOLDER, 0o755, os.getuid(), os.getgid())
-            write(wsgi_maintenance.marker("shop"), "", 0o644)
+            files.ensure_dir(maintenance.FOLDER, 0o755, os.getuid(), os.getgid())
+            write(maintenance.marker_path("shop"), "", 0o644)
         else:
             (live / "uwsgi").unlink()
         write(path, *args)
 
-    monkeypatch.setattr(wsgi_host, "write", interrupted)
-    wsgi_maintenance.clear("shop")
-    assert written == [f"{tmp_path}/SHORTCUTS/shop.uwsgi"]
-    assert list((tmp_path / "SHORTCUTS").iterdir()) == []
+    monkeypatch.setattr(files, "write", interrupted)
+    maintenance.enable_fast_path("shop")
+    assert written == [f"{tmp_path}/FAST_PATHS/shop.uwsgi"]
+    assert list((tmp_path / "FAST_PATHS").iterdir()) == []
 
 
 def test_shortcuts_say_what_the_live_generation_speaks_and_no_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(wsgi_maintenance, "FOLDER", f"{tmp_path}/maintenance")
-    monkeypatch.setattr(wsgi_maintenance, "SHORTCUTS", f"{tmp_path}/shortcuts")
-    monkeypatch.setattr(wsgi_maintenance, "LIB", str(tmp_path))
+    monkeypatch.setattr(maintenance, "FOLDER", f"{tmp_path}/maintenance")
+    monkeypatch.setattr(maintenance, "FAST_PATHS", f"{tmp_path}/shortcuts")
+    monkeypatch.setattr(maintenance, "LIB", str(tmp_path))
     live = tmp_path / "live" / "shop"
     live.mkdir(parents=True)
     for there in (["uwsgi"], ["http", "keepalive"], []):
-        for marker in wsgi_maintenance.MARKERS:
+        for marker in MARKERS:
             (live / marker).unlink(missing_ok=True)
         for marker in there:
             (live / marker).touch()
-        wsgi_maintenance.clear("shop")
+        maintenance.enable_fast_path("shop")
         found = sorted(path.name for path in (tmp_path / "shortcuts").iterdir())
         assert found == [f"shop.{marker}" for marker in there]
-    wsgi_maintenance.block("shop")
+    maintenance.disable_fast_path("shop")
     assert not list((tmp_path / "shortcuts").iterdir())
 
 
 def test_a_page_that_salt_does_not_serve_is_refused_with_its_key(make_host):
     host = make_host({"apps": {"shop": {**SHOP, "maintenance": {"page": "salt://wsgi/nginx/nothing.html"}}}})
-    with pytest.raises(wsgi_host.Problem, match=r"wsgi:apps:shop:maintenance:page: salt://wsgi/nginx/nothing\.html is"):
-        wsgi_maintenance.pending(host, "shop")
+    with pytest.raises(Problem, match=r"wsgi:apps:shop:maintenance:page: salt://wsgi/nginx/nothing\.html is"):
+        maintenance.pending(host, "shop")
 
 
 def test_a_page_is_put_in_place_where_it_differs_and_taken_away_where_none_is_wanted(make_host, tmp_path, monkeypatch):
-    monkeypatch.setattr(wsgi_maintenance, "FOLDER", str(tmp_path))
+    monkeypatch.setattr(maintenance, "FOLDER", str(tmp_path))
     served, there = ROOT / "wsgi/nginx/maintenance.html", tmp_path / "shop.html"
     url = f"salt://{served.relative_to(ROOT)}"
 
     def pending(page):
         host = make_host({"apps": {"shop": {**SHOP, "maintenance": {"page": page}}}})
-        return wsgi_maintenance.pending(host, "shop")
+        return maintenance.pending(host, "shop")
 
     assert (pending(None), pending(url)) == ({}, {str(there): str(served)})
     there.write_bytes(served.read_bytes())
@@ -648,7 +650,7 @@ NO_PROCESS = {
 
 
 def test_every_key_is_known_to_reach_the_process_or_not():
-    assert {*PROCESS, *NO_PROCESS, "env_files"} == {*wsgi_schema.APP} - {"state"}
+    assert {*PROCESS, *NO_PROCESS, "env_files"} == {*APP} - {"state"}
 
 
 @pytest.mark.parametrize("key", PROCESS)
@@ -674,22 +676,22 @@ def test_a_variable_that_goes_makes_another_generation(make_id):
 @pytest.mark.parametrize("template", ["uwsgi/uwsgi.ini.jinja", "supervisor/program.conf.jinja"])
 def test_a_new_version_of_a_template_makes_another_generation(make_app, template):
     host, app, release = make_app({**BASE, "process_manager": "supervisor"})
-    before = wsgi_generation.wanted_id(host, app, release)
+    before = desired_id(host, app, release)
     assert host.template_text(template)
     host._template_text[template] += "\n"
-    assert wsgi_generation.wanted_id(host, app, release) != before
+    assert desired_id(host, app, release) != before
 
 
 def test_another_command_for_a_server_makes_another_generation(make_app):
     host, app, release = make_app(BASE)
-    before = wsgi_generation.wanted_id(host, app, release)
+    before = desired_id(host, app, release)
     host.servers["uwsgi"]["command"].append("--of-a-later-version")
-    assert wsgi_generation.wanted_id(host, app, release) != before
+    assert desired_id(host, app, release) != before
 
 
 def test_what_all_sites_share_is_sound_without_any_app(make_host):
     host = make_host({"apps": {}})
-    text = wsgi_nginx.pending(host)[wsgi_nginx.entry_path(host)]
+    text = nginx.needed_changes(host)[nginx.entry_path(host)]
     known = re.findall(r"^(?:map|geo) .*\$(wsgi_\w+) \{|\?<(wsgi_\w+)>", text, re.MULTILINE)
     assert {*re.findall(r"\$(wsgi_\w+)", text)} <= {name for names in known for name in names}
 
@@ -703,14 +705,14 @@ def test_macros_are_made_once_for_an_app(make_app, monkeypatch):
 
     host, _, _ = make_app({"static": {"/static/": "static/"}})
     monkeypatch.setattr(jinja2.Template, "make_module", observed)
-    wsgi_nginx.texts(host, "shop")
+    nginx.desired_files(host, "shop")
     assert made["nginx/macros/headers.jinja"]
     assert {name: times for name, times in made.items() if times > 1} == {}
 
 
 def test_each_feature_of_nginx_has_a_template_of_macros():
     templates = {path.stem for path in (ROOT / "wsgi/nginx/macros").iterdir()}
-    assert {*wsgi_nginx.FEATURES} == templates
+    assert {*FEATURES} == templates
 
 
 def test_what_stands_in_braces_is_indented(make_files):

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-import wsgi_run
+import salt.pillar
 from salt.exceptions import CommandExecutionError, SaltClientError
+from wsgi_formula import files, salt_run
 
 OPTS = {"id": "one", "saltenv": None, "pillarenv": None, "lock_saltenv": False, "pillarenv_from_saltenv": False}
 
@@ -27,7 +28,7 @@ class Source:
 @pytest.fixture
 def compiled(monkeypatch, tmp_path):
     """compiled(pillar, saltenv=None, record=None, opts=()): what compile_pillar returns, and the Sources it made."""
-    monkeypatch.setattr(wsgi_run, "RECORD", str(tmp_path / "environments.json"))
+    monkeypatch.setattr(salt_run, "RECORD", str(tmp_path / "environments.json"))
 
     def compile_with(pillar, saltenv=None, record=None, opts=()):
         sources = []
@@ -37,10 +38,10 @@ def compiled(monkeypatch, tmp_path):
             sources.append(Source(pillar, (saltenv, pillarenv)))
             return sources[-1]
 
-        monkeypatch.setattr(wsgi_run.salt.pillar, "get_pillar", get_pillar)
+        monkeypatch.setattr(salt.pillar, "get_pillar", get_pillar)
         if record:
             (tmp_path / "environments.json").write_text(json.dumps(record))
-        return wsgi_run.compile_pillar({**OPTS, **dict(opts)}, {}, {"old": True}, saltenv), sources
+        return salt_run.compile_pillar({**OPTS, **dict(opts)}, {}, {"old": True}, saltenv), sources
 
     return compile_with
 
@@ -89,20 +90,20 @@ def test_what_salt_call_compiled_at_its_start_is_taken_unless_another_pillarenv_
 
 def test_a_run_is_remembered_and_a_run_in_the_same_environments_writes_nothing(compiled, monkeypatch, tmp_path):
     written = []
-    monkeypatch.setattr(wsgi_run.wsgi_host, "folder", lambda *_: None)
-    monkeypatch.setattr(wsgi_run.wsgi_host, "write", lambda path, text, mode: written.append((text, mode)))
-    wsgi_run.remember({**OPTS, "saltenv": "dev"}, "dev")
+    monkeypatch.setattr(files, "ensure_dir", lambda *_: None)
+    monkeypatch.setattr(files, "write", lambda path, text, mode: written.append((text, mode)))
+    salt_run.remember({**OPTS, "saltenv": "dev"}, "dev")
     assert written == [(json.dumps(record("dev", "dev")), 0o644)]
     (tmp_path / "environments.json").write_text(written.pop()[0])
-    wsgi_run.remember({**OPTS, "saltenv": "dev"}, "dev")
+    salt_run.remember({**OPTS, "saltenv": "dev"}, "dev")
     assert written == []
 
 
 def test_a_highstate_and_state_apply_in_base_are_remembered_alike(compiled, monkeypatch, tmp_path):
     (tmp_path / "environments.json").write_text(json.dumps(record("base")))
-    monkeypatch.setattr(wsgi_run.wsgi_host, "write", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr(files, "write", lambda *_: pytest.fail("written"))
     for saltenv in (None, "base"):
-        wsgi_run.remember({**OPTS, "saltenv": saltenv}, "base")
+        salt_run.remember({**OPTS, "saltenv": saltenv}, "base")
 
 
 @pytest.mark.parametrize(
@@ -111,8 +112,8 @@ def test_a_highstate_and_state_apply_in_base_are_remembered_alike(compiled, monk
 )
 def test_base_says_nothing_of_where_the_formula_is(compiled, named, kept, found):
     compiled({}, record=kept and record(kept))
-    assert wsgi_run.saltenv_of(named) == found
+    assert salt_run.saltenv_of(named) == found
 
 
 def test_outside_of_salt_no_state_run_asks():
-    assert not wsgi_run.in_state_run()
+    assert not salt_run.in_state_run()

@@ -3,13 +3,15 @@
 import hashlib
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import wsgi_host
-import wsgi_served
 from container import ROOT
-from wsgi_errors import Problem
+from wsgi_formula import served
+from wsgi_formula.errors import Problem
+from wsgi_formula.host import Host
+from wsgi_formula.served import MANIFEST, OTHER
 
 NEW = b"of a new version"
 
@@ -21,7 +23,7 @@ class Minion:
 
     def __init__(self, folder):
         self.root, self.cache, self.requests = folder / "root", folder / "cache", []
-        for path in ("wsgi/a.jinja", "wsgi/examples/app/app.py", "_utils/wsgi_b.py", "_modules/wsgi.py"):
+        for path in ("wsgi/a.jinja", "wsgi/examples/app/app.py", "_utils/wsgi_formula/b.py", "_modules/wsgi.py"):
             self.edit(path, path.encode())
         self.edit("shop/shop.py", b"shop")
         self.write_manifest()
@@ -38,7 +40,7 @@ class Minion:
             for path in own
             if not path.startswith("shop/")
         ]
-        self.edit(wsgi_served.MANIFEST, "".join(lines).encode())
+        self.edit(MANIFEST, "".join(lines).encode())
 
     def sync(self):
         for kind in ("modules", "utils"):
@@ -73,27 +75,27 @@ class Minion:
             "extension_modules": str(self.cache / "extmods"),
         }
         salt = {"cp.cache_file": self.cache_file, "cp.hash_file": self.hash_file, "cp.list_master": self.list_master}
-        return wsgi_host.Host(salt, {}, {}, "base", opts).served
+        return Host(salt, {}, {}, "base", opts).served
 
 
 @pytest.fixture
 def minion(tmp_path, monkeypatch):
-    monkeypatch.setattr(wsgi_served, "_loaded", {})
+    monkeypatch.setattr(served, "_loaded", {})
     return Minion(tmp_path)
 
 
 def test_the_manifest_has_the_sum_of_each_file_of_the_formula():
-    check = ["sha256sum", "--check", "--strict", "--quiet", wsgi_served.MANIFEST]
+    check = ["sha256sum", "--check", "--strict", "--quiet", MANIFEST]
     done = subprocess.run(check, cwd=ROOT, check=False, capture_output=True, text=True)
-    listed = [line.split("  ", 1)[1] for line in (ROOT / wsgi_served.MANIFEST).read_text().splitlines()]
+    listed = [line.split("  ", 1)[1] for line in (ROOT / MANIFEST).read_text().splitlines()]
     folders = ("wsgi", "_modules", "_states", "_utils")
     files = (str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file())
-    own = sorted(path for path in files if not path.endswith(".pyc") and path != wsgi_served.MANIFEST)
+    own = sorted(path for path in files if not path.endswith(".pyc") and path != MANIFEST)
     assert (done.returncode, listed) == (0, own), f"run test/manifest\n{done.stdout}{done.stderr}"
 
 
 def test_a_run_asks_for_the_manifest_alone_once_it_has_the_files(minion):
-    for asked in ([wsgi_served.MANIFEST, "wsgi/a.jinja", "wsgi/examples/app/app.py"], [wsgi_served.MANIFEST]):
+    for asked in ([MANIFEST, "wsgi/a.jinja", "wsgi/examples/app/app.py"], [MANIFEST]):
         served = minion.run()
         assert Path(served.file("salt://wsgi/a.jinja")).read_text() == "wsgi/a.jinja"
         assert list(served.folder("salt://wsgi/examples/app")[0]) == ["app.py"]
@@ -105,7 +107,7 @@ def test_what_is_not_the_formula_s_is_asked_for(minion):
     served = minion.run()
     assert list(served.folder("salt://shop")[1]) == ["shop.py"]
     assert served.file("salt://wsgi/nothing") == ""
-    assert minion.requests == [wsgi_served.MANIFEST, "shop", "shop/shop.py", "wsgi/nothing"]
+    assert minion.requests == [MANIFEST, "shop", "shop/shop.py", "wsgi/nothing"]
 
 
 def test_an_update_is_fetched(minion):
@@ -127,7 +129,7 @@ def test_what_the_master_serves_is_compared_without_fetching_it(minion, monkeypa
     assert minion.run().differing() == []
     minion.run().file("salt://wsgi/a.jinja")
     minion.edit("wsgi/a.jinja", NEW)
-    assert minion.run().differing() == [wsgi_served.OTHER.format("wsgi/a.jinja")]
+    assert minion.run().differing() == [OTHER.format("wsgi/a.jinja")]
     assert Path(minion.run().file("salt://wsgi/a.jinja")).read_text() == "wsgi/a.jinja"
 
 
@@ -139,7 +141,7 @@ def test_a_module_that_the_manifest_does_not_know_is_not_to_be_synced(minion):
 
 
 def test_a_master_without_the_manifest_is_told_what_it_has_to_serve(minion):
-    (minion.root / wsgi_served.MANIFEST).unlink()
+    (minion.root / MANIFEST).unlink()
     with pytest.raises(Problem, match=r"salt://wsgi/SHA256SUMS is not served in saltenv base: the formula"):
         minion.run().file("salt://wsgi/a.jinja")
 
@@ -149,32 +151,33 @@ def test_without_a_master_files_are_read_as_they_are(minion):
     served = minion.run("local")
     assert Path(served.file("salt://wsgi/a.jinja")).read_bytes() == NEW
     assert served.differing() == []
-    assert wsgi_served.MANIFEST not in minion.requests
+    assert MANIFEST not in minion.requests
 
 
 @pytest.mark.parametrize("file_client", ["remote", "local"])
 def test_modules_that_are_not_synced_or_not_loaded_anew_are_found(minion, file_client):
     synced = str(minion.cache / "extmods/modules/wsgi.py")
-    wsgi_served.note_loaded("_modules/wsgi.py", synced)
+    served.note_loaded("_modules/wsgi.py", synced)
     assert minion.run(file_client).stale == ([], [])
     minion.edit("_modules/wsgi.py", NEW)
     minion.write_manifest()
     assert minion.run(file_client).stale == (["_modules/wsgi.py"], [])
     minion.sync()
     assert minion.run(file_client).stale == ([], ["_modules/wsgi.py"])
-    wsgi_served.note_loaded("_modules/wsgi.py", synced)
+    served.note_loaded("_modules/wsgi.py", synced)
     assert minion.run(file_client).stale == ([], [])
 
 
 def test_a_module_counts_as_it_was_when_it_was_imported_first(minion, tmp_path, monkeypatch):
     """Salt imports its own modules anew after a sync, and Python none that it has."""
-    util = tmp_path / "wsgi_b.py"
-    loaded = {"wsgi_b": type("module", (), {"__file__": str(util)})}
+    (tmp_path / "wsgi_formula").mkdir()
+    util = tmp_path / "wsgi_formula/b.py"
+    loaded = {"wsgi_formula.b": type("module", (), {"__file__": str(util)})}
     for text in ("old", "new"):
         util.write_text(text)
         with monkeypatch.context() as process:
-            process.setattr(wsgi_served, "__file__", str(tmp_path / "wsgi_served.py"))
-            process.setattr(wsgi_served.sys, "modules", loaded)
-            wsgi_served.note_loaded("_modules/wsgi.py", str(util))
+            process.setattr(served, "__file__", str(tmp_path / "wsgi_formula/served.py"))
+            process.setattr(sys, "modules", loaded)
+            served.note_loaded("_modules/wsgi.py", str(util))
     sums = {text: hashlib.sha256(text.encode()).hexdigest() for text in ("old", "new")}
-    assert wsgi_served._loaded == {"_utils/wsgi_b.py": sums["old"], "_modules/wsgi.py": sums["new"]}
+    assert served._loaded == {"_utils/wsgi_formula/b.py": sums["old"], "_modules/wsgi.py": sums["new"]}

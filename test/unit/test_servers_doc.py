@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "_utils"))
 
-import wsgi_settings
+from wsgi_formula.pillar.servers import PORTABLE_SETTINGS
 
 DOC = ROOT / "docs/servers.md"
 SERVERS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
@@ -30,7 +30,7 @@ def words(honoured):
 
 def table():
     """The table of the servers' rows: what each setting becomes, or that it is refused."""
-    settings = wsgi_settings.NEUTRAL_SETTINGS
+    settings = PORTABLE_SETTINGS
     rows = [["server", *settings], ["---"] * (1 + len(settings))]
     rows += [[name, *(words(row["honours"].get(key, "refused")) for key in settings)] for name, row in SERVERS.items()]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)

@@ -4,9 +4,14 @@ import itertools
 from pathlib import Path
 
 import pytest
-import wsgi_schema
-import wsgi_settings
 import yaml
+from wsgi_formula.pillar import schema
+from wsgi_formula.pillar.edge import NGINX
+from wsgi_formula.pillar.hazards import hazards
+from wsgi_formula.pillar.rules import MAPPING
+from wsgi_formula.pillar.schema import APP, COMMAND, ENV_NAMES, HEALTH, HOOK, HOOKS, MAINTENANCE, PROCESS, TOP
+from wsgi_formula.pillar.servers import health_host, requirement_of, vulnerabilities
+from wsgi_formula.pillar.source import SOURCE_FORMS
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
@@ -35,7 +40,7 @@ def test_an_app_that_says_the_least_gets_the_shipped_defaults(load):
 
 
 def test_every_app_has_every_key_of_the_schema(load):
-    assert set(load({"apps": {"shop": SHOP}}).apps["shop"]) == set(wsgi_schema.APP)
+    assert set(load({"apps": {"shop": SHOP}}).apps["shop"]) == set(APP)
 
 
 def test_what_an_app_says_wins_over_wsgi_defaults_and_that_over_what_is_shipped(load):
@@ -97,7 +102,7 @@ def test_merging_leaves_the_pillar_as_it_was_and_shares_nothing_with_it(load):
     assert pillar["apps"]["shop"]["domains"] == ["a.example.com"]
 
 
-@pytest.mark.parametrize("key", sorted(set(wsgi_schema.APP) - set(SHOP)))
+@pytest.mark.parametrize("key", sorted(set(APP) - set(SHOP)))
 def test_null_says_nothing(load, key):
     plain = load({"apps": {"shop": SHOP}})
     for pillar in (
@@ -167,12 +172,12 @@ def test_an_absent_app_needs_to_say_nothing_else(load):
 
 # What is refused, and how
 
-APP_KEYS = f"({', '.join(wsgi_schema.APP)})"
-DOMAINS = f"must be {wsgi_schema.APP['domains'].allowed}"
+APP_KEYS = f"({', '.join(APP)})"
+DOMAINS = f"must be {APP['domains'].allowed}"
 REQUIREMENTS = "must be a file in the source, or a list of requirements"
-SOURCE = f"must be {wsgi_schema.SOURCE_FORMS}"
+SOURCE = f"must be {SOURCE_FORMS}"
 INDEX = "must be an index's URL, or false for none"
-WORDS = wsgi_schema.PROCESS["command"].allowed
+WORDS = PROCESS["command"].allowed
 OPTION = "must be a one-line string, a number, true, false or a list of them"
 VARIABLE = "it must be a string or a number (quote it if the app is to see the word)"
 
@@ -255,9 +260,9 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"env": {"A": {"b": 1}}}, f"env:A: is a mapping; {VARIABLE}"),
         ({"env": {"A": "b\0c"}}, "env:A: holds a character that no file can hold, such as NUL"),
         ({"env": {"A": "\ud800"}}, "env:A: holds a character that no file can hold, such as NUL"),
-        ({"env": {"9A": "b"}}, f"env: '9A' can't be a variable's name: {wsgi_schema.ENV_NAMES}"),
-        ({"env": {9: "b"}}, f"env: '9' can't be a variable's name: {wsgi_schema.ENV_NAMES}"),
-        ({"env": {"A; rm": "b"}}, f"env: 'A; rm' can't be a variable's name: {wsgi_schema.ENV_NAMES}"),
+        ({"env": {"9A": "b"}}, f"env: '9A' can't be a variable's name: {ENV_NAMES}"),
+        ({"env": {9: "b"}}, f"env: '9' can't be a variable's name: {ENV_NAMES}"),
+        ({"env": {"A; rm": "b"}}, f"env: 'A; rm' can't be a variable's name: {ENV_NAMES}"),
         ({"index": True}, f"index: True {INDEX}"),
         ({"index": "https://me:hunter2@ x"}, f"index: 'https://me:***@ x' {INDEX}"),
         ({"extra_index": "https://x"}, "extra_index: 'https://x' must be a list of indexes' URLs"),
@@ -273,13 +278,13 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"maintenance": {"page": "x"}}, "maintenance:page: 'x' must be an HTML file that Salt serves, salt://…"),
         (
             {"hooks": {"biuld": ["x"]}},
-            f"hooks:biuld: not a key; did you mean 'build'? ({', '.join(wsgi_schema.HOOKS)})",
+            f"hooks:biuld: not a key; did you mean 'build'? ({', '.join(HOOKS)})",
         ),
         ({"hooks": {"build": "make"}}, "hooks:build: is a string; it must be a list of commands"),
-        ({"hooks": {"build": [7]}}, f"hooks:build:1:command: 7 must be {wsgi_schema.COMMAND.allowed}"),
+        ({"hooks": {"build": [7]}}, f"hooks:build:1:command: 7 must be {COMMAND.allowed}"),
         (
             {"hooks": {"build": ["x", {"timeout": 5}]}},
-            f"hooks:build:2:command: missing; it must be {wsgi_schema.COMMAND.allowed}",
+            f"hooks:build:2:command: missing; it must be {COMMAND.allowed}",
         ),
         (
             {"hooks": {"build": [{"command": "x", "every": "change"}]}},
@@ -439,15 +444,13 @@ def test_an_app_that_is_to_go_stays_while_it_has_a_problem(load):
     assert (settings.absent, settings.broken) == ({}, {"shop"})
 
 
-PLAIN = [
-    key for key, rule in wsgi_schema.APP.items() if rule.allowed != wsgi_schema.MAPPING.allowed and not rule.secret
-]
+PLAIN = [key for key, rule in APP.items() if rule.allowed != MAPPING.allowed and not rule.secret]
 
 
 @pytest.mark.parametrize("key", PLAIN)
 def test_wsgi_defaults_are_checked_like_an_app_and_hold_every_app_while_they_have_a_problem(load, key):
     settings = load({"defaults": {key: -1.5}, "apps": {"shop": {**SHOP, "state": "present"}}})
-    assert settings.problems == [f"wsgi:defaults:{key}: -1.5 must be {wsgi_schema.APP[key].allowed}"]
+    assert settings.problems == [f"wsgi:defaults:{key}: -1.5 must be {APP[key].allowed}"]
     assert (settings.apps, settings.broken, settings.host_wide) == ({}, {"shop"}, False)
 
 
@@ -495,7 +498,7 @@ def test_an_option_that_would_fight_the_formulas_own_is_refused(problems, server
 def test_what_stands_for_a_reserved_option_is_a_key_of_the_schema(make_host):
     for server, row in make_host({}).servers.items():
         for option, instead in row["reserved"].items():
-            assert instead is None or instead in wsgi_schema.APP, f"{server}: {option}"
+            assert instead is None or instead in APP, f"{server}: {option}"
 
 
 @pytest.mark.parametrize("value", [True, False, 0, -1, 1.5, "", "text", "ünïcode", [], ["a", 1, True]])
@@ -596,7 +599,7 @@ def test_a_server_that_the_system_does_not_have_is_refused_and_the_others_named(
 def test_a_server_comes_in_the_version_that_the_system_can_run(make_host):
     for system, version in (("Debian-11", "23.0.0"), ("Debian-12", "27.0.1"), ("Debian-13", "27.0.1")):
         host = make_host({"apps": {"shop": {**SHOP, "server": "gunicorn"}}}, system=system)
-        assert wsgi_settings.requirement_of(host.settings.apps["shop"], host.servers) == [f"gunicorn=={version}"]
+        assert requirement_of(host.settings.apps["shop"], host.servers) == [f"gunicorn=={version}"]
 
 
 @pytest.mark.parametrize(
@@ -619,7 +622,7 @@ def test_what_a_server_can_be_had_as(problems, own):
 @pytest.mark.parametrize("server", ROWS)
 def test_the_shipped_version_of_a_server_has_no_known_hole(make_host, server):
     row = make_host({}).servers[server]
-    assert row["version"] is None or wsgi_settings.vulnerabilities(row, row["version"]) == []
+    assert row["version"] is None or vulnerabilities(row, row["version"]) == []
 
 
 @pytest.mark.parametrize(
@@ -635,14 +638,14 @@ def test_the_shipped_version_of_a_server_has_no_known_hole(make_host, server):
 @pytest.mark.parametrize("line", ["pyzmq", "PyZMQ[all] >= 27 ; python_version > '3.8'", "pyzmq @ https://a.example/b"])
 def test_a_library_that_threads_and_forks_break_is_warned_of(load, own, keys, line):
     app = load({"apps": {"shop": {**SHOP, **own}}}).apps["shop"]
-    found = wsgi_settings.warnings("wsgi:apps:shop", app, ["flask", line])
+    found = hazards("wsgi:apps:shop", app, ["flask", line])
     assert [sentence.split(": ")[0] for sentence in found] == [f"wsgi:apps:shop:{key}" for key in keys]
-    assert wsgi_settings.warnings("wsgi:apps:shop", app, ["flask", f"# {line}", "-r other.txt"]) == []
+    assert hazards("wsgi:apps:shop", app, ["flask", f"# {line}", "-r other.txt"]) == []
 
 
 def test_threads_are_no_danger_to_a_library_that_only_forks_break(load):
     app = load({"apps": {"shop": {**SHOP, "threads": 2, "preload": True}}}).apps["shop"]
-    assert wsgi_settings.warnings("wsgi:apps:shop", app, ["grpcio==1.80.0"]) == [
+    assert hazards("wsgi:apps:shop", app, ["grpcio==1.80.0"]) == [
         "wsgi:apps:shop:preload: grpcio may break when what it made crosses a fork; false is safe"
     ]
 
@@ -740,17 +743,17 @@ JUNK = [
 
 def test_no_pillar_whatever_makes_it_raise(load):
     for junk in JUNK:
-        for pillar in (junk, *({top: junk} for top in wsgi_schema.TOP), {"apps": {"shop": junk}}):
+        for pillar in (junk, *({top: junk} for top in TOP), {"apps": {"shop": junk}}):
             load(pillar)
     for rules, wrap in (
-        (wsgi_schema.APP, lambda own: {"defaults": own, "apps": {"shop": SHOP}}),
-        (wsgi_schema.APP, lambda own: {"apps": {"shop": {**SHOP, **own}}}),
-        (wsgi_schema.HEALTH, lambda own: {"apps": {"shop": {**SHOP, "health": own}}}),
-        (wsgi_schema.MAINTENANCE, lambda own: {"apps": {"shop": {**SHOP, "maintenance": own}}}),
-        (wsgi_schema.HOOKS, lambda own: {"apps": {"shop": {**SHOP, "hooks": own}}}),
-        (wsgi_schema.HOOK, lambda own: {"apps": {"shop": {**SHOP, "hooks": {"build": [{"command": "x", **own}]}}}}),
-        (wsgi_schema.PROCESS, lambda own: {"apps": {"shop": {**SHOP, "processes": {"a": {"command": "x", **own}}}}}),
-        (wsgi_schema.NGINX, lambda own: {"nginx": own, "apps": {"shop": SHOP}}),
+        (APP, lambda own: {"defaults": own, "apps": {"shop": SHOP}}),
+        (APP, lambda own: {"apps": {"shop": {**SHOP, **own}}}),
+        (HEALTH, lambda own: {"apps": {"shop": {**SHOP, "health": own}}}),
+        (MAINTENANCE, lambda own: {"apps": {"shop": {**SHOP, "maintenance": own}}}),
+        (HOOKS, lambda own: {"apps": {"shop": {**SHOP, "hooks": own}}}),
+        (HOOK, lambda own: {"apps": {"shop": {**SHOP, "hooks": {"build": [{"command": "x", **own}]}}}}),
+        (PROCESS, lambda own: {"apps": {"shop": {**SHOP, "processes": {"a": {"command": "x", **own}}}}}),
+        (NGINX, lambda own: {"nginx": own, "apps": {"shop": SHOP}}),
     ):
         for key, junk in itertools.product(rules, JUNK):
             settings = load(wrap({key: junk}))
@@ -784,7 +787,7 @@ def test_a_health_check_asks_for_the_first_domain_that_is_a_name(load):
         "three": {**SHOP, "domains": ["three.example.com"], "health": {"host": "other.example.com"}},
         "four": SHOP,
     }
-    hosts = {name: wsgi_settings.health_host(app) for name, app in load({"apps": apps}).apps.items()}
+    hosts = {name: health_host(app) for name, app in load({"apps": apps}).apps.items()}
     assert hosts == {"one": "shop.example.com", "two": "localhost", "three": "other.example.com", "four": "localhost"}
 
 
@@ -796,7 +799,7 @@ def test_settings_are_shown_without_secrets_however_deep(load):
     }
     settings = load({"apps": {"shop": {**SHOP, **own}}})
     assert settings.problems == []
-    shown = wsgi_schema.shown(settings.apps["shop"], wsgi_schema.APP)
+    shown = schema.shown(settings.apps["shop"], APP)
     assert "hunter2" not in str(shown)
     assert shown["tls"]["certificate"] == "/etc/ssl/a.pem"
     assert shown["basic_auth"] == {"realm": "Staff", "users": {"ann": "***"}, "except": []}

@@ -10,12 +10,13 @@ import tarfile
 import zipfile
 
 import pytest
-import wsgi_git
-import wsgi_host
-import wsgi_release
-import wsgi_source
-import wsgi_unpack
-from wsgi_schema import Source, parse_source
+from wsgi_formula.app.release import DesiredRelease
+from wsgi_formula.build import git, unpack
+from wsgi_formula.build import source as sources
+from wsgi_formula.build.git import Refused, Repository
+from wsgi_formula.build.source import with_revision
+from wsgi_formula.errors import Problem
+from wsgi_formula.pillar.source import SourceSpec, parse_source
 
 COMMIT = "0f1e2d3c" * 5
 HASH = "0f" * 32
@@ -27,19 +28,22 @@ HASH = "0f" * 32
 @pytest.mark.parametrize(
     ("text", "source"),
     [
-        ("salt://shop/", Source("salt", "shop")),
-        ("salt://shop#subdirectory=web", Source("salt", "shop", subdirectory="web")),
-        ("git+https://git.example.com/shop.git@v1.5", Source("git", "https://git.example.com/shop.git", "v1.5")),
-        ("git+https://u:t@h:44/s.git@a/b#subdirectory=x/y/", Source("git", "https://u:t@h:44/s.git", "a/b", "x/y")),
-        ("git+ssh://git@h:2222/s.git@refs/pull/7/head", Source("git", "ssh://git@h:2222/s.git", "refs/pull/7/head")),
-        (f"git+file:///srv/shop.git@{COMMIT}", Source("git", "file:///srv/shop.git", COMMIT)),
-        (f"https://h/s.tar.gz#sha256={HASH}", Source("archive", "https://h/s.tar.gz", hash=("sha256", HASH))),
+        ("salt://shop/", SourceSpec("salt", "shop")),
+        ("salt://shop#subdirectory=web", SourceSpec("salt", "shop", subdirectory="web")),
+        ("git+https://git.example.com/shop.git@v1.5", SourceSpec("git", "https://git.example.com/shop.git", "v1.5")),
+        ("git+https://u:t@h:44/s.git@a/b#subdirectory=x/y/", SourceSpec("git", "https://u:t@h:44/s.git", "a/b", "x/y")),
+        (
+            "git+ssh://git@h:2222/s.git@refs/pull/7/head",
+            SourceSpec("git", "ssh://git@h:2222/s.git", "refs/pull/7/head"),
+        ),
+        (f"git+file:///srv/shop.git@{COMMIT}", SourceSpec("git", "file:///srv/shop.git", COMMIT)),
+        (f"https://h/s.tar.gz#sha256={HASH}", SourceSpec("archive", "https://h/s.tar.gz", hash=("sha256", HASH))),
         (
             f"salt://s.zip#subdirectory=w&sha256={HASH.upper()}",
-            Source("archive", "salt://s.zip", "", "w", ("sha256", HASH)),
+            SourceSpec("archive", "salt://s.zip", "", "w", ("sha256", HASH)),
         ),
-        ("shop[web]==1.4", Source("requirement", "shop[web]==1.4")),
-        ("/opt/shop/", Source("path", "/opt/shop")),
+        ("shop[web]==1.4", SourceSpec("requirement", "shop[web]==1.4")),
+        ("/opt/shop/", SourceSpec("path", "/opt/shop")),
     ],
 )
 def test_a_source_is_read(text, source):
@@ -90,7 +94,7 @@ def test_what_is_no_source_is_told(text, told):
     ],
 )
 def test_another_revision_keeps_all_else(text, revision, other):
-    assert wsgi_source.with_revision(text, revision) == other
+    assert with_revision(text, revision) == other
 
 
 @pytest.mark.parametrize(
@@ -105,7 +109,7 @@ def test_another_revision_keeps_all_else(text, revision, other):
 )
 def test_what_has_no_such_revision_is_told(text, revision, told):
     with pytest.raises(ValueError) as error:
-        wsgi_source.with_revision(text, revision)
+        with_revision(text, revision)
     assert told in str(error.value)
     assert "secret" not in str(error.value)
 
@@ -115,12 +119,12 @@ def test_what_has_no_such_revision_is_told(text, revision, told):
 
 @pytest.fixture
 def source_of(make_host):
-    """source_of(source, **settings) is the wsgi_source.Source of an app that says so."""
+    """source_of(source, **settings) is the Source of an app that says so."""
     host = make_host({"apps": {}})
 
     def of(source, name="shop", **settings):
         defaults = host.settings.defaults
-        return wsgi_source.of(host, name, {**defaults, "source": source, **settings})
+        return sources.source_of(host, name, {**defaults, "source": source, **settings})
 
     return of
 
@@ -210,7 +214,7 @@ def test_a_link_that_leads_out_of_a_source_is_refused(source_of, tmp_path, targe
         (folder / "sub/up").unlink()
         (folder / "link").symlink_to(target)
     told = "^wsgi:apps:shop:source: '(link|sub/up)' is a link that leads out of it: '.*'; remove it from the source"
-    with pytest.raises(wsgi_host.Problem, match=told):
+    with pytest.raises(Problem, match=told):
         source_of(str(folder)).fetch(str(tmp_path / "copy"), 0, 0)
 
 
@@ -242,7 +246,7 @@ def test_a_folder_beyond_a_limit_is_refused_before_it_is_read(source_of, tmp_pat
     for name, size in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * size)
-    with pytest.raises(wsgi_host.Problem) as problem:
+    with pytest.raises(Problem) as problem:
         assert source_of(str(tmp_path), source_limits=LIMITS).identity
     assert str(problem.value).startswith(f"wsgi:apps:shop:source_limits:{told}")
 
@@ -257,12 +261,12 @@ def test_limits_are_no_part_of_what_a_source_is(source_of, make_host):
         for more in ({}, {"source_limits": {"files": 7}})
     )
     assert other.settings.apps["shop"]["source_limits"] == {"size": "2g", "files": 7, "depth": 64}
-    ids = {wsgi_release.Wanted(host, "shop", host.settings.apps["shop"]).id for host in (one, other)}
+    ids = {DesiredRelease(host, "shop", host.settings.apps["shop"]).id for host in (one, other)}
     assert len(ids) == 1
 
 
 def test_what_salt_serves_has_limits_too(source_of, tmp_path):
-    with pytest.raises(wsgi_host.Problem, match="^wsgi:apps:shop:source_limits:size: the source holds more than 1;"):
+    with pytest.raises(Problem, match="^wsgi:apps:shop:source_limits:size: the source holds more than 1;"):
         source_of("salt://wsgi/examples/hello", source_limits={**LIMITS, "size": 1}).fetch(str(tmp_path), 0, 0)
 
 
@@ -272,7 +276,7 @@ def test_a_folder_that_changes_while_it_is_copied_is_no_release(source_of, tmp_p
     assert source.identity
     (tmp_path / "shop.py").write_text("2")
     (tmp_path / "copy").mkdir()
-    with pytest.raises(wsgi_host.Problem, match="^wsgi:apps:shop:source: .* was changed while it was copied"):
+    with pytest.raises(Problem, match="^wsgi:apps:shop:source: .* was changed while it was copied"):
         source.fetch(str(tmp_path / "copy"), 0, 0)
 
 
@@ -293,7 +297,7 @@ REFERENCES = {
     [("main", "a"), ("v1.5", "e"), ("refs/tags/v1.5", "e"), ("refs/heads/both", "b"), ("refs/tags/both", "c")],
 )
 def test_a_reference_is_found(revision, commit):
-    assert wsgi_git.find(REFERENCES, revision) == commit * 40
+    assert git.find(REFERENCES, revision) == commit * 40
 
 
 @pytest.mark.parametrize(
@@ -307,22 +311,22 @@ def test_a_reference_is_found(revision, commit):
     ],
 )
 def test_what_is_no_reference_is_told(revision, told):
-    with pytest.raises(wsgi_git.Refused) as error:
-        wsgi_git.find(REFERENCES, revision)
+    with pytest.raises(Refused) as error:
+        git.find(REFERENCES, revision)
     assert str(error.value).startswith(told)
 
 
 def test_credentials_leave_the_url(monkeypatch):
-    repository = wsgi_git.Repository("https://me:s%40cret@h:44/s.git")
+    repository = Repository("https://me:s%40cret@h:44/s.git")
     assert repository.url == "https://h:44/s.git"
-    assert repository.mirror == wsgi_git.Repository("https://other@h:44/s.git").mirror
+    assert repository.mirror == Repository("https://other@h:44/s.git").mirror
     environment = repository._environment("/home")
     assert (environment["WSGI_GIT_USERNAME"], environment["WSGI_GIT_PASSWORD"]) == ("me", "s@cret")
     assert "cret" not in repository._configuration()
 
 
 def test_the_helper_gives_git_the_credentials_of_its_host_alone(tmp_path):
-    repository = wsgi_git.Repository("https://me:s%25%5Cn'%22cret@h/s.git")
+    repository = Repository("https://me:s%25%5Cn'%22cret@h/s.git")
     (tmp_path / ".gitconfig").write_text(repository._configuration())
     environment = {"PATH": os.environ["PATH"], **repository._environment(str(tmp_path))}
 
@@ -345,14 +349,14 @@ def test_the_helper_gives_git_the_credentials_of_its_host_alone(tmp_path):
 def test_authorities_of_salts_environment_reach_git(monkeypatch):
     monkeypatch.delenv("GIT_SSL_CAINFO", raising=False)
     monkeypatch.setenv("SSL_CERT_FILE", "/etc/own.pem")
-    assert wsgi_git.Repository("https://h/s.git")._environment("/home")["GIT_SSL_CAINFO"] == "/etc/own.pem"
+    assert Repository("https://h/s.git")._environment("/home")["GIT_SSL_CAINFO"] == "/etc/own.pem"
 
 
 @pytest.mark.parametrize(
     ("url", "file"), [("https://h/s.git", False), ("ssh://h/s.git", False), ("file:///s.git", True)]
 )
 def test_a_local_repository_is_read_where_the_source_is_one_alone(url, file):
-    repository = wsgi_git.Repository(url)
+    repository = Repository(url)
     assert ("file" in repository._environment("/home")["GIT_ALLOW_PROTOCOL"].split(":")) is file
     assert ("safe" in repository._configuration()) is file
 
@@ -369,7 +373,7 @@ def test_a_local_repository_is_read_where_the_source_is_one_alone(url, file):
     ],
 )
 def test_a_submodule_may_be_beside_its_repository(url, relative, absolute):
-    assert wsgi_git.beside(url, relative) == absolute
+    assert git.beside(url, relative) == absolute
 
 
 @pytest.mark.parametrize(
@@ -398,16 +402,16 @@ def test_a_submodule_may_be_beside_its_repository(url, relative, absolute):
     ],
 )
 def test_a_submodule_comes_by_what_its_repository_may_come_by(main, url, schemes):
-    repository = wsgi_git.Repository(main)
+    repository = Repository(main)
     if repository.scheme in schemes:
         assert repository._submodule("lib", url, (7, 7)).scheme in ("https", "ssh", "file")
     else:
-        with pytest.raises(wsgi_git.Refused, match="^submodule 'lib' is at '.*'; it can be at https://, ssh://"):
+        with pytest.raises(Refused, match="^submodule 'lib' is at '.*'; it can be at https://, ssh://"):
             repository._submodule("lib", url, (7, 7))
 
 
 def test_a_submodule_has_the_credentials_of_its_host_alone():
-    repository = wsgi_git.Repository("https://me:token@h:44/shop.git")
+    repository = Repository("https://me:token@h:44/shop.git")
     found = {
         url: repository._submodule("lib", url, (7, 7))._credentials
         for url in ("https://h:44/lib.git", "https://h/lib.git", "https://you:other@h:44/lib.git", "git@h:lib.git")
@@ -435,9 +439,9 @@ def tar(path, *entries):
     return path
 
 
-def unpack(archive, folder, subdirectory="", size="10m", files=1000, depth=20):
+def unpacked(archive, folder, subdirectory="", size="10m", files=1000, depth=20):
     folder.mkdir()
-    program = [sys.executable, "-I", "-c", inspect.getsource(wsgi_unpack)]
+    program = [sys.executable, "-I", "-c", inspect.getsource(unpack)]
     limits = ["wsgi:apps:shop:source_limits", str(size), str(files), str(depth)]
     return subprocess.run(
         [*program, str(archive), str(folder), subdirectory, *limits],
@@ -462,7 +466,7 @@ def test_a_tar_is_unpacked_without_its_owners_and_other_bits(tmp_path):
         ("./shop/hard", {"type": HARD, "linkname": "./shop/plain"}),
         ("./other", {"text": "other"}),
     )
-    done = unpack(archive, tmp_path / "out", "shop")
+    done = unpacked(archive, tmp_path / "out", "shop")
     assert (done.returncode, done.stderr) == (0, "")
     out = tmp_path / "out"
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in out.iterdir() if path.is_file()}
@@ -478,7 +482,7 @@ def test_a_zip_is_unpacked_with_executable_bits_and_links(tmp_path):
             entry = zipfile.ZipInfo(name)
             entry.external_attr = mode << 16
             archive.writestr(entry, text)
-    done = unpack(tmp_path / "a.zip", tmp_path / "out")
+    done = unpacked(tmp_path / "a.zip", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert os.readlink(tmp_path / "out/link") == "tool"
     assert os.access(tmp_path / "out/tool", os.X_OK)
@@ -495,7 +499,7 @@ def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):
         entry.size = len(inner.getvalue())
         archive.addfile(entry, io.BytesIO(inner.getvalue()))
     assert zipfile.is_zipfile(tmp_path / "a.tar")
-    assert unpack(tmp_path / "a.tar", tmp_path / "out").returncode == 0
+    assert unpacked(tmp_path / "a.tar", tmp_path / "out").returncode == 0
     assert os.listdir(tmp_path / "out") == ["right"]
 
 
@@ -523,7 +527,7 @@ def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):
 def test_a_hostile_entry_is_refused(tmp_path, entries, told):
     (tmp_path / "escaped").write_text("as it was")
     archive = tar(tmp_path / "a.tar", *((name, dict(settings)) for name, settings in entries))
-    done = unpack(archive, tmp_path / "out")
+    done = unpacked(archive, tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.startswith(told)
     assert (tmp_path / "escaped").read_text() == "as it was"
@@ -533,7 +537,7 @@ def test_a_hostile_entry_is_refused(tmp_path, entries, told):
 def test_a_hostile_entry_of_a_zip_is_refused(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(name, "x")
-    assert "leads out of it" in unpack(tmp_path / "a.zip", tmp_path / "out").stderr
+    assert "leads out of it" in unpacked(tmp_path / "a.zip", tmp_path / "out").stderr
     assert not (tmp_path / "escaped").exists()
 
 
@@ -594,7 +598,7 @@ BOMBS = {
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_bomb_is_refused_with_its_limit_before_it_fills_the_disk(tmp_path, kind):
     make, told = BOMBS[kind]
-    done = unpack(make(tmp_path / "a"), tmp_path / "out", "shop" if kind.startswith("outside") else "")
+    done = unpacked(make(tmp_path / "a"), tmp_path / "out", "shop" if kind.startswith("outside") else "")
     assert done.returncode == 1
     assert done.stderr.startswith(told), done.stderr
     assert done.stderr.count("\n") == 1
@@ -608,16 +612,16 @@ def test_a_header_that_would_take_all_memory_is_refused(tmp_path):
     entry = tarfile.TarInfo("././@LongLink")
     entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 2**40
     (tmp_path / "a.tar").write_bytes(entry.tobuf(tarfile.GNU_FORMAT) + bytes(2**16))
-    done = unpack(tmp_path / "a.tar", tmp_path / "out")
+    done = unpacked(tmp_path / "a.tar", tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.startswith(f"{KEY}:files: to unpack it takes more than 1025 MiB of memory")
 
 
 def test_a_folder_that_is_not_there_is_told_with_those_that_are(tmp_path):
-    done = unpack(tar(tmp_path / "a.tar", ("shop-1/x", {}), ("docs/x", {})), tmp_path / "out", "shop")
+    done = unpacked(tar(tmp_path / "a.tar", ("shop-1/x", {}), ("docs/x", {})), tmp_path / "out", "shop")
     assert done.stderr.strip() == "there is no folder 'shop' in it; at its top are: docs, shop-1"
 
 
 def test_what_is_no_archive_is_told(tmp_path):
     (tmp_path / "a.tar").write_text("nothing of that kind")
-    assert unpack(tmp_path / "a.tar", tmp_path / "out").stderr.strip() == "File is not a zip file"
+    assert unpacked(tmp_path / "a.tar", tmp_path / "out").stderr.strip() == "File is not a zip file"

@@ -8,10 +8,11 @@ import sys
 import time
 
 import pytest
-import wsgi_host
-import wsgi_lock
-import wsgi_step
-from wsgi_host import Problem
+from wsgi_formula import lock, process, step
+from wsgi_formula.errors import Problem
+from wsgi_formula.lock import app_lock
+from wsgi_formula.redact import failure_excerpt, redact
+from wsgi_formula.step import MARK
 
 # Other workers of pytest run tests of this file at the same time.
 STEP = f"unit-test-{os.getpid()}"
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root may give a s
 
 
 def shell(command, name=STEP, **options):
-    return wsgi_step.run(["sh", "-c", command], name, **ME, **options)
+    return step.run(["sh", "-c", command], name, **ME, **options)
 
 
 def alive(pid):
@@ -41,7 +42,7 @@ def test_a_step_sees_what_it_is_given_and_no_more(monkeypatch):
     monkeypatch.setenv("SALT_SECRET", "hunter2")
     monkeypatch.setenv("PIP_INDEX_URL", "https://pypi.example.com")
     seen = dict(line.split("=", 1) for line in shell("env", env={"A": "1"}).splitlines())
-    given = {"A": "1", "PIP_INDEX_URL": "https://pypi.example.com", "WSGI_STEP": wsgi_step.mark(STEP)}
+    given = {"A": "1", "PIP_INDEX_URL": "https://pypi.example.com", "WSGI_STEP": step.mark(STEP)}
     assert given.items() <= seen.items()
     assert "SALT_SECRET" not in seen
 
@@ -58,17 +59,17 @@ def test_a_step_that_fails_tells_the_last_lines_without_secrets():
 
 
 def test_a_short_value_is_no_secret():
-    assert wsgi_step.strike("a 1 b", ["1"]) == "a 1 b"
+    assert redact("a 1 b", ["1"]) == "a 1 b"
 
 
 def test_the_longer_of_two_secrets_goes_first():
-    assert wsgi_step.strike("hunter2-and-more", ["hunter2", "hunter2-and-more"]) == "***"
+    assert redact("hunter2-and-more", ["hunter2", "hunter2-and-more"]) == "***"
 
 
 def test_a_step_that_takes_too_long_ends_with_all_that_it_started():
     with pytest.raises(Problem, match="it did not end within 3 s:\n  begun"):
         shell(f"setsid sleep {SECONDS} & echo begun; sleep {SECONDS}", what="it", timeout=3)
-    assert wsgi_step.end(STEP) == []
+    assert step.kill_steps(STEP) == []
     assert (
         f"sleep {SECONDS}"
         not in subprocess.run(["ps", "-eo", "args"], check=False, stdout=subprocess.PIPE, text=True).stdout
@@ -76,7 +77,7 @@ def test_a_step_that_takes_too_long_ends_with_all_that_it_started():
 
 
 def test_what_a_step_leaves_running_ends_with_it_and_nothing_else_does():
-    other = subprocess.Popen(["sleep", "60"], env={"WSGI_STEP": wsgi_step.mark(f"{STEP}-of-another")})
+    other = subprocess.Popen(["sleep", "60"], env={"WSGI_STEP": step.mark(f"{STEP}-of-another")})
     try:
         pid = int(shell("setsid sleep 4323 > /dev/null 2>&1 & echo $!"))
         assert not alive(pid)
@@ -89,7 +90,7 @@ def test_what_a_step_leaves_running_ends_with_it_and_nothing_else_does():
 @pytest.fixture
 def contained():
     """The PID, as this machine sees it, of a marked process in a PID namespace of its own."""
-    variable = f"{wsgi_step.MARK}={wsgi_step.mark(STEP)}"
+    variable = f"{MARK}={step.mark(STEP)}"
     outer = subprocess.Popen(
         ["unshare", "--pid", "--fork", "--kill-child", "env", variable, "sh", "-c", "echo; exec sleep 60"],
         stdout=subprocess.PIPE,
@@ -103,9 +104,9 @@ def contained():
 
 
 def test_a_marked_process_of_a_container_is_another_machine_s(contained):
-    assert os.getpid() in wsgi_host.pids()
-    assert contained not in wsgi_host.pids()
-    assert wsgi_step.end(STEP) == []
+    assert os.getpid() in process.pids()
+    assert contained not in process.pids()
+    assert step.kill_steps(STEP) == []
     assert alive(contained)
 
 
@@ -114,26 +115,26 @@ def test_a_container_that_shares_the_host_s_pid_namespace_has_other_marks(tmp_pa
 
     def tell(pipe):
         os.chroot(tmp_path)
-        pipe.send(wsgi_step.mark(STEP))
+        pipe.send(step.mark(STEP))
 
     context = multiprocessing.get_context("fork")
     mine, its = context.Pipe()
     process = context.Process(target=tell, args=(its,))
     process.start()
     assert mine.poll(10)
-    assert mine.recv() != wsgi_step.mark(STEP)
+    assert mine.recv() != step.mark(STEP)
     process.join(10)
 
 
 def test_a_process_that_is_about_to_run_another_program_is_looked_at_again(monkeypatch):
     """It shows no environment at that moment."""
-    looks, look = {}, wsgi_step._environ
+    looks, look = {}, step._environ
 
     def at_first_none(pid):
         looks[pid] = looks.get(pid, 0) + 1
         return look(pid) if looks[pid] > 2 else b""
 
-    monkeypatch.setattr(wsgi_step, "_environ", at_first_none)
+    monkeypatch.setattr(step, "_environ", at_first_none)
     pid = int(shell("setsid sleep 4324 > /dev/null 2>&1 & echo $!"))
     assert not alive(pid)
 
@@ -143,9 +144,9 @@ def test_a_process_without_any_environment_is_not_waited_for():
     try:
         # It is there a moment before its program is.
         deadline = time.monotonic() + 10
-        while wsgi_step._between_programs(bare.pid) and time.monotonic() < deadline:
+        while step._between_programs(bare.pid) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert not wsgi_step._between_programs(bare.pid)
+        assert not step._between_programs(bare.pid)
     finally:
         bare.kill()
         bare.wait()
@@ -171,7 +172,7 @@ INTERRUPTED = ["Traceback (most recent call last):", '  File "shop.py", line 0, 
 
 
 def cause(*said):
-    return [line[2:] for line in wsgi_step.cause("\n".join([*BANNER, *said]), 60).splitlines()]
+    return [line[2:] for line in failure_excerpt("\n".join([*BANNER, *said]), 60).splitlines()]
 
 
 def test_the_cause_is_the_first_traceback_whatever_came_after_it():
@@ -194,17 +195,17 @@ def test_the_cause_is_the_end_of_what_was_said_where_nothing_came_after_it(said)
 
 def test_a_program_that_is_not_there_is_told_as_such():
     with pytest.raises(FileNotFoundError):
-        wsgi_step.run(["/nowhere/program"], STEP, **ME)
+        step.run(["/nowhere/program"], STEP, **ME)
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(wsgi_lock, "RUN", str(tmp_path))
+    monkeypatch.setattr(lock, "RUN", str(tmp_path))
     return tmp_path
 
 
 def holder(pipe):
-    with wsgi_lock.locked("shop", "wsgi.deploy"):
+    with app_lock("shop", "wsgi.deploy"):
         pipe.send("held")
         pipe.poll(30)
 
@@ -223,25 +224,25 @@ def another(run):
 
 
 def test_who_holds_an_app_may_do_so_again(run):
-    with wsgi_lock.locked("shop", "a change"), wsgi_lock.locked("shop", "a build", patience=0):
+    with app_lock("shop", "a change"), app_lock("shop", "a build", patience=0):
         pass
-    with wsgi_lock.locked("shop", "again", patience=0):
+    with app_lock("shop", "again", patience=0):
         pass
 
 
 def test_another_run_is_refused_and_told_by_whom(another):
     process, _ = another
     refused = rf"shop is being changed by wsgi.deploy \(PID {process.pid}, since [\d:]+\)"
-    with pytest.raises(Problem, match=refused), wsgi_lock.locked("shop", "wsgi.rollback", patience=0):
+    with pytest.raises(Problem, match=refused), app_lock("shop", "wsgi.rollback", patience=0):
         pass
-    with wsgi_lock.locked("other", "wsgi.rollback", patience=0):
+    with app_lock("other", "wsgi.rollback", patience=0):
         pass
 
 
 def test_another_run_waits_its_patience(another):
     process, pipe = another
     pipe.send("enough")
-    with wsgi_lock.locked("shop", "wsgi.rollback", patience=10):
+    with app_lock("shop", "wsgi.rollback", patience=10):
         process.join(10)
 
 
@@ -249,19 +250,19 @@ def test_the_lock_of_a_run_that_died_is_taken_over_and_what_it_left_running_ende
     process, _ = another
     left = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)"],
-        env={"WSGI_STEP": wsgi_step.mark("shop")},
+        env={"WSGI_STEP": step.mark("shop")},
         start_new_session=True,
     )
     time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.join(10)
-    with wsgi_lock.locked("shop", "wsgi.rollback", patience=5):
+    with app_lock("shop", "wsgi.rollback", patience=5):
         assert left.wait(5) == -signal.SIGKILL
 
 
 def test_a_run_that_came_to_its_end_leaves_nothing_to_take_over(run, monkeypatch):
-    with wsgi_lock.locked("shop", "a change"):
+    with app_lock("shop", "a change"):
         pass
-    monkeypatch.setattr(wsgi_step, "end", lambda name: pytest.fail("nobody died"))
-    with wsgi_lock.locked("shop", "a change"):
+    monkeypatch.setattr(step, "kill_steps", lambda name: pytest.fail("nobody died"))
+    with app_lock("shop", "a change"):
         pass

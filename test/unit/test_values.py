@@ -2,15 +2,16 @@
 
 import pytest
 import values
-import wsgi_nginx
-import wsgi_pillar
-import wsgi_schema
-import wsgi_schema_rules
-import wsgi_settings
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.conftest import host_of
+from wsgi_formula.edge import nginx
+from wsgi_formula.pillar import load as loading
+from wsgi_formula.pillar import plain
+from wsgi_formula.pillar.edge import NGINX, STATUS_PAGE
+from wsgi_formula.pillar.rules import find_excess, find_flaw
+from wsgi_formula.pillar.schema import APP
 
 STABLE = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 LONG_DOMAIN = "ec2-203-0-113-255.eu-central-1.compute.amazonaws.com"
@@ -22,7 +23,7 @@ def load_pillar():
     known = host.family, host.servers, host._yaml("defaults.yaml")
 
     def load(wsgi):
-        return wsgi_settings.load(wsgi_pillar.plain(wsgi), known[2], known[0], known[1], "Debian-12")
+        return loading.load(plain.plain(wsgi), known[2], known[0], known[1], "Debian-12")
 
     return load
 
@@ -185,9 +186,7 @@ ODD_SCALAR = st.one_of(
     st.binary(max_size=5),
     st.dates(),
 )
-ODD_KEY = st.one_of(
-    st.sampled_from([*values.APP, *wsgi_schema.NGINX, *wsgi_schema.STATUS_PAGE, "apps", "shop"]), ODD_SCALAR
-)
+ODD_KEY = st.one_of(st.sampled_from([*values.APP, *NGINX, *STATUS_PAGE, "apps", "shop"]), ODD_SCALAR)
 ODD_VALUE = st.recursive(
     ODD_SCALAR,
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(ODD_KEY, inner, max_size=3)),
@@ -210,14 +209,14 @@ def test_whatever_stands_below_wsgi_ends_in_problems_that_name_their_keys(load_p
     check_problems(load_pillar(anything).problems)
 
 
-@given(st.sampled_from(sorted(wsgi_schema.APP)), ODD_VALUE)
+@given(st.sampled_from(sorted(APP)), ODD_VALUE)
 @STABLE
 def test_whatever_an_app_says_ends_in_problems_that_name_its_keys(load_pillar, key, anything):
     check_problems(problems_of(load_pillar, {key: anything}))
     check_problems(load_pillar({"defaults": {key: anything}, "apps": {"shop": values.app()}}).problems)
 
 
-@given(st.sampled_from(sorted(wsgi_schema.NGINX)), st.sampled_from(sorted(wsgi_schema.STATUS_PAGE)), ODD_VALUE)
+@given(st.sampled_from(sorted(NGINX)), st.sampled_from(sorted(STATUS_PAGE)), ODD_VALUE)
 @STABLE
 def test_whatever_is_said_of_the_host_ends_in_problems_that_name_its_keys(load_pillar, key, page_key, anything):
     check_problems(load_pillar({"nginx": {key: anything}, "status_page": {page_key: anything}, "apps": {}}).problems)
@@ -228,21 +227,21 @@ def test_whatever_is_said_of_the_host_ends_in_problems_that_name_its_keys(load_p
 
 def test_each_key_of_the_schema_has_values_of_its_own():
     for strategies, rules in (
-        (values.APP, wsgi_schema.APP),
-        (values.NGINX, wsgi_schema.NGINX),
-        (values.STATUS_PAGE, wsgi_schema.STATUS_PAGE),
-        (values.TLS, wsgi_schema.APP["tls"].keys),
-        (values.CACHE, wsgi_schema.APP["cache"].keys),
-        (values.CORS, wsgi_schema.APP["cors"].keys),
-        (values.BASIC_AUTH, wsgi_schema.APP["basic_auth"].keys),
-        (values.LIMIT, wsgi_schema.APP["limits"].each.keys),
+        (values.APP, APP),
+        (values.NGINX, NGINX),
+        (values.STATUS_PAGE, STATUS_PAGE),
+        (values.TLS, APP["tls"].keys),
+        (values.CACHE, APP["cache"].keys),
+        (values.CORS, APP["cors"].keys),
+        (values.BASIC_AUTH, APP["basic_auth"].keys),
+        (values.LIMIT, APP["limits"].each.keys),
     ):
         assert {*strategies} == {*rules}
 
 
 def passes(value, rule):
     """Whether a rule and those below it take a value."""
-    if wsgi_schema_rules.find_flaw(value) or wsgi_schema_rules.find_excess(value, rule) or not rule.test(value):
+    if find_flaw(value) or find_excess(value, rule) or not rule.test(value):
         return False
     if isinstance(value, dict) and rule.keys:
         return all(passes(each, rule.keys[key]) for key, each in value.items())
@@ -256,17 +255,17 @@ def test_the_values_of_a_key_pass_its_rule(key):
     @given(values.APP[key])
     @settings(STABLE, max_examples=40)
     def check(value):
-        assert passes(value, wsgi_schema.APP[key])
+        assert passes(value, APP[key])
 
     check()
 
 
-TEXTS = [key for key, rule in wsgi_schema.APP.items() if not (rule.keys or rule.each)]
+TEXTS = [key for key, rule in APP.items() if not (rule.keys or rule.each)]
 
 
 @pytest.mark.parametrize("key", TEXTS)
 def test_a_text_longer_than_its_rule_allows_is_refused_by_its_key(load_pillar, key):
-    for text in ("x" * (wsgi_schema.APP[key].most + 1), ["x" * (wsgi_schema.APP[key].most + 1)]):
+    for text in ("x" * (APP[key].most + 1), ["x" * (APP[key].most + 1)]):
         found = problems_of(load_pillar, {key: text})
         assert any(problem.startswith(f"wsgi:apps:shop:{key}: ") for problem in found)
 
@@ -286,7 +285,7 @@ def test_no_line_of_a_site_grows_with_the_number_of_its_apps(make_host, tmp_path
     apps = {f"a{number}{'x' * 20}": values.app({"mount": f"/a{number}"}) for number in range(200)}
     host = make_host({"apps": apps})
     host.family["nginx"].update(conf_dir=str(tmp_path / "conf.d"), own_dir=str(tmp_path / "wsgi"))
-    site = wsgi_nginx.texts(host, next(iter(apps)))[f"{tmp_path}/wsgi/sites/default_80.conf"]
+    site = nginx.desired_files(host, next(iter(apps)))[f"{tmp_path}/wsgi/sites/default_80.conf"]
     # nginx refuses a comment of more than 4093 bytes.
     assert max(map(len, site.splitlines())) < 300
 
@@ -308,5 +307,5 @@ def test_nginx_gets_room_for_long_host_names_unless_another_hand_gives_it(make_h
     (tmp_path / "nginx.conf").write_text(elsewhere)
     (tmp_path / "more").mkdir()
     (tmp_path / "more/x.conf").write_text("server_names_hash_bucket_size 256;")
-    text = wsgi_nginx.pending(host, "shop")[wsgi_nginx.entry_path(host)]
+    text = nginx.needed_changes(host, "shop")[nginx.entry_path(host)]
     assert ("\nserver_names_hash_bucket_size 512;" in text) == said

@@ -1,8 +1,17 @@
 """What is wanted of an app: pillar's word, what a machine says instead, and what its values stand for."""
 
 import pytest
-import wsgi_host
-import wsgi_wanted
+from wsgi_formula import files
+from wsgi_formula.app import override
+from wsgi_formula.app.desired import desired_app
+from wsgi_formula.app.override import (
+    active_override,
+    check_override_unchanged,
+    deploy_override,
+    describe_override,
+    set_override,
+)
+from wsgi_formula.errors import Problem
 
 SHOP = {"source": "git+https://git.example.com/shop.git@v1", "application": "shop:app"}
 
@@ -10,10 +19,8 @@ SHOP = {"source": "git+https://git.example.com/shop.git@v1", "application": "sho
 @pytest.fixture
 def host(make_host, tmp_path, monkeypatch):
     """host({key: value, …}) is one with an app `shop` that says so; called again it is the next run."""
-    monkeypatch.setattr(wsgi_wanted, "ETC", str(tmp_path))
-    monkeypatch.setattr(
-        wsgi_host, "write", lambda path, text, mode: (tmp_path / "shop" / "override.json").write_text(text)
-    )
+    monkeypatch.setattr(override, "ETC", str(tmp_path))
+    monkeypatch.setattr(files, "write", lambda path, text, mode: (tmp_path / "shop" / "override.json").write_text(text))
     (tmp_path / "shop").mkdir()
 
     def host_of(**own):
@@ -26,16 +33,16 @@ def host(make_host, tmp_path, monkeypatch):
 
 
 def deploy(host, source, rev=None):
-    wsgi_wanted.override(host, "shop", wsgi_wanted.deployed(host, "shop", source, rev))
+    set_override(host, "shop", deploy_override(host, "shop", source, rev))
 
 
 def test_what_was_deployed_holds_until_pillar_says_something_else(host):
     deploy(host(), "git+https://git.example.com/shop.git@v2", "v2")
-    assert wsgi_wanted.app(host(), "shop")["source"].endswith("@v2")
-    assert wsgi_wanted.sentence(host(workers=3), "shop").startswith("v2 was deployed at ")
+    assert desired_app(host(), "shop")["source"].endswith("@v2")
+    assert describe_override(host(workers=3), "shop").startswith("v2 was deployed at ")
     other = host(source="git+https://git.example.com/shop.git@v3")
-    assert wsgi_wanted.app(other, "shop")["source"].endswith("@v3")
-    assert wsgi_wanted.sentence(other, "shop") == ""
+    assert desired_app(other, "shop")["source"].endswith("@v3")
+    assert describe_override(other, "shop") == ""
 
 
 @pytest.mark.parametrize(
@@ -43,38 +50,38 @@ def test_what_was_deployed_holds_until_pillar_says_something_else(host):
 )
 def test_a_deploy_tells_by_which_branch_or_tag_its_commit_was_found(host, more, ref):
     first = host()
-    said = wsgi_wanted.deployed(first, "shop", f"git+https://git.example.com/shop.git@{40 * '0'}")
-    wsgi_wanted.override(first, "shop", {**said, **more})
-    assert wsgi_wanted.app(host(), "shop")["ref"] == ref
+    said = deploy_override(first, "shop", f"git+https://git.example.com/shop.git@{40 * '0'}")
+    set_override(first, "shop", {**said, **more})
+    assert desired_app(host(), "shop")["ref"] == ref
 
 
 def test_a_sentence_tells_no_credentials(host):
     deploy(host(), "https://me:hunter2@example.com/shop.zip#sha256=" + 64 * "0")
-    assert "https://me:***@example.com/shop.zip" in wsgi_wanted.sentence(host(), "shop")
+    assert "https://me:***@example.com/shop.zip" in describe_override(host(), "shop")
 
 
 def test_a_run_does_not_go_on_where_another_one_said_something_else(host):
     first, second = host(), host()
     for each in (first, second):
-        assert wsgi_wanted.in_force(each, "shop") == {}
+        assert active_override(each, "shop") == {}
     deploy(second, "/srv/shop")
-    wsgi_wanted.check_unchanged(second, "shop")
-    with pytest.raises(wsgi_host.Problem, match="another run changed what is wanted of shop meanwhile"):
-        wsgi_wanted.check_unchanged(first, "shop")
+    check_override_unchanged(second, "shop")
+    with pytest.raises(Problem, match="another run changed what is wanted of shop meanwhile"):
+        check_override_unchanged(first, "shop")
 
 
 def test_what_is_only_tried_is_not_kept(host):
     trying = host()
-    wsgi_wanted.override(trying, "shop", wsgi_wanted.deployed(trying, "shop", "/srv/shop"), write=False)
-    assert wsgi_wanted.app(trying, "shop")["source"] == "/srv/shop"
-    assert wsgi_wanted.in_force(host(), "shop") == {}
+    set_override(trying, "shop", deploy_override(trying, "shop", "/srv/shop"), write=False)
+    assert desired_app(trying, "shop")["source"] == "/srv/shop"
+    assert active_override(host(), "shop") == {}
 
 
 def test_the_variables_of_files_come_first_and_those_of_pillar_last(host, tmp_path):
     one, two = tmp_path / "one.env", tmp_path / "two.env"
     one.write_text("# so\n\nA=1\nB=of one\nC=of one\n  export D = no name\n".replace("  export D = no name\n", ""))
     two.write_text("export B=of two\nQ='a # b'  # c\nE=\nH=x # y\nS=sdb://vault/key\n")
-    app = wsgi_wanted.app(host(env_files=[str(one), str(two)], env={"C": "of pillar"}), "shop")
+    app = desired_app(host(env_files=[str(one), str(two)], env={"C": "of pillar"}), "shop")
     assert app["env"] == {
         "A": "1", "B": "of two", "C": "of pillar", "Q": "a # b", "E": "", "H": "x # y", "S": "found",
     }  # fmt: skip
@@ -94,8 +101,8 @@ def test_the_variables_of_files_come_first_and_those_of_pillar_last(host, tmp_pa
 def test_a_line_that_says_nothing_is_told_by_its_number(host, tmp_path, text, problem):
     path = tmp_path / "bad.env"
     path.write_text(text)
-    with pytest.raises(wsgi_host.Problem) as raised:
-        wsgi_wanted.app(host(env_files=[str(path)]), "shop")
+    with pytest.raises(Problem) as raised:
+        desired_app(host(env_files=[str(path)]), "shop")
     assert str(raised.value) == f"wsgi:apps:shop:env_files: {problem.format(path=path)}"
 
 
@@ -104,9 +111,9 @@ def test_a_line_that_says_nothing_is_told_by_its_number(host, tmp_path, text, pr
     [("env:KEY", {"env": {"KEY": "sdb://vault/none"}}), ("deploy_key", {"deploy_key": "sdb://vault/none"})],
 )
 def test_a_value_that_is_not_in_the_database_is_a_problem(host, key, own):
-    with pytest.raises(wsgi_host.Problem, match=f"wsgi:apps:shop:{key}: sdb://vault/none is not there"):
-        wsgi_wanted.app(host(**own), "shop")
+    with pytest.raises(Problem, match=f"wsgi:apps:shop:{key}: sdb://vault/none is not there"):
+        desired_app(host(**own), "shop")
 
 
 def test_a_deploy_key_may_stand_in_the_database(host):
-    assert wsgi_wanted.app(host(deploy_key="sdb://vault/key"), "shop")["deploy_key"] == "found"
+    assert desired_app(host(deploy_key="sdb://vault/key"), "shop")["deploy_key"] == "found"

@@ -9,7 +9,7 @@ acme-packages:
 # certbot runs this program after a renewal.
 /usr/local/lib/wsgi/reload-nginx:
   wsgi.file_installed:
-    - source: salt://_utils/wsgi_reload.py
+    - source: salt://_utils/wsgi_formula/edge/reload.py
     - mode: '0755'
 
 /usr/local/lib/wsgi/reload-nginx.json:
@@ -37,7 +37,7 @@ acme-units:
       - file: /etc/systemd/system/certbot.service.d/wsgi.conf
 
 acme-timer:
-  wsgi.daemon:
+  wsgi.service_running:
     - name: certbot.timer
     - require:
       - pkg: acme-packages

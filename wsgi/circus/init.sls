@@ -4,7 +4,7 @@ include:
   - wsgi.common
 
 circus-environment:
-  wsgi.tool:
+  wsgi.tool_installed:
     - name: /usr/local/lib/wsgi/circus
     - requirements: [circus==0.19.0, psutil==7.1.0, pyzmq==27.1.0, tornado==6.5.10]
     - require:
@@ -26,7 +26,7 @@ circus-environment:
     - source: salt://wsgi/circus/wsgi-circus.service
 
 circus-service:
-  wsgi.daemon:
+  wsgi.service_running:
     - name: wsgi-circus
     - require:
       - wsgi: circus-environment

@@ -19,7 +19,7 @@ include:
     - source: salt://wsgi/emperor/wsgi-emperor.service
 
 emperor-service:
-  wsgi.daemon:
+  wsgi.service_running:
     - name: wsgi-emperor
     - require:
       - pkg: uwsgi-package

@@ -8,7 +8,7 @@ gaffer-package:
     - pkgs: {{ salt['wsgi.plan']().family.packages.gaffer | json }}
 
 gaffer-environment:
-  wsgi.tool:
+  wsgi.tool_installed:
     - name: /usr/local/lib/wsgi/gaffer
     - python: /usr/bin/python2.7
     - requirements:
@@ -45,7 +45,7 @@ gaffer-environment:
     - source: salt://wsgi/gaffer/wsgi-gaffer.service
 
 gaffer-service:
-  wsgi.daemon:
+  wsgi.service_running:
     - name: wsgi-gaffer
     - require:
       - wsgi: /usr/local/lib/wsgi/append

@@ -15,7 +15,7 @@ nginx-exporter-package:
       - wsgi: /etc/systemd/system/prometheus-nginx-exporter.service.d/wsgi.conf
 
 nginx-exporter-service:
-  wsgi.daemon:
+  wsgi.service_running:
     - name: prometheus-nginx-exporter
     # It ends where nginx doesn't answer.
     - order: last
@@ -37,7 +37,7 @@ nginx-exporter-service:
 
 # It is started by the first who has something to tell or to ask.
 metrics-socket:
-  wsgi.daemon:
+  wsgi.service_running:
     - name: wsgi-metrics.socket
     - socket: {{ plan.metrics_socket }}
     - require:

@@ -20,7 +20,7 @@ nginx-files:
 {%- if plan.manages_nginx %}
 
 nginx-service:
-  wsgi.daemon:
+  wsgi.service_running:
     - name: nginx
     - require:
       - pkg: nginx-package

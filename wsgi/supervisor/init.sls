@@ -5,7 +5,7 @@ supervisor-package:
     - pkgs: {{ salt['wsgi.plan']().family.packages.supervisor | json }}
 
 supervisor-service:
-  wsgi.daemon:
+  wsgi.service_running:
     - name: supervisor
     - require:
       - pkg: supervisor-package

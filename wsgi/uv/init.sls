@@ -3,7 +3,7 @@ include:
   - wsgi.common
 
 uv-environment:
-  wsgi.tool:
+  wsgi.tool_installed:
     - name: /usr/local/lib/wsgi/uv
     - requirements: [uv==0.13.9]
     - require:
