@@ -17,11 +17,12 @@ from wsgi_formula.app.override import describe_override
 from wsgi_formula.app.release import release_hazards
 from wsgi_formula.changes import switch
 from wsgi_formula.changes.deploy import deploy_app, end_pin, roll_back
-from wsgi_formula.edge import nginx, status_page
+from wsgi_formula.edge import status_page
+from wsgi_formula.edge.acme import RELOAD
 from wsgi_formula.edge.maintenance import is_in_maintenance, marker_path, set_maintenance
+from wsgi_formula.edge.site_files import SiteFiles
 from wsgi_formula.edge.status import known_names, made_of, status_for_page, status_of_apps
 from wsgi_formula.edge.status_page import PAGE
-from wsgi_formula.edge.tls import RELOAD
 from wsgi_formula.errors import Problem
 from wsgi_formula.host import Host
 from wsgi_formula.lock import app_lock
@@ -376,7 +377,7 @@ def maintenance(app, state=None, saltenv=None):
         wanted = {"on": True, "true": True, "off": False, "false": False}.get(str(state).lower())
         if wanted is None:
             raise CommandExecutionError(f"{state!r} is not a state of maintenance (on, off)")
-        if wanted and marker_path(app) not in (files.read(nginx.paths(host, app)[1]) or ""):
+        if wanted and marker_path(app) not in (files.read(SiteFiles(host).app(app).locations) or ""):
             raise CommandExecutionError(f"the site of {app} is not in place: state.apply wsgi")
         set_maintenance(app, wanted)
         _tell(host)

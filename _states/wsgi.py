@@ -23,7 +23,8 @@ from wsgi_formula.build.tool import Tool
 from wsgi_formula.build.users import builder_home, find_user, make_user, remember_user, user_facts
 from wsgi_formula.changes import removal, switch
 from wsgi_formula.changes.switch import Change
-from wsgi_formula.edge import maintenance, nginx, static, status_page, tls
+from wsgi_formula.edge import acme, maintenance, static, status_page, tls
+from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.edge.status import status_for_page
 from wsgi_formula.edge.status_page import FOLDER
 from wsgi_formula.errors import Problem
@@ -206,11 +207,12 @@ def site_present(name):
     """
     try:
         host = _host()
+        nginx = host.once(Nginx)
         page = maintenance.pending(host, name)
-        warnings = tls.check(host, nginx.site_of(host, name), nginx.nginx_build(host))
+        warnings = tls.check(host, nginx.files.site_of(name))
         served = _unserved(host, name)
         if __opts__["test"]:
-            changes = nginx.predicted(host, name)
+            changes = nginx.predicted(name)
         else:
             changes = _site(host, name, served)
         result = _result(
@@ -233,9 +235,10 @@ def site_present(name):
 
 
 def _site(host, name, unserved):
-    """Write nginx's site of an app, after what it is to serve of that is there; returns what of the site changed."""
+    """Write the site of an app, after the files that nginx is to serve for it; return the changes of the site."""
+    nginx = host.once(Nginx)
     if unserved:
-        nginx.check(host, name)
+        nginx.check(name)
         app = host.settings.apps[name]
         if static.home_differs(host, name, app):
             static.prepare_home(host, name, app, pwd.getpwnam(app["user"]))
@@ -243,7 +246,7 @@ def _site(host, name, unserved):
         if live:
             with app_lock(name, "a change"):
                 static.publish(host, name, app, Release(name, live.release))
-    return nginx.write(host, name) if nginx.differs(host, name) else {}
+    return nginx.write(name) if nginx.differs(name) else {}
 
 
 def _unserved(host, name):
@@ -269,11 +272,11 @@ def nginx_files(name):
     try:
         host = _host()
         if __opts__["test"]:
-            return _result(name, True, "Whether nginx accepts them is not tried in a dry run.")
-        changes, sentence = nginx.mend(host)
+            return _result(name, True, "A dry run does not test nginx's files.")
+        changes, sentence = host.once(Nginx).mend()
     except (Problem, OSError) as error:
         return _failure(name, "nginx does not accept its files", error)
-    return _result(name, True, sentence or "nginx's files are as a run left them that came to its end.", changes)
+    return _result(name, True, sentence or "nginx accepts its files.", changes)
 
 
 def nginx_reloaded(name):
@@ -291,17 +294,18 @@ def nginx_reloaded(name):
     changes = {"nginx": "reloaded"}
     try:
         host = _host()
+        nginx = host.once(Nginx)
         if __opts__["test"]:
-            if not nginx.needed_changes(host, *host.settings.apps) and nginx.loaded(host):
+            if not nginx.needed_changes(*host.settings.apps) and nginx.is_loaded():
                 return _result(name, True, "nginx serves the sites as they are.")
             return _result(name, None, "nginx would be reloaded.", changes)
-        if not nginx.refresh(host):
+        if not nginx.refresh():
             return _result(name, True, "nginx serves the sites as they are.")
-        configuration = "".join(nginx.installed_files(host).values())
+        configuration = "".join(nginx.installed_files.values())
         for app in host.settings.apps:
             static.forget(app, configuration)
     except (Problem, OSError) as error:
-        return _failure(name, "nginx serves on with the sites that it has", error)
+        return _failure(name, "nginx keeps serving the sites that it has", error)
     return _result(name, True, "nginx was reloaded.", changes)
 
 
@@ -324,27 +328,29 @@ def certificates_present(name):
     """
     try:
         host = _host()
-        sites = tls.wanting(host)
+        sites = acme.sites_to_obtain(host)
         changes = {site.id: "certificate" for site in sites}
         if not sites:
-            return _result(name, True, "Every site has the certificate that it asks for.")
+            return _result(name, True, "Every site has its certificate.")
         if __opts__["test"]:
-            return _result(name, None, f"A certificate would be asked for: {', '.join(changes)}.", changes)
-        failures = []
+            return _result(name, None, f"A certificate would be requested for: {', '.join(changes)}.", changes)
+        nginx, failures = host.once(Nginx), []
         for site in sites:
-            if nginx.site_path(host, site.id) not in nginx.installed_files(host):
-                failures.append(f"{site.id} is not served yet, so that no authority could ask it.")
+            if nginx.files.site(site.id) not in nginx.installed_files:
+                failures.append(f"nginx does not serve {site.id} yet, so the authority cannot verify its hosts.")
                 del changes[site.id]
                 continue
             try:
-                tls.obtain(host, site)
+                acme.obtain(host, site)
             except (Problem, OSError) as error:
                 failures.append(str(error))
                 del changes[site.id]
-        nginx.apply(host, *(name for site in sites if site.id in changes for name in site.apps))
+        nginx.apply(*(name for site in sites if site.id in changes for name in site.apps))
     except (Problem, OSError) as error:
-        return _failure(name, "nginx serves on with the certificates that it has", error)
-    return _result(name, not failures, "\n".join([f"New: {', '.join(changes) or 'none'}.", *failures]), changes)
+        return _failure(name, "nginx keeps serving the certificates that it has", error)
+    return _result(
+        name, not failures, "\n".join([f"New certificates: {', '.join(changes) or 'none'}.", *failures]), changes
+    )
 
 
 def status_page_written(name):
@@ -508,6 +514,7 @@ def app_absent(name, purge=False):
     """
     try:
         host = _host()
+        nginx = host.once(Nginx)
         about = user_facts(name)
         kept = [f"{SRV}/{name}", f"{LOG}/{name}", f"{LIB}/home/{name}"]
         gone = [
@@ -518,12 +525,12 @@ def app_absent(name, purge=False):
             maintenance.marker_path(name),
             maintenance.page_path(name),
             *maintenance.fast_path_links(name).values(),
-            *nginx.paths(host, name),
+            *nginx.files.app(name),
             static.root(name),
-            *nginx.cache_folders(host, name).values(),
+            *nginx.files.cache_dirs(name).values(),
             builder_home(name),
         ]
-        logs = nginx.logs(host, name)
+        logs = nginx.logs(name)
         found = [path for path in gone + (kept + logs) * purge if os.path.lexists(path)]
         if not found:
             return _result(name, True, f"{name} is not here.")

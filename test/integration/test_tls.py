@@ -108,7 +108,7 @@ def test_sites_serve_from_the_first_run_on_though_no_authority_answers(tls, firs
 
 def test_the_client_says_why_there_is_no_certificate(first_run):
     comment = first_run.states["wsgi-certificates"]["comment"]
-    assert f"wsgi:apps:authority:tls:certificate: certbot got none for {AUTHORITY}, {ALIAS}" in comment
+    assert f"wsgi:apps:authority:tls:certificate: certbot obtained none for {AUTHORITY}, {ALIAS}" in comment
     assert "Connection refused" in comment
 
 
@@ -249,7 +249,7 @@ def test_certificates_the_profile_and_the_server_are_switched_under_load(tls, ce
     assert f"DNS:{OWN}" in shown(tls, OWN, "-ext", "subjectAltName")
     assert "other.example.com" in shown(tls, SELF, "-subject")
     warnings = [state.get("warnings") for state in run.raw.values() if state["__id__"] == "self-site"]
-    assert warnings == [[f"wsgi:apps:self:tls:certificate: it is not for {SELF}"]]
+    assert warnings == [[f"wsgi:apps:self:tls:certificate: the certificate does not cover {SELF}"]]
     left = tls.exec("cd /etc/nginx/wsgi/live/private && ls *_80.*").stdout.split()
     assert left == [f"{OWN}_80.self-signed.crt", f"{OWN}_80.self-signed.key"]
 
@@ -285,8 +285,10 @@ def test_a_key_of_another_certificate_is_refused_before_anything_is_touched(tls,
     before, *runs = refused
     for run in runs:
         assert run.failed == {"wsgi-pillar", "own-site", "self-site"}
-        assert "wsgi:apps:own:tls:key: it is another certificate's" in run.states["own-site"]["comment"]
-        assert "wsgi:apps:self:tls:certificate: '/root/tls/none.crt' is not there" in run.states["self-site"]["comment"]
+        assert "wsgi:apps:own:tls:key: the key does not belong to the certificate" in run.states["own-site"]["comment"]
+        assert (
+            "wsgi:apps:self:tls:certificate: '/root/tls/none.crt' does not exist" in run.states["self-site"]["comment"]
+        )
         assert "PRIVATE KEY" not in changes_of(run)
     assert runs[-1].changed == set()
     assert tls.exec(SITES).stdout == before
@@ -305,7 +307,7 @@ def test_http3_is_served_where_the_installed_nginx_has_it_and_refused_elsewhere(
     if "http_v3_module" not in tls.exec("nginx -V 2>&1").stdout:
         run = tls.apply(test=True, ok=False)
         assert run.failed == {"own-site", "self-site"}
-        assert "wsgi:apps:own:tls:http3: true can't be had: nginx 1." in run.states["own-site"]["comment"]
+        assert "wsgi:apps:own:tls:http3: true is not available: nginx 1." in run.states["own-site"]["comment"]
         return
     asked = pillar(tls, http3, http3)
     asked["apps"]["own"].update(inspected(domains=[OWN], workers=1))

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Where Salt puts them, too: `import servers` is what they themselves say.
 sys.path.insert(0, str(ROOT / "_utils"))
 
-from wsgi_formula.edge.nginx import NginxBuild
+from wsgi_formula.edge.nginx_build import NginxBuild, installed_nginx
 from wsgi_formula.host import Host
 
 
@@ -47,7 +47,7 @@ def host_of(wsgi, system="Debian-12", opts=None):
     salt = {"cp.list_master": list_master, "cp.cache_file": cache_file}
     grains = {"os_family": "Debian", "osfinger": system}
     host = Host(salt, pillar={"wsgi": wsgi}, grains=grains, saltenv="base", opts=opts)
-    host.nginx_built = NginxBuild((1, 22, 1), ("http_v2_module", "http_gzip_static_module"))
+    host.made[installed_nginx] = NginxBuild((1, 22, 1), ("http_v2_module", "http_gzip_static_module"))
     return host
 
 

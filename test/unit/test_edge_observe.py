@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from wsgi_formula import files
 from wsgi_formula.app import history
-from wsgi_formula.edge import nginx, status_page
+from wsgi_formula.edge import status_page
+from wsgi_formula.edge.nginx import Nginx
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
@@ -27,7 +28,7 @@ def make_nginx(make_host, tmp_path):
         assert host.settings.problems == []
         for folder in ("conf_dir", "own_dir"):
             host.family["nginx"][folder] = str(tmp_path)
-        files = nginx.needed_changes(host, *host.settings.apps)
+        files = host.once(Nginx).needed_changes(*host.settings.apps)
         return {path[len(str(tmp_path)) + 1 :]: text for path, text in files.items()}
 
     return files_of

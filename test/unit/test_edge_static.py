@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import as_nginx_reads
 from wsgi_formula import files
-from wsgi_formula.edge import nginx, static
+from wsgi_formula.edge import static
+from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.errors import Problem
 
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
@@ -60,8 +61,8 @@ def make_files(make_host, tmp_path):
     def files_of(own):
         host = make_host({"apps": {"shop": {**SHOP, **own}}})
         host.family["nginx"].update(conf_dir=str(tmp_path), own_dir=str(tmp_path))
-        files = as_nginx_reads(nginx.needed_changes(host, "shop"))
-        return {"wsgi.conf": files.pop(nginx.entry_path(host)), "site": "\n".join(files.values())}
+        files = as_nginx_reads(host.once(Nginx).needed_changes("shop"))
+        return {"wsgi.conf": files.pop(host.once(Nginx).files.entry), "site": "\n".join(files.values())}
 
     return files_of
 

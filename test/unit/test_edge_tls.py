@@ -9,9 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from wsgi_formula.edge import nginx, nginx_tree, reload, tls
-from wsgi_formula.edge.nginx import NginxBuild, SecretFile
-from wsgi_formula.edge.tls import NAMED, Certificate
+from wsgi_formula.edge import acme, nginx_tree, reload, tls, validation
+from wsgi_formula.edge.acme import sites_to_obtain
+from wsgi_formula.edge.certificate import Certificate, make_self_signed, parse
+from wsgi_formula.edge.nginx import Nginx
+from wsgi_formula.edge.nginx_build import NginxBuild, installed_nginx
+from wsgi_formula.edge.site_files import SecretFile
+from wsgi_formula.edge.tls import NAMED
 from wsgi_formula.errors import Problem
 
 OLD = NginxBuild((1, 18, 0), ("http_v2_module",), (1, 1, 1))
@@ -56,14 +60,14 @@ dWivvIQ9KX5GfI/006XTvofadV6Kxq4aDYMwYOZl4FY=
 @pytest.fixture
 def make_files(make_host, tmp_path, monkeypatch):
     """make_files({app: {key: value, …}, …}, built, nginx) are nginx's files of such apps, by their paths below its own folder."""
-    monkeypatch.setattr(tls, "CERTBOT", f"{tmp_path}/letsencrypt")
+    monkeypatch.setattr(acme, "CERTBOT", f"{tmp_path}/letsencrypt")
 
     def files_of(apps, built=USUAL, proxy=None):
         host = make_host({"apps": {name: {**SHOP, **own} for name, own in apps.items()}, "nginx": proxy or {}})
         assert host.settings.problems == []
-        host.nginx_built = built
+        host.made[installed_nginx] = built
         host.family["nginx"].update(conf_dir=f"{tmp_path}/conf.d", own_dir=f"{tmp_path}/own")
-        own, found = f"{tmp_path}/own/", nginx.needed_changes(host, *host.settings.apps)
+        own, found = f"{tmp_path}/own/", host.once(Nginx).needed_changes(*host.settings.apps)
         return host, {path[len(own) :]: text for path, text in found.items() if path.startswith(own)}
 
     return files_of
@@ -78,14 +82,14 @@ def blocks(text):
 
 
 def test_a_certificate_is_read():
-    found = tls.parse(f"Bag Attributes: none\n{RICH}{PLAIN}")
+    found = parse(f"Bag Attributes: none\n{RICH}{PLAIN}")
     assert found.names == ("example.com", "*.example.com")
     assert found.until == calendar.timegm((2054, 4, 9, 11, 12, 25))
     assert found.ocsp
 
 
 def test_a_certificate_without_extensions_is_read_too():
-    assert tls.parse(PLAIN) == Certificate((), calendar.timegm((2027, 6, 11, 11, 12, 25)), False)
+    assert parse(PLAIN) == Certificate((), calendar.timegm((2027, 6, 11, 11, 12, 25)), False)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +97,7 @@ def test_a_certificate_without_extensions_is_read_too():
 )
 def test_what_is_none_is_refused(text):
     with pytest.raises(ValueError, match="certificate"):
-        tls.parse(text)
+        parse(text)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,7 @@ def test_what_is_none_is_refused(text):
     ids=str,
 )
 def test_a_wildcard_is_for_one_label(domains, missing):
-    assert tls.parse(RICH).missing(domains) == missing
+    assert parse(RICH).missing(domains) == missing
 
 
 # What nginx is told
@@ -120,9 +124,11 @@ def test_a_site_has_a_self_signed_certificate_until_it_has_its_own(make_files, t
     live = tmp_path / f"letsencrypt/live/wsgi-{ID}"
     live.mkdir(parents=True)
     (live / "fullchain.pem").write_text(RICH)
-    assert "letsencrypt" not in nginx.desired_files(host, "shop")[f"{tmp_path}/own/sites/{ID}.conf"]  # half of a pair
+    assert (
+        "letsencrypt" not in host.once(Nginx).desired_files("shop")[f"{tmp_path}/own/sites/{ID}.conf"]
+    )  # half of a pair
     (live / "privkey.pem").touch()
-    text = nginx.desired_files(host, "shop")[f"{tmp_path}/own/sites/{ID}.conf"]
+    text = host.once(Nginx).desired_files("shop")[f"{tmp_path}/own/sites/{ID}.conf"]
     assert (f"ssl_certificate {live}/fullchain.pem;" in text) == (certificate == "acme")
     assert ("ssl_stapling on" in text) == (certificate == "acme")  # as it names a responder
 
@@ -140,7 +146,7 @@ def test_a_key_may_be_in_sdb(make_host):
     asked, key = [], "-----BEGIN PRIVATE KEY-----\r\nhunter2"
     host.salt = {**host.salt, "sdb.get": lambda uri, strict: asked.append(uri) or key}
     for _ in range(2):
-        found = nginx.desired_files(host, "shop")[f"/etc/nginx/wsgi/live/private/{ID}.key"]
+        found = host.once(Nginx).desired_files("shop")[f"/etc/nginx/wsgi/live/private/{ID}.key"]
     # As it will be read from its file, or it would differ in each run.
     assert found == SecretFile("-----BEGIN PRIVATE KEY-----\nhunter2\n")
     assert asked == ["sdb://vault/key"]
@@ -280,22 +286,22 @@ def test_sites_of_one_host_can_not_meet_at_the_port_of_tls(load):
 @pytest.mark.parametrize(
     ("said", "problem"),
     [
-        ({"http3": True}, "wsgi:apps:shop:tls:http3: true can't be had: nginx 1.22.1 is built without HTTP/3"),
+        ({"http3": True}, "wsgi:apps:shop:tls:http3: true is not available: nginx 1.22.1 is built without HTTP/3"),
         (
             {"http2": False},
-            "wsgi:apps:shop:tls:http2: false is not what wsgi:apps:blog:tls:http2 says, and nginx 1.22.1",
+            "wsgi:apps:shop:tls:http2: false differs from wsgi:apps:blog:tls:http2, and nginx 1.22.1",
         ),
-        ({**PAIR, "certificate": "/nowhere"}, "wsgi:apps:shop:tls:certificate: '/nowhere' is not there"),
-        ({"certificate": PLAIN, "key": "/nowhere"}, "wsgi:apps:shop:tls:key: '/nowhere' is not there"),
-        ({"certificate": PLAIN, "key": RICH}, "wsgi:apps:shop:tls:key: not a private key without a password"),
-        ({"certificate": PLAIN[:200], "key": RICH}, "wsgi:apps:shop:tls:certificate: no certificate in it"),
+        ({**PAIR, "certificate": "/nowhere"}, "wsgi:apps:shop:tls:certificate: '/nowhere' does not exist"),
+        ({"certificate": PLAIN, "key": "/nowhere"}, "wsgi:apps:shop:tls:key: '/nowhere' does not exist"),
+        ({"certificate": PLAIN, "key": RICH}, "wsgi:apps:shop:tls:key: this is not a private key without a password"),
+        ({"certificate": PLAIN[:200], "key": RICH}, "wsgi:apps:shop:tls:certificate: there is no certificate in it"),
     ],
     ids=["http3", "http2", "no certificate", "no key", "no private key", "half a certificate"],
 )
 def test_what_this_machine_can_not_do_is_a_problem(make_files, said, problem):
     host, _ = make_files({"shop": {"tls": said}, "blog": {"domains": ["example.org"], "tls": "self_signed"}})
     with pytest.raises(Problem) as raised:
-        tls.check(host, nginx.site_of(host, "shop"), USUAL)
+        tls.check(host, host.once(Nginx).files.site_of("shop"))
     assert str(raised.value).startswith(problem)
 
 
@@ -307,7 +313,7 @@ def openssl(folder, *arguments):
 
 
 def test_a_pair_that_does_not_fit_is_a_problem_that_says_why(make_files, tmp_path):
-    certificate, key = tls.make_self_signed(["example.com"])
+    certificate, key = make_self_signed(["example.com"])
     (tmp_path / "key").write_text(key)
     alike = openssl(tmp_path, "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
     of_another_kind = openssl(tmp_path, "genpkey", "-algorithm", "RSA")
@@ -318,25 +324,25 @@ def test_a_pair_that_does_not_fit_is_a_problem_that_says_why(make_files, tmp_pat
     def said(certificate, key):
         host, _ = make_files({"shop": {"tls": {"certificate": certificate, "key": key}}})
         try:
-            return tls.check(host, nginx.site_of(host, "shop"), USUAL)
+            return tls.check(host, host.once(Nginx).files.site_of("shop"))
         except Problem as problem:
             return str(problem)
 
     assert said(certificate, key) == []
     assert said(certificate + PLAIN, key) == []
-    assert said(certificate, alike) == "wsgi:apps:shop:tls:key: it is another certificate's"
-    assert said(certificate, of_another_kind) == "wsgi:apps:shop:tls:key: it is another certificate's"
-    assert said(certificate, with_password) == "wsgi:apps:shop:tls:key: not a private key without a password"
+    assert said(certificate, alike) == "wsgi:apps:shop:tls:key: the key does not belong to the certificate"
+    assert said(certificate, of_another_kind) == "wsgi:apps:shop:tls:key: the key does not belong to the certificate"
+    assert said(certificate, with_password) == "wsgi:apps:shop:tls:key: this is not a private key without a password"
     chain = certificate + PLAIN.replace("\nMIIB", "\nAAAA")
-    assert said(chain, key) == "wsgi:apps:shop:tls:certificate: one of those that follow it can't be read"
+    assert said(chain, key) == "wsgi:apps:shop:tls:certificate: a certificate of the chain cannot be read"
     found = said(weak, (tmp_path / "short").read_text())
-    assert found == "wsgi:apps:shop:tls:certificate: it is too weak: OpenSSL says EE_KEY_TOO_SMALL"
+    assert found == "wsgi:apps:shop:tls:certificate: the certificate is too weak: OpenSSL reports EE_KEY_TOO_SMALL"
 
 
 def test_sites_of_a_newer_nginx_may_differ_in_http2(make_files):
     apps = {"shop": {"tls": {"http2": False}}, "blog": {"domains": ["example.org"], "tls": "self_signed"}}
     host, _ = make_files(apps, NEW)
-    assert tls.check(host, nginx.site_of(host, "shop"), NEW) == []
+    assert tls.check(host, host.once(Nginx).files.site_of("shop")) == []
 
 
 # What is to be made, got, and taken away
@@ -358,7 +364,7 @@ def test_a_self_signed_certificate_is_made_where_it_is_missing_wrong_or_nearly_o
 
     monkeypatch.setattr(tls, "parse", parsed)
     monkeypatch.setattr(os.path, "exists", lambda path: True)
-    assert tls.due(host, nginx.site_of(host, "shop")) == due
+    assert tls.due(host, host.once(Nginx).files.site_of("shop")) == due
 
 
 @pytest.mark.parametrize(
@@ -374,14 +380,14 @@ def test_a_self_signed_certificate_is_made_where_it_is_missing_wrong_or_nearly_o
 )
 def test_certbot_runs_where_what_it_has_is_not_what_is_asked_for(make_files, tmp_path, acme, renewal, wanted):
     host, _ = make_files({"shop": {"tls": "acme"}}, proxy={"acme": acme})
-    site = nginx.site_of(host, "shop")
+    site = host.once(Nginx).files.site_of("shop")
     if renewal:
         (tmp_path / "letsencrypt/renewal").mkdir(parents=True)
         (tmp_path / f"letsencrypt/renewal/wsgi-{ID}.conf").write_text(renewal)
     (tmp_path / f"letsencrypt/live/wsgi-{ID}").mkdir(parents=True)
-    certificate, _ = tls.make_self_signed(["example.com"])
+    certificate, _ = make_self_signed(["example.com"])
     (tmp_path / f"letsencrypt/live/wsgi-{ID}/cert.pem").write_text(certificate)
-    assert tls.wanting(host) == ([site] if wanted else [])
+    assert sites_to_obtain(host) == ([site] if wanted else [])
 
 
 def test_what_no_site_names_is_left_over_and_another_hands_is_not(make_files, tmp_path):
@@ -395,7 +401,7 @@ def test_what_no_site_names_is_left_over_and_another_hands_is_not(make_files, tm
         (renewal / f"{name}.conf").touch()
         (tmp_path / "letsencrypt/archive" / name).mkdir(parents=True)
     assert tls.unused({**there, **dict.fromkeys(private, "")}, own) == [f"{own}/private/{ID}.crt"]
-    assert tls.leftovers(host, there) == [
+    assert acme.leftovers(there, host.once(Nginx).files.site) == [
         f"{renewal}/wsgi-gone.example.com_80.conf",
         f"{tmp_path}/letsencrypt/archive/wsgi-gone.example.com_80",
     ]
@@ -405,7 +411,7 @@ def test_what_no_site_names_is_left_over_and_another_hands_is_not(make_files, tm
 def installed(make_files, tmp_path, monkeypatch):
     """installed(apps) are the files of such apps, on the disk; and nginx refuses what names a certificate that is not."""
 
-    def tested(host, staged=None, changes=()):
+    def tested(host, installed, staged=None, changes=()):
         own = host.family["nginx"]["own_dir"]
         for path in NAMED.findall("".join(file.read_text() for file in Path(staged).glob("**/*.conf"))):
             if not os.path.exists(path.replace(own, staged)):
@@ -413,12 +419,12 @@ def installed(make_files, tmp_path, monkeypatch):
 
     def put(apps):
         host, _ = make_files(apps)
-        nginx.write(host, *apps)
+        host.once(Nginx).write(*apps)
         return host
 
-    monkeypatch.setattr(nginx, "_test", tested)
-    monkeypatch.setattr(nginx, "_check_ports", lambda host, name: None)
-    monkeypatch.setattr(nginx, "_make_logs", lambda host, text: None)
+    monkeypatch.setattr(validation, "test", tested)
+    monkeypatch.setattr(Nginx, "_check_ports", lambda nginx, name: None)
+    monkeypatch.setattr(Nginx, "_make_logs", lambda nginx, text: None)
     monkeypatch.setattr(reload, "RUN", str(tmp_path))
     monkeypatch.setattr(reload, "LOCK", f"{tmp_path}/nginx.busy")
     monkeypatch.setattr(reload, "DRAIN_MARKER", f"{tmp_path}/nginx.closing")
@@ -434,9 +440,9 @@ def test_sites_whose_certificates_all_got_lost_come_back(installed, tmp_path):
         (live / "fullchain.pem").write_text(RICH)
         (live / "privkey.pem").touch()
     host = installed(apps)
-    assert "letsencrypt" in nginx.installed_files(host)[f"{tmp_path}/own/sites/shop.example.com_80.conf"]
+    assert "letsencrypt" in host.once(Nginx).installed_files[f"{tmp_path}/own/sites/shop.example.com_80.conf"]
     shutil.rmtree(tmp_path / "letsencrypt")
-    changes = nginx.write(host, "blog")
+    changes = host.once(Nginx).write("blog")
     assert {path for path in changes if "/sites/" in path} == {
         f"{tmp_path}/own/sites/{name}.example.com_80.conf" for name in apps
     }
@@ -455,8 +461,8 @@ def test_a_self_signed_certificate_goes_live_with_its_key_and_its_site_or_not_at
 
 
 def test_a_self_signed_certificate_is_for_its_hosts():
-    certificate, key = tls.make_self_signed(["example.com", "*.example.com"])
-    found = tls.parse(certificate)
+    certificate, key = make_self_signed(["example.com", "*.example.com"])
+    found = parse(certificate)
     assert found.names == ("example.com", "*.example.com")
     assert found.left() > 390 * 86400
     assert "PRIVATE KEY" in key

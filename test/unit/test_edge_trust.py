@@ -4,7 +4,7 @@ import re
 
 import pytest
 from conftest import as_nginx_reads
-from wsgi_formula.edge import nginx
+from wsgi_formula.edge.nginx import Nginx
 
 HELLO = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
 SHOP = {**HELLO, "domains": ["shop.example.com"]}
@@ -18,7 +18,7 @@ def make_files(make_host, tmp_path):
         host = make_host({"apps": {"shop": {**SHOP, **(own or {})}}, "nginx": proxy or {}})
         assert host.settings.problems == []
         host.family["nginx"].update(conf_dir=str(tmp_path), own_dir=str(tmp_path))
-        files = as_nginx_reads(nginx.needed_changes(host, "shop"))
+        files = as_nginx_reads(host.once(Nginx).needed_changes("shop"))
         return {path[len(str(tmp_path)) + 1 :]: text for path, text in files.items()}
 
     return files_of

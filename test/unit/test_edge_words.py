@@ -5,8 +5,9 @@ import re
 import pytest
 from conftest import as_nginx_reads
 from wsgi_formula.app.secrets import htpasswd
-from wsgi_formula.edge import nginx, words
-from wsgi_formula.edge.nginx import NginxBuild
+from wsgi_formula.edge import words
+from wsgi_formula.edge.nginx import Nginx, report
+from wsgi_formula.edge.nginx_build import NginxBuild, dynamic_modules, installed_nginx
 from wsgi_formula.errors import Problem
 
 HASH = "$6$saltsalt$hRM5XZ86KXEw9UOmjigeVqFgULtFB2sgpC9lXQDfMib3Zgw7mEiUvBJI2EplzfAqxL5Vvwp2scFtv/uamSo5z0"
@@ -32,10 +33,10 @@ def make_files(make_host, tmp_path):
     def files_of(own, modules=(), **said):
         host = make_host({"apps": {"shop": {**SHOP, **own}}, **said})
         assert host.settings.problems == []
-        host.nginx_built = NginxBuild((1, 22, 1), modules)
+        host.made[installed_nginx] = NginxBuild((1, 22, 1), modules)
         for folder in ("conf_dir", "own_dir"):
             host.family["nginx"][folder] = str(tmp_path)  # not this machine's
-        found = as_nginx_reads(nginx.needed_changes(host, "shop"))
+        found = as_nginx_reads(host.once(Nginx).needed_changes("shop"))
         return {path[len(str(tmp_path)) + 1 :]: text for path, text in found.items()}
 
     return files_of
@@ -118,7 +119,7 @@ def test_hashes_are_in_a_file_that_nginx_alone_can_read(make_files):
     files = make_files({"basic_auth": {"users": {"ann": HASH}}})
     file = files.pop("private/shop.htpasswd")
     assert (file.text, file.group, file.mode) == (f"ann:{HASH}\n", "www-data", 0o640)
-    assert nginx.shown({}, {"shop.htpasswd": file}) == {"shop.htpasswd": {"diff": "<show_changes=False>"}}
+    assert report({}, {"shop.htpasswd": file}) == {"shop.htpasswd": {"diff": "<show_changes=False>"}}
     assert HASH not in str(files)
 
 
@@ -176,7 +177,7 @@ def test_modules_that_the_distribution_has_nginx_load_are_known(make_host, tmp_p
     host.family["nginx"]["modules_dir"] = str(tmp_path)
     (tmp_path / "50-brotli.conf").write_text("load_module modules/ngx_http_brotli_filter_module.so;\n")
     (tmp_path / "50-off.conf").write_text("# load_module modules/ngx_http_off_module.so;\n")
-    assert nginx._dynamic_modules(host) == ["http_brotli_filter_module"]
+    assert dynamic_modules(host) == ["http_brotli_filter_module"]
 
 
 def test_pillars_header_goes_before_that_of_security_headers(make_files):

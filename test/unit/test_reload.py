@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from wsgi_formula import paths
-from wsgi_formula.edge import maintenance, nginx, reload
+from wsgi_formula.edge import maintenance, reload
+from wsgi_formula.edge.nginx import Nginx
 
 PROGRAM = Path(reload.__file__)
 # A master whose worker gives way to another one at SIGHUP, as nginx's does.
@@ -89,7 +90,7 @@ def test_another_run_waits_for_a_reload_and_leaves_its_marker(places, make_host)
     if pid == 0:
         while not (places / "nginx.closing").exists():
             time.sleep(0.01)
-        with nginx._alone(host):
+        with host.once(Nginx)._locked():
             os._exit(0 if (places / "ended").exists() and not (places / "nginx.closing").exists() else 1)
     with reload.locked():
         (places / "nginx.closing").touch()

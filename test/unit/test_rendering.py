@@ -15,9 +15,10 @@ from conftest import as_nginx_reads
 from wsgi_formula import files
 from wsgi_formula.app.desired import desired_release
 from wsgi_formula.app.release import Release
-from wsgi_formula.edge import maintenance, nginx
+from wsgi_formula.edge import maintenance
 from wsgi_formula.edge.maintenance import MARKERS
-from wsgi_formula.edge.nginx import FEATURES
+from wsgi_formula.edge.nginx import Nginx
+from wsgi_formula.edge.site_files import MACROS, known_domains
 from wsgi_formula.errors import Problem
 from wsgi_formula.pillar.schema import APP
 from wsgi_formula.pillar.servers import long_options
@@ -62,13 +63,13 @@ def make_files(make_app, tmp_path, monkeypatch):
             host.family["nginx"][folder] = str(tmp_path)  # not this machine's
         record = new_record(host, app, release, version)
         generation = Generation(host, "shop", "0123456789", record)
-        site = as_nginx_reads(nginx.needed_changes(host, "shop"))
+        site = as_nginx_reads(host.once(Nginx).needed_changes("shop"))
         return {
             **{
                 os.path.join("tmpfiles.d" if "tmpfiles" in path else "", os.path.basename(path)): text
                 for path, text in generation_files(generation, app).items()
             },
-            "wsgi.conf": site.pop(nginx.entry_path(host)),
+            "wsgi.conf": site.pop(host.once(Nginx).files.entry),
             "site": "\n".join(site.values()),
         }
 
@@ -410,13 +411,13 @@ def test_unknown_hosts_get_no_answer_where_no_app_is_the_default_site(make_files
 def test_the_site_for_unknown_hosts_can_be_left_to_others(make_host, tmp_path):
     host = make_host({"nginx": {"default_site": False}, "apps": {"shop": {**SHOP, "domains": ["shop.example.com"]}}})
     host.family["nginx"]["conf_dir"] = str(tmp_path)
-    assert "server {" not in nginx.needed_changes(host, "shop")[f"{tmp_path}/wsgi.conf"]
+    assert "server {" not in host.once(Nginx).needed_changes("shop")[f"{tmp_path}/wsgi.conf"]
 
 
 def test_hosts_are_known_by_their_whole_names_as_far_as_nginx_can_hold_them():
     names = ["shop.test", "*.shop.test", "localhost", f"{'a' * 41}.test", f"{'a' * 42}.test", r"~^(?<word>.+)\.test$"]
     sites = [f"server {{\n    server_name {' '.join(names)};\n}}\n", 'server {\n    server_name "";\n}\n']
-    assert nginx._known_domains(sites) == [f"{'a' * 41}.test", "shop.test"]
+    assert known_domains(sites) == [f"{'a' * 41}.test", "shop.test"]
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -691,7 +692,7 @@ def test_another_command_for_a_server_makes_another_generation(make_app):
 
 def test_what_all_sites_share_is_sound_without_any_app(make_host):
     host = make_host({"apps": {}})
-    text = nginx.needed_changes(host)[nginx.entry_path(host)]
+    text = host.once(Nginx).needed_changes()[host.once(Nginx).files.entry]
     known = re.findall(r"^(?:map|geo) .*\$(wsgi_\w+) \{|\?<(wsgi_\w+)>", text, re.MULTILINE)
     assert {*re.findall(r"\$(wsgi_\w+)", text)} <= {name for names in known for name in names}
 
@@ -705,14 +706,14 @@ def test_macros_are_made_once_for_an_app(make_app, monkeypatch):
 
     host, _, _ = make_app({"static": {"/static/": "static/"}})
     monkeypatch.setattr(jinja2.Template, "make_module", observed)
-    nginx.desired_files(host, "shop")
+    host.once(Nginx).desired_files("shop")
     assert made["nginx/macros/headers.jinja"]
     assert {name: times for name, times in made.items() if times > 1} == {}
 
 
 def test_each_feature_of_nginx_has_a_template_of_macros():
     templates = {path.stem for path in (ROOT / "wsgi/nginx/macros").iterdir()}
-    assert {*FEATURES} == templates
+    assert {*MACROS} == templates
 
 
 def test_what_stands_in_braces_is_indented(make_files):

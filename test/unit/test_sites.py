@@ -1,7 +1,7 @@
 """Which apps share nginx's server block, and which can't."""
 
 import pytest
-from wsgi_formula.edge import nginx
+from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.pillar import sites
 
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
@@ -107,7 +107,7 @@ def test_a_mount_is_before_each_path_of_the_app():
 
 def test_a_site_leads_to_each_of_its_apps_locations(disk):
     host = disk({"home": {}, "shop": {"mount": "/shop"}})
-    found = inner(host, nginx.needed_changes(host, "home"))
+    found = inner(host, host.once(Nginx).needed_changes("home"))
     assert {*found} == {
         "conf.d/wsgi.conf", "wsgi.conf", "proxy.conf", "tls.conf", "apps/home.conf", "locations/home.conf", "proxied/home.conf",
         "dispatch/home.conf", "sites/example.com_80.conf",
@@ -118,18 +118,18 @@ def test_a_site_leads_to_each_of_its_apps_locations(disk):
 
 def test_an_app_that_moves_takes_its_old_site_away(disk):
     before = disk({"shop": {"domains": ["old.example.com"]}})
-    files = inner(before, nginx.needed_changes(before, "shop"))
+    files = inner(before, before.once(Nginx).needed_changes("shop"))
     host = disk({"shop": {}}, files)
-    found = inner(host, nginx.needed_changes(host, "shop"))
+    found = inner(host, host.once(Nginx).needed_changes("shop"))
     assert found["sites/old.example.com_80.conf"] is None
     assert "example.com" in found["sites/example.com_80.conf"]
 
 
 def test_an_app_that_goes_leaves_its_site_to_the_others(disk):
     before = disk({"home": {}, "shop": {"mount": "/shop"}})
-    files = inner(before, nginx.needed_changes(before, "home", "shop"))
+    files = inner(before, before.once(Nginx).needed_changes("home", "shop"))
     host = disk({"home": {}}, files)
-    found = inner(host, nginx.needed_changes(host, without=["shop"]))
+    found = inner(host, host.once(Nginx).needed_changes(without_apps=["shop"]))
     assert {name for name, text in found.items() if text is None} == {
         "apps/shop.conf", "locations/shop.conf", "proxied/shop.conf", "dispatch/shop.conf",
     }  # fmt: skip
@@ -139,18 +139,18 @@ def test_an_app_that_goes_leaves_its_site_to_the_others(disk):
 def test_a_site_one_of_whose_apps_has_a_problem_stays_as_it_is(disk):
     apps = {"home": {"tls": "self_signed"}, "shop": {"mount": "/shop"}}
     before = disk(apps)
-    files = inner(before, nginx.needed_changes(before, "home", "shop"))
+    files = inner(before, before.once(Nginx).needed_changes("home", "shop"))
     host = disk({**apps, "home": {"tls": "self-signed"}}, files)
     assert host.settings.broken == {"home"}
-    assert nginx.needed_changes(host, "shop") == {}
+    assert host.once(Nginx).needed_changes("shop") == {}
 
 
 def test_another_app_can_join_such_a_site(disk):
     apps = {"home": {}}
     before = disk(apps)
-    files = inner(before, nginx.needed_changes(before, "home"))
+    files = inner(before, before.once(Nginx).needed_changes("home"))
     host = disk({"home": {"server": "unicorn"}, "shop": {"mount": "/shop"}}, files)
-    found = inner(host, nginx.needed_changes(host, "shop"))
+    found = inner(host, host.once(Nginx).needed_changes("shop"))
     assert files["sites/example.com_80.conf"].splitlines()[:-2] == found["sites/example.com_80.conf"].splitlines()[:-3]
     assert "locations/shop.con[f];" in found["sites/example.com_80.conf"]
 
@@ -158,8 +158,8 @@ def test_another_app_can_join_such_a_site(disk):
 @pytest.mark.parametrize(("server", "known"), [("gunicorn", 3), ("uwsgi", 3), ("waitress", 2)])
 def test_nginx_learns_of_another_number_of_workers_where_each_has_a_socket(disk, server, known):
     before = disk({"shop": {"server": "waitress", "workers": 3}})
-    files = inner(before, nginx.needed_changes(before, "shop"))
+    files = inner(before, before.once(Nginx).needed_changes("shop"))
     host = disk({"shop": {"server": server, "workers": 2}}, files)
-    found = nginx.desired_files(host, "shop")[nginx.paths(host, "shop")[0]]
+    found = host.once(Nginx).desired_files("shop")[host.once(Nginx).files.app("shop").upstreams]
     assert found.count("/http-") == known
-    assert nginx.differs(host, "shop") == (known == 2)
+    assert host.once(Nginx).differs("shop") == (known == 2)

@@ -9,7 +9,7 @@ from ..app.desired import desired_app, desired_release, restored_settings
 from ..app.override import active_override, deploy_override, describe_override, forget_cached, set_override
 from ..app.release import Release
 from ..build.source import with_revision
-from ..edge import nginx
+from ..edge.nginx import Nginx
 from ..errors import Problem
 from ..lock import app_lock
 from ..pillar.source import parse_source
@@ -100,7 +100,7 @@ def _converge(host, name):
 def _put_site(host, done):
     """Have nginx's files fit the generation that is live. That it is, a failure here does not change any more."""
     try:
-        nginx.apply(host, done.generation.name)
+        host.once(Nginx).apply(done.generation.name)
     except (Problem, OSError) as error:
         done.failures.append(str(error))
 

@@ -3,7 +3,7 @@ The removal of an app from this machine.
 """
 
 from .. import files
-from ..edge import nginx
+from ..edge.nginx import Nginx
 from ..lock import app_lock
 from ..paths import LIB, RUN
 from ..run.generation import generation_ids, live_generation, retire_generation
@@ -17,7 +17,7 @@ def remove_app(host, name):
     Code, logs and its home folder stay.
     """
     with app_lock(name, "its removal"):
-        nginx.remove_site(host, name)
+        host.once(Nginx).remove_site(name)
         last = live_generation(host, name)
         if last:
             switch._drain(last)

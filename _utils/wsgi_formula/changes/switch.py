@@ -25,8 +25,9 @@ from ..app.override import (
 )
 from ..app.release import Release, prune_releases
 from ..build.hooks import run_hooks
-from ..edge import maintenance, nginx, static
+from ..edge import maintenance, static
 from ..edge.maintenance import FAST_PATHS
+from ..edge.nginx import Nginx
 from ..errors import Problem
 from ..lock import app_lock
 from ..paths import ETC, LIB, LOG, TMPFILES
@@ -136,7 +137,7 @@ def change(host, name, app, release, id, back_to=None, override=None):
 
 def _start(host, name, app, release, id, back_to, facts, override):
     """All of a change up to the moment when its generation is live, a ``Change``; or it is taken away again."""
-    nginx.check(host, name)
+    host.once(Nginx).check(name)
     check_programs(name, app)
     static.check(name, app, release)
     new = prepare_generation(host, name, app, release, free_id(name, id))

@@ -91,6 +91,12 @@ def fsync(path: str):
         os.close(handle)
 
 
+def read(path: str) -> str:
+    """Return the text of a file, whatever bytes an editor may have left in it."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
 def create(path: str, text: str, mode: int = 0o644, gid: int = 0):
     """Write a new file, which nobody else can read before it has its permission bits and its group."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:

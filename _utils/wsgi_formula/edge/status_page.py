@@ -18,6 +18,7 @@ from ..app.secrets import htpasswd
 from ..paths import LIB
 from ..redact import without_credentials
 from . import tls
+from .certificate import parse
 from .tls import OWN_LEFT
 
 FOLDER = f"{LIB}/status"
@@ -125,7 +126,7 @@ def _certificate(host, name):
     """Until when the certificate is good that an app's site has, and whether that is soon; None where there is none."""
     site = next((site for site in host.settings.sites.values() if name in site.apps and site.tls), None)
     with contextlib.suppress(OSError, ValueError):
-        found = site and tls.parse(files.read(tls.paths(host, site)[0]) or "")
+        found = site and parse(files.read(tls.paths(host, site)[0]) or "")
         until = found and time.strftime("%Y-%m-%d", time.gmtime(found.until))
         return found and {"until": until, "soon": found.left() < OWN_LEFT}
     return None

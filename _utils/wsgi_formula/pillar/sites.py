@@ -56,9 +56,20 @@ class Site:
     redirect_domains: tuple
 
     @property
+    def certificate_names(self) -> list:
+        """The host names that its certificate has to cover."""
+        return [*self.domains, *self.redirect_domains] or ["localhost"]
+
+    @property
     def ports(self):
         """Its ports, a dict of them to whether they speak TLS."""
         return {self.listen: False, **({self.tls["listen"]: True} if self.tls else {})}
+
+
+def tls_key(site: Site, apps: dict) -> str:
+    """Return the pillar key of the TLS settings of a site, which one of its apps has."""
+    name = next(name for name in site.apps if apps[name]["tls"])
+    return f"wsgi:apps:{name}:tls"
 
 
 def group(apps):
