@@ -150,12 +150,12 @@ def generation_live(name):
         if reason:
             return _replaced(host, name, app, release, current, id, reason)
         left = generation_ids(host, name, keep=current)
-        owed = current.record.get("owed")
-        if not left and not owed:
+        pending = current.record.get("pending_hooks")
+        if not left and not pending:
             return _result(
                 name, True, _and(f"Generation {current.id} of {name} is live.", describe_override(host, name))
             )
-        return _finished(host, name, app, current, left, owed)
+        return _finished(host, name, app, current, left, pending)
     except (Problem, OSError) as error:
         return _failure(name, _still_serving(name), error)
 
@@ -170,15 +170,15 @@ def _replaced(host, name, app, release, current, id, reason):
     return _outcome(name, f"Generation {done.generation.id} of {name} is live: {reason}.", changes, done)
 
 
-def _finished(host, name, app, current, left, owed):
+def _finished(host, name, app, current, left, pending):
     """What a change that was broken off, or whose last commands failed, has left to do."""
-    changes = {**({"retired": left} if left else {}), **({"owed": owed} if owed else {})}
+    changes = {**({"retired": left} if left else {}), **({"pending_hooks": pending} if pending else {})}
     if __opts__["test"]:
         return _result(name, None, "What the last change left would be finished.", changes)
     done = Change(current)
     with app_lock(name, "a change"):
         switch.finish_retiring(host, name, app, done)
-        if owed:
+        if pending:
             switch.finish(host, name, app, done)
     return _outcome(name, f"What the last change of {name} left is finished.", changes, done)
 

@@ -99,7 +99,7 @@ def process_cases(host, name, folder):
             job = next((job for job in generation.jobs if base == job.service), None)
             program = expected.get(base[len("wsgi-") : -len(".service")])
             command = job.command if job else program.command if program else None
-            prefix = [*(program.launch if program else []), WITH_ENVIRONMENT, generation.folder]
+            prefix = [*(program.launch if program else []), WITH_ENVIRONMENT, generation.config_dir]
             case = {**case, "kind": "systemd", "words": command and [*prefix, *command]}
         elif path.startswith("/etc/supervisor"):
             program = expected[base[len("wsgi-") : -len(".conf")]]

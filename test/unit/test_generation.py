@@ -19,7 +19,6 @@ from wsgi_formula.changes import switch
 from wsgi_formula.changes.switch import Change
 from wsgi_formula.edge import maintenance, nginx, static
 from wsgi_formula.errors import Problem
-from wsgi_formula.paths import ETC, LIB
 from wsgi_formula.run import generation
 from wsgi_formula.run.generation import Generation, generation_ids, live_generation, write_record
 
@@ -37,9 +36,11 @@ def machine(tmp_path, monkeypatch):
         for name, path in places.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, path)
-    monkeypatch.setattr(history, "HISTORY", f"{places['LIB']}/history")
     monkeypatch.setattr(maintenance, "FOLDER", f"{places['LIB']}/maintenance")
-    monkeypatch.setattr(maintenance, "FAST_PATHS", f"{places['LIB']}/shortcuts")
+    for module in (history, switch):
+        monkeypatch.setattr(module, "HISTORY", f"{places['LIB']}/history")
+    for module in (maintenance, switch):
+        monkeypatch.setattr(module, "FAST_PATHS", f"{places['LIB']}/shortcuts")
     for name in ("chown", "fchown"):
         monkeypatch.setattr(os, name, lambda *_, **__: None)
     for module, names in {
@@ -81,11 +82,11 @@ def prepare(host, name, app, release, id):
         "files": {},
         "env": {},
         "settings": {"graceful_timeout": 1},
-        "owed": ["after_live"],
+        "pending_hooks": ["after_live"],
     }
     new = Generation(host, name, id, record)
-    os.makedirs(new.folder)
-    os.makedirs(new.run)
+    os.makedirs(new.config_dir)
+    os.makedirs(new.runtime_dir)
     write_record(new)
     return new
 
@@ -203,7 +204,7 @@ def test_a_record_that_cant_be_written_does_not_fail_what_is_live(machine, monke
 
 def test_what_an_older_formula_was_linking_is_taken_away(machine):
     deploy_on(machine, "old")
-    stale = f"{LIB}/live/shop.new"
+    stale = machine.path / "LIB/live/shop.new"
     os.symlink("/run/wsgi/shop/gone", stale)
     shortcut = maintenance.fast_path_links("shop.new")["http"]
     os.makedirs(os.path.dirname(shortcut), exist_ok=True)
@@ -219,7 +220,7 @@ def test_a_dry_run_settles_nothing_and_tells_as_if_it_were_settled(machine, monk
     while killed(machine, "good", number) and history.live_id("shop") == "old":
         next_run(machine)
         number += 1
-    record = f"{ETC}/shop/good/generation.json"
+    record = machine.path / "ETC/shop/good/generation.json"
     before = os.stat(record).st_mtime_ns, time.time()
     host = machine.host()
     host.opts = {"test": True}

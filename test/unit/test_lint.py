@@ -1,4 +1,4 @@
-"""The linters find nothing: ruff in the Python, salt-lint in the states."""
+"""The linters find nothing: ruff in the Python, mypy in its type hints, salt-lint in the states."""
 
 import subprocess
 import sysconfig
@@ -15,9 +15,10 @@ BIN = Path(sysconfig.get_path("scripts"))
     [
         ["ruff", "check", "--no-cache"],
         ["ruff", "format", "--no-cache", "--check"],
+        ["mypy", "--config-file", "test/mypy.ini"],
         ["salt-lint", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "wsgi").rglob("*.sls"))],
     ],
-    ids=["ruff check", "ruff format", "salt-lint"],
+    ids=["ruff check", "ruff format", "mypy", "salt-lint"],
 )
 def test_a_linter_finds_nothing(command):
     done = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, check=False, capture_output=True, text=True)

@@ -15,7 +15,7 @@ from wsgi_formula import files, process
 from wsgi_formula.errors import Problem
 from wsgi_formula.run import generation, processes, programs
 from wsgi_formula.run.generation import LAYOUT, Generation, settings_record
-from wsgi_formula.run.managers import MANAGERS, base, emperor
+from wsgi_formula.run.managers import MANAGERS, emperor
 from wsgi_formula.run.managers.circus import Circus
 from wsgi_formula.run.managers.emperor import Emperor
 from wsgi_formula.run.managers.gaffer import Gaffer
@@ -102,7 +102,7 @@ def said(make_generation, monkeypatch, tmp_path):
     def generation_of(before, *since):
         generation = make_generation({})
         Path(generation.log).write_bytes(b"".join([before, *since]))
-        generation.began[generation.log] = len(before)
+        generation.log_offsets[generation.log] = len(before)
         return generation
 
     return generation_of
@@ -250,7 +250,7 @@ def test_a_process_that_fails_is_told_of_with_its_own_log(make_generation):
 
 def test_a_process_that_never_had_a_pid_is_not_up(make_generation, monkeypatch):
     monkeypatch.setattr(programs, "SETTLED", 0.01)
-    monkeypatch.setattr(base, "BOOT_TIME", 0)
+    monkeypatch.setattr(programs, "BOOT_TIME", 0)
     generation = make_generation(BESIDE)
     for program in generation.programs:
         program.manager = Manager(down=["shop.0123456789.worker.1"])
@@ -386,7 +386,7 @@ def test_an_emperor_of_before_is_restarted_if_it_holds_nothing_and_else_asked_fo
     told = []
     monkeypatch.setattr(emperor, "EMPEROR_STATS", str(tmp_path))
     monkeypatch.setattr(emperor, "VASSALS", str(tmp_path / "vassals"))
-    monkeypatch.setattr(base, "systemctl", lambda *words: told.append(words))
+    monkeypatch.setattr(emperor, "systemctl", lambda *words: told.append(words))
     stats = {"emperor_tyrant": 1, "vassals": vassals}
     monkeypatch.setattr(Emperor, "_stats", staticmethod(lambda: stats))
     monkeypatch.setattr(files, "replace_symlink", lambda *words: told.append(words))

@@ -137,8 +137,8 @@ class Salt(Source):
                 untrusted.copy_content(content, file, count=lambda count, inner=inner: limits.read(count, inner))
 
     def read(self, path):
-        files = self._found[0]
-        return files.read(files[path]) if path in files else None
+        found = self._found[0]
+        return files.read(found[path]) if path in found else None
 
 
 class Git(Source):

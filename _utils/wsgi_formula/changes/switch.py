@@ -277,7 +277,7 @@ def _prune(host, name, app, current):
     files.remove_staged(
         TMPFILES,
         f"{ETC}/{name}",
-        current.folder,
+        current.config_dir,
         Release(name, current.release).path,
         f"{HISTORY}/{name}",
         f"{LOG}/{name}",
@@ -306,7 +306,7 @@ def finish(host, name, app, done):
     except (Problem, OSError) as error:
         done.failures.append(str(error))
         return False
-    if generation.record.pop("owed", None):
+    if generation.record.pop("pending_hooks", None):
         _attempt(done, write_record, generation)
     return True
 
@@ -412,7 +412,7 @@ def _go_live(generation, event, override, **facts):
         files.ensure_dir(folder, 0o755)
     maintenance.disable_fast_path(name)
     try:
-        files.replace_symlink(generation.run, generation.live)
+        files.replace_symlink(generation.runtime_dir, generation.live_link)
     except OSError:
         maintenance.enable_fast_path(name)
         raise
@@ -421,7 +421,7 @@ def _go_live(generation, event, override, **facts):
 def _drain(generation):
     """Wait until nothing is connected to a generation that is live no more."""
     process.wait_until(
-        lambda: probe.count_connections(generation.own_dir) == 0,
+        lambda: probe.count_connections(generation.server_dir) == 0,
         generation.record["settings"]["graceful_timeout"],
     )
 

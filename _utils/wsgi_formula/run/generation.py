@@ -75,21 +75,28 @@ class Generation:
         self.user = record["user"]
         self.release = record["release"]
         self.unit = f"{name}.{id}"
-        self.folder = f"{ETC}/{name}/{id}"
+        self.config_dir = f"{ETC}/{name}/{id}"
         # Root's, in which nginx looks; and the app's, in which its server has its sockets.
-        self.run = f"{RUN}/{name}/{id}"
-        self.own_dir = f"{self.run}.own" if record.get("layout") else self.run
-        self.sockets = _sockets(self.run, record)
-        self.bound = _sockets(self.own_dir, record)
-        self.live = f"{LIB}/live/{name}"
+        self.runtime_dir = f"{RUN}/{name}/{id}"
+        self.server_dir = f"{self.runtime_dir}.own" if record.get("layout") else self.runtime_dir
+        self.sockets = _sockets(self.runtime_dir, record)
+        self.server_sockets = _sockets(self.server_dir, record)
+        self.live_link = f"{LIB}/live/{name}"
         self.log = f"{LOG}/{name}/{id}.log"
         # They tell nginx, which can't see sockets, where to go.
-        self.markers = [f"{self.run}/{marker}" for marker in record.get("markers", [self.protocol])]
-        self.began = {}  # how long its logs were before: equal ones had the same
-        self.reopen = f"{self.run}{'.' if record.get('layout') else '/'}reopen"  # touched when logs were rotated
+        self.markers = [f"{self.runtime_dir}/{marker}" for marker in record.get("markers", [self.protocol])]
+        self.log_offsets = {}  # how long its logs were before: equal ones had the same
+        # touched when logs were rotated
+        self.reopen_file = f"{self.runtime_dir}{'.' if record.get('layout') else '/'}reopen"
         self.code = Release(name, self.release).code
         self.environment = Environment(name, record["environment"])
-        self.config = f"{self.folder}/{host.servers[self.server]['config']}"
+        self.config_file = f"{self.config_dir}/{host.servers[self.server]['config']}"
+        if "owed" in record:  # the key's name before version 1.0
+            record["pending_hooks"] = record.pop("owed")
+        # The names of before, until every template and every branch has the new ones.
+        self.folder, self.run, self.own_dir = self.config_dir, self.runtime_dir, self.server_dir
+        self.bound, self.live, self.config = self.server_sockets, self.live_link, self.config_file
+        self.began, self.reopen = self.log_offsets, self.reopen_file
         self.programs = programs_of(self)
         self.jobs = jobs_of(self)
 
@@ -140,7 +147,7 @@ class Generation:
 
     def failure(self, log):
         """What one of its logs tells of why it failed, without those values either."""
-        return failure_excerpt(self._said(log, self.began.get(log, 0)), FAILURE_LINES)
+        return failure_excerpt(self._said(log, self.log_offsets.get(log, 0)), FAILURE_LINES)
 
     def _said(self, log, since=0):
         processes.wait_for_log(log)
@@ -148,7 +155,7 @@ class Generation:
         with contextlib.suppress(FileNotFoundError), open(log, "rb") as file:
             file.seek(since)
             text = file.read().decode(errors="replace")  # an app may write what it likes
-        return redact(text, _values(files.read(f"{self.folder}/env") or ""))
+        return redact(text, _values(files.read(f"{self.config_dir}/env") or ""))
 
 
 def desired_id(host, app, release):
@@ -193,18 +200,18 @@ def server_command(host, app, generation):
     spawned = single_process(app, host.servers)
     values = {
         "bin": "/usr/bin" if app["install"] == "distribution" else f"{generation.environment.path}/bin",
-        "config": generation.config,
-        "folder": generation.folder,
+        "config": generation.config_file,
+        "folder": generation.config_dir,
         "environment": generation.environment.path,
         "code": generation.code,
         "application": app["application"],
-        "socket": "{socket}" if spawned else generation.bound[0],
+        "socket": "{socket}" if spawned else generation.server_sockets[0],
         **{setting: app[setting] for setting in PORTABLE_SETTINGS},
     }
     words = [_filled(str(word), values) for word in row["command"] or app["command"]]
     if not spawned:
         return words
-    spawn = [SPAWN, "--workers", str(app["workers"]), "--link", f"{generation.own_dir}/{generation.protocol}"]
+    spawn = [SPAWN, "--workers", str(app["workers"]), "--link", f"{generation.server_dir}/{generation.protocol}"]
     spawn += ["--patience", str(app["graceful_timeout"])]
     if row.get("loads_late"):
         check = health_check_of(app)
@@ -319,12 +326,12 @@ def drift_reason(host, generation):
     if "damaged" in generation.record:
         return "its record was damaged"
     # One at least: a worker that has just died is `spawn`'s to bring back.
-    if not any(os.path.realpath(socket) in host.listening for socket in generation.bound):
+    if not any(os.path.realpath(socket) in host.listening for socket in generation.server_sockets):
         return "nothing listens on its socket"
     for marker in generation.markers:
         if not os.path.isfile(marker):
             return f"{marker} is not there"
-    for shown, bound in zip(generation.sockets, generation.bound):
+    for shown, bound in zip(generation.sockets, generation.server_sockets):
         if not _leads_to(shown, bound):
             return f"{shown} does not lead to its server"
     for part in generation.parts:
@@ -429,7 +436,7 @@ def new_record(host, app, release, version):
         "spawned": app["workers"] if single_process(app, host.servers) else 0,
         "markers": _markers(app, host.servers),
         "check": health_check_of(app),
-        "owed": ["after_live"] if app["hooks"]["after_live"] else [],
+        "pending_hooks": ["after_live"] if app["hooks"]["after_live"] else [],
         "settings": {k: v for k, v in recorded.items() if k != "env"},
         "env": recorded["env"],
     }
@@ -456,9 +463,9 @@ def generation_files(generation, app):
         "metrics_port": METRICS_PORT,
     }
     return {
-        f"{generation.folder}/env": environment_text(generation, app),
+        f"{generation.config_dir}/env": environment_text(generation, app),
         **{
-            f"{generation.folder}/{file}": host.render(template, **values)
+            f"{generation.config_dir}/{file}": host.render(template, **values)
             for template, file in _templates(host, app).items()
         },
         f"{TMPFILES}/wsgi-{generation.unit}.conf": _tmpfiles(generation),
@@ -472,11 +479,11 @@ def prepare_generation(host, name, app, release, id):
     uid, gid = new.uid, new.gid
     texts = generation_files(new, app)
     files.ensure_dir(f"{ETC}/{name}", 0o755)
-    files.ensure_dir(new.folder, 0o750, 0, gid)
+    files.ensure_dir(new.config_dir, 0o750, 0, gid)
     # First of all, so that whatever a killed run leaves can be retired by the next.
     write_record(new)
     for path, text in texts.items():
-        ours = path.startswith(new.folder)
+        ours = path.startswith(new.config_dir)
         files.write(path, text, 0o640 if ours else 0o644, 0, gid if ours else 0)
     new.record["files"] = {path: fingerprint(path) for path in texts}
     write_record(new)
@@ -487,10 +494,10 @@ def prepare_generation(host, name, app, release, id):
         if not os.path.exists(log):
             files.write(log, "", 0o640)
         os.chown(log, uid, gid)
-        new.began[log] = os.path.getsize(log)
+        new.log_offsets[log] = os.path.getsize(log)
     for path, mode, owner, group in _folders(new):
         files.ensure_dir(path, mode, owner, group)
-    for path in (*new.markers, new.reopen):
+    for path in (*new.markers, new.reopen_file):
         files.write(path, "", 0o644)
     return new
 
@@ -515,15 +522,15 @@ def _folders(generation):
     return (
         (RUN, 0o755, 0, 0),
         (f"{RUN}/{generation.name}", 0o755, 0, 0),
-        (generation.run, 0o750, 0, nginx),
-        (generation.own_dir, 0o700, generation.uid, generation.gid),
+        (generation.runtime_dir, 0o750, 0, nginx),
+        (generation.server_dir, 0o700, generation.uid, generation.gid),
     )
 
 
 def _tmpfiles(generation):
     """What makes the folders below /run again after a reboot."""
     lines = [f"d {path} {mode:04o} {uid} {gid} -\n" for path, mode, uid, gid in _folders(generation)]
-    lines += [f"f {path} 0644 root root -\n" for path in (*generation.markers, generation.reopen)]
+    lines += [f"f {path} 0644 root root -\n" for path in (*generation.markers, generation.reopen_file)]
     return "".join(lines)
 
 
@@ -553,7 +560,7 @@ def _gid_of(user):
 
 def write_record(generation):
     text = json.dumps(generation.record, indent=1) + "\n"
-    files.write(f"{generation.folder}/generation.json", text, 0o600)
+    files.write(f"{generation.config_dir}/generation.json", text, 0o600)
 
 
 def fingerprint(path):

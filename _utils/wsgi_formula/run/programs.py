@@ -92,7 +92,7 @@ class Program:
         words = [LAUNCH, "--unit", self.unit, "--user", generation.user]
         words += ["--patience", str(self.stop_timeout)]
         if self.published:
-            words += ["--own", generation.own_dir, "--into", generation.run]
+            words += ["--own", generation.server_dir, "--into", generation.runtime_dir]
             words += [word for name in self.published for word in ("--publish", name)]
             words += ["--asked"] * self.asks
         return [*words, "--"]
@@ -159,7 +159,7 @@ class Job:
 
     def files(self):
         """Its service and its timer, path to text."""
-        command = Systemd.line([WITH_ENVIRONMENT, self.generation.folder, *self.command])
+        command = Systemd.line([WITH_ENVIRONMENT, self.generation.config_dir, *self.command])
         render = self.generation.host.render
         return {path: render(template, job=self, command=command) for path, template in self._paths.items()}
 

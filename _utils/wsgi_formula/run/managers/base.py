@@ -45,7 +45,13 @@ class Daemon:
 
     def _wrapped(self, program):
         """A program's command, with what goes before it: it takes over the process in the end."""
-        return [*program.launch, *self._logged(program), WITH_ENVIRONMENT, program.generation.folder, *program.command]
+        return [
+            *program.launch,
+            *self._logged(program),
+            WITH_ENVIRONMENT,
+            program.generation.config_dir,
+            *program.command,
+        ]
 
     def files(self, program):
         """The unit's section, path to text."""

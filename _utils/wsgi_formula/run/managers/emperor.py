@@ -40,8 +40,8 @@ class Emperor:
     @staticmethod
     def files(program):
         """What the vassal is to run, path to text: the distribution's uWSGI, or that of its environment."""
-        words = [*program.launch, WITH_ENVIRONMENT, program.generation.folder, program.command[0]]
-        return {f"{program.generation.folder}/launch": f'exec {shlex.join(words)} "$@"\n'}
+        words = [*program.launch, WITH_ENVIRONMENT, program.generation.config_dir, program.command[0]]
+        return {f"{program.generation.config_dir}/launch": f'exec {shlex.join(words)} "$@"\n'}
 
     def start(self, program):
         """Have the emperor start a vassal, at its next look (once a second)."""
@@ -49,7 +49,7 @@ class Emperor:
         if self._stats().get("emperor_tyrant"):
             self._renew(program)
         files.ensure_dir(VASSALS, 0o755)
-        files.replace_symlink(program.generation.config, self._path(program.unit))
+        files.replace_symlink(program.generation.config_file, self._path(program.unit))
 
     def _renew(self, program):
         """An emperor that runs since before vassals were started as root would refuse each of them."""

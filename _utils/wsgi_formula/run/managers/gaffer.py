@@ -25,7 +25,7 @@ class Gaffer(Daemon):
         return f"{self.JOBS}/{unit}.ini"
 
     def _logged(self, program):
-        return [LOGGED, f"{program.generation.own_dir}/log", program.log]
+        return [LOGGED, f"{program.generation.server_dir}/log", program.log]
 
     @staticmethod
     def line(command):

@@ -46,7 +46,7 @@ class Systemd:
             f"{self.SYSTEM}/{service}": self.host.render(
                 template,
                 program=program,
-                command=self.line([*program.launch, WITH_ENVIRONMENT, generation.folder, *program.command]),
+                command=self.line([*program.launch, WITH_ENVIRONMENT, generation.config_dir, *program.command]),
                 pipe=pipe,
                 log_service=services[1],
             )
