@@ -111,7 +111,7 @@ def test_an_app_that_is_left_as_it_is_keeps_the_endpoint(load):
 
 def test_the_endpoints_port_is_no_apps(load):
     found = problems(load, {"shop": {"listen": 8078, "metrics": True}})
-    assert found == ["wsgi:apps:shop:listen: port 8078 is the metrics' (wsgi:nginx:metrics)"]
+    assert found == ["wsgi:apps:shop:listen: port 8078 is used by the metrics (wsgi:nginx:metrics)"]
     assert problems(load, {"shop": {"listen": 8078}}) == []
 
 
@@ -356,17 +356,17 @@ def test_unknown_hosts_do_not_get_to_the_page(make_nginx):
     [
         (
             {"domain": "status.example.com"},
-            "wsgi:status_page:basic_auth:users: missing; without them it is for this machine alone, with no domain",
+            "wsgi:status_page:basic_auth:users: missing; a status page without users is on loopback only, and has no domain",
         ),
         (
             {"domain": "Shop.example.com", "basic_auth": USERS},
-            "wsgi:status_page:domain: 'Shop.example.com' on port 80 is shop's already",
+            "wsgi:status_page:domain: 'Shop.example.com' on port 80 belongs to app shop already",
         ),
         (
             {"domain": "status.example.com", "basic_auth": USERS, "listen": 443},
-            "wsgi:status_page:listen: port 443 is shop's for TLS (tls:listen)",
+            "wsgi:status_page:listen: port 443 is used by app shop for TLS (tls:listen)",
         ),
-        ({"listen": 8078}, "wsgi:status_page:listen: port 8078 is the metrics' (wsgi:nginx:metrics)"),
+        ({"listen": 8078}, "wsgi:status_page:listen: port 8078 is used by the metrics (wsgi:nginx:metrics)"),
     ],
 )
 def test_a_page_that_cannot_be_is_a_problem_of_the_host(load, page, problem):
@@ -378,7 +378,7 @@ def test_a_page_that_cannot_be_is_a_problem_of_the_host(load, page, problem):
 
 def test_the_pages_port_is_no_apps(load):
     found = problems(load, {"shop": {"listen": 8079}}, status_page={})
-    assert found == ["wsgi:apps:shop:listen: port 8079 is the status page's (wsgi:status_page:listen)"]
+    assert found == ["wsgi:apps:shop:listen: port 8079 is used by the status page (wsgi:status_page:listen)"]
 
 
 def test_a_password_itself_is_refused_and_not_shown(load):

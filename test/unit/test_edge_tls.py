@@ -244,10 +244,10 @@ def test_the_challenge_is_answered_over_plain_http_by_every_host_of_the_site(mak
         ({"tls": "acme", "domains": []}, "tls:certificate: acme needs domains"),
         (
             {"tls": "acme", "domains": ["*.example.com"]},
-            "tls:certificate: acme can't prove a wildcard, '*.example.com'",
+            "tls:certificate: acme cannot verify the wildcard '*.example.com'",
         ),
-        ({"tls": "acme", "redirect_domains": ["*.example.org"]}, "tls:certificate: acme can't prove a wildcard"),
-        ({"tls": {"certificate": "/etc/ssl/shop.pem"}}, "tls:key: missing; it must be the certificate's"),
+        ({"tls": "acme", "redirect_domains": ["*.example.org"]}, "tls:certificate: acme cannot verify the wildcard"),
+        ({"tls": {"certificate": "/etc/ssl/shop.pem"}}, "tls:key: missing; set the private key of the certificate"),
         ({"tls": {"certificate": "self-signed"}}, "tls:certificate: 'self-signed' must be self_signed, acme, none"),
         ({"tls": {**PAIR, "key": "hunter2"}}, "tls:key: is a string; it must be a file's absolute path"),
         ({"tls": {**PAIR, "key": "/etc/ssl/my key.pem"}}, "tls:key: is a string; it must be a file's absolute path"),
@@ -264,7 +264,7 @@ def test_what_can_be_no_site_is_a_problem(load, own, problem):
 def test_what_openssl_exports_is_never_shown(load):
     bag = f"{BAG}hunter2\n"
     settings = load({"apps": {"shop": {**SHOP, "tls": {"certificate": bag, "key": bag}}}})
-    assert settings.problems == ["wsgi:apps:shop:tls:certificate: holds a private key, which goes into key"]
+    assert settings.problems == ["wsgi:apps:shop:tls:certificate: contains a private key, which belongs into key"]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_a_key_in_the_wrong_place_is_not_shown_either(load, tls):
 def test_sites_of_one_host_can_not_meet_at_the_port_of_tls(load):
     apps = {"shop": {**SHOP, "tls": "self_signed"}, "blog": {**SHOP, "listen": 81, "tls": "self_signed"}}
     assert load({"apps": apps}).problems == [
-        "wsgi:apps:blog:tls: 'example.com' on port 443 is shop's, whose listen is another"
+        "wsgi:apps:blog:tls: 'example.com' on port 443 belongs to app shop, which has another listen"
     ]
 
 

@@ -148,12 +148,12 @@ def test_a_redirect_keeps_scheme_and_port_as_the_client_knows_them(make_files):
         (
             {"domains": ["*.example.com"], "redirect_domains": ["example.com"]},
             {},
-            "shop:redirect_domains: 'example.com' can't be sent to '*.example.com'; put a host's whole name first",
+            "shop:redirect_domains: 'example.com' cannot be redirected to '*.example.com'; put a complete host name first",
         ),
         (
             {"redirect_domains": ["www.example.com"]},
             {"redirect_domains": ["WWW.example.com"]},
-            "blog:redirect_domains: 'WWW.example.com' on port 80 is sent to shop's domain already",
+            "blog:redirect_domains: 'WWW.example.com' on port 80 is redirected by app shop already",
         ),
     ],
 )

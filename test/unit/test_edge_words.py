@@ -52,29 +52,29 @@ REFUSED = [
     ({"limits": {"a": {"path": "/a"}}}, "limits:a:rate: missing; a limit needs a rate, connections, or both"),
     ({"limits": {"A B": {"rate": "5r/m"}}}, "limits:A B: 'A B' must be a lower-case letter"),
     ({"limits": {"a": {"rate": "5r/m", "path": "/a%20b"}}}, "limits:a:path: '/a%20b' must be a path that begins"),
-    ({"basic_auth": {"realm": "Staff"}}, "basic_auth:users: missing; basic_auth does nothing without"),
-    ({"basic_auth": {"users": {}}}, "basic_auth:users: missing; basic_auth does nothing without"),
+    ({"basic_auth": {"realm": "Staff"}}, "basic_auth:users: missing; basic_auth has no effect without it"),
+    ({"basic_auth": {"users": {}}}, "basic_auth:users: missing; basic_auth has no effect without it"),
     # nginx's word for no password at all.
     ({"basic_auth": {"realm": "off", "users": {"ann": HASH}}}, "basic_auth:realm: 'off' must be a text of one line"),
     ({"basic_auth": {"user": {"ann": HASH}}}, "basic_auth:user: not a key; did you mean 'users'?"),
-    ({"cache": {"paths": ["/a"]}}, "cache:valid: missing; cache does nothing without"),
+    ({"cache": {"paths": ["/a"]}}, "cache:valid: missing; cache has no effect without it"),
     ({"cache": {"valid": "5 minutes"}}, "cache:valid: '5 minutes' must be a time in nginx's words, e.g. 10m"),
     ({"cache": {"valid": "10s5m"}}, "cache:valid: '10s5m' must be a time"),
     ({"cache": {"valid": "500ms"}}, "cache:valid: '500ms' must be a time"),
-    ({"cache": {"valid": "1m"}, "buffering": False}, "cache: can't be had with buffering: false"),
-    ({"cors": {"credentials": True}}, "cors:origins: missing; cors does nothing without"),
-    ({"cors": {"origins": ["*"], "credentials": True}}, "cors:credentials: can't be had with origins: ['*']"),
+    ({"cache": {"valid": "1m"}, "buffering": False}, "cache: is not available with buffering: false"),
+    ({"cors": {"credentials": True}}, "cors:origins: missing; cors has no effect without it"),
+    ({"cors": {"origins": ["*"], "credentials": True}}, "cors:credentials: is not available with origins: ['*']"),
     ({"cors": {"origins": ["https://a.test/path"]}}, "cors:origins: ['https://a.test/path'] must be a list of origins"),
     ({"cors": {"origins": ["*", "https://a.test"]}}, "cors:origins: ['*', 'https://a.test'] must be"),
     ({"response_headers": {"Content-Length": "0"}}, "response_headers:Content-Length: 'Content-Length' must be"),
     ({"response_headers": {"content-type": "a/b"}}, "response_headers:content-type: 'content-type' must be"),
     (
         {"cors": {"origins": ["*"]}, "response_headers": {"access-control-max-age": "1"}},
-        "response_headers:access-control-max-age: can't be had with cors, which says it",
+        "response_headers:access-control-max-age: is not available with cors, which sets this header",
     ),
     (
         {"tls": {"hsts": 60}, "response_headers": {"Strict-Transport-Security": "max-age=1"}},
-        "response_headers:Strict-Transport-Security: can't be had with tls:hsts",
+        "response_headers:Strict-Transport-Security: is not available with tls:hsts",
     ),
     ({"response_headers": {"X-A": "$remote_addr"}}, "response_headers:X-A: '$remote_addr' must be a text of one line"),
     ({"response_headers": {"X-A": "a\nb"}}, "response_headers:X-A: 'a\\nb' must be"),
@@ -222,7 +222,7 @@ def test_nobody_waits_long_for_what_may_not_be_kept(make_files):
 def test_the_default_site_is_another_hands(make_files, problems):
     unmanaged = {"nginx": {"manage": False}}
     assert problems({}, **unmanaged) == [
-        "domains: missing; with wsgi:nginx:manage: false the default site is another hand's"
+        "domains: missing; with wsgi:nginx:manage: false, the default site is not the formula's"
     ]
     files = make_files({"domains": ["shop.test"], "listen": 8080}, **unmanaged)
     assert "default_server" not in "".join(filter(None, files.values()))

@@ -664,8 +664,8 @@ def test_two_apps_cant_have_one_domain_on_one_port(load):
         }
     )
     assert settings.problems == [
-        "wsgi:apps:blog:domains: 'b.example.com' on port 80 is shop's already",
-        "wsgi:apps:shop:domains: 'b.example.com' on port 80 is blog's already",
+        "wsgi:apps:blog:domains: 'b.example.com' on port 80 belongs to app shop already",
+        "wsgi:apps:shop:domains: 'b.example.com' on port 80 belongs to app blog already",
     ]
     assert (list(settings.apps), settings.broken) == (["wiki"], {"shop", "blog"})
 
@@ -673,8 +673,8 @@ def test_two_apps_cant_have_one_domain_on_one_port(load):
 def test_two_apps_cant_both_be_the_default_site_of_a_port(load):
     settings = load({"apps": {"shop": SHOP, "blog": SHOP, "wiki": {**SHOP, "listen": 8080}}})
     assert settings.problems == [
-        "wsgi:apps:blog:domains: the default site (no domains) on port 80 is shop's already",
-        "wsgi:apps:shop:domains: the default site (no domains) on port 80 is blog's already",
+        "wsgi:apps:blog:domains: the default site (no domains) on port 80 belongs to app shop already",
+        "wsgi:apps:shop:domains: the default site (no domains) on port 80 belongs to app blog already",
     ]
     assert list(settings.apps) == ["wiki"]
 
