@@ -208,7 +208,7 @@ def site_present(name):
     try:
         host = _host()
         nginx = host.once(Nginx)
-        page = maintenance.pending(host, name)
+        page = maintenance.page_changes(host, name)
         warnings = tls.check(host, nginx.files.site_of(name))
         served = _unserved(host, name)
         if __opts__["test"]:
@@ -242,7 +242,7 @@ def _site(host, name, unserved):
         app = host.settings.apps[name]
         if static.home_differs(host, name, app):
             static.prepare_home(host, name, app, pwd.getpwnam(app["user"]))
-        live = static.of_release(app) and live_generation(host, name)
+        live = static.release_paths(app) and live_generation(host, name)
         if live:
             with app_lock(name, "a change"):
                 static.publish(host, name, app, Release(name, live.release))
@@ -253,7 +253,7 @@ def _unserved(host, name):
     """Return the paths that nginx is to serve of an app, and that are not prepared for it yet."""
     app = host.settings.apps[name]
     found = [f"{LIB}/home/{name}"] if static.home_differs(host, name, app) else []
-    live = static.of_release(app) and live_generation(host, name)
+    live = static.release_paths(app) and live_generation(host, name)
     return found + (static.outdated(name, app, Release(name, live.release)) if live else [])
 
 
@@ -524,7 +524,7 @@ def app_absent(name, purge=False):
             f"{HISTORY}/{name}",
             maintenance.marker_path(name),
             maintenance.page_path(name),
-            *maintenance.fast_path_links(name).values(),
+            *maintenance.fast_paths(name).values(),
             *nginx.files.app(name),
             static.root(name),
             *nginx.files.cache_dirs(name).values(),

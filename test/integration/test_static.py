@@ -280,7 +280,7 @@ def test_a_folder_that_the_release_does_not_have_changes_nothing(machine):
         run = machine.apply(ok=False)
     assert run.failed == {"home-live", "home-site"}
     comment = run.states["home-live"]["comment"]
-    assert "wsgi:apps:home:static:/static/: 'dist' is no folder of release" in comment
+    assert "wsgi:apps:home:static:/static/: 'dist' is not a folder of release" in comment
     assert load.report["lost"] == 0, load.report
 
 
@@ -288,7 +288,7 @@ def test_paths_can_change_alone(machine):
     machine.pillar(pillar("one", static={"/assets/": "static", "/files/": "/srv/nowhere"}))
     warnings = [each for state in machine.apply().raw.values() for each in state.get("warnings", [])]
     assert warnings == [
-        "wsgi:apps:home:static:/files/: www-data, nginx's user, can't read '/srv/nowhere': /srv/nowhere is not there"
+        "wsgi:apps:home:static:/files/: nginx's user www-data cannot read '/srv/nowhere': /srv/nowhere does not exist"
     ]
     machine.pillar(pillar("one", static={"/assets/": "static", "/inner/": "static/inner"}, error_pages={}))
     with machine.load(clients=4, path="/assets/plain.css", mode="keepalive-get,close-get", pause=0.02) as load:

@@ -156,7 +156,7 @@ def test_links_within_the_release_are_resolved_and_others_left_out(make_release,
 def test_links_that_multiply_are_a_problem(make_release, monkeypatch):
     monkeypatch.setattr(static, "MOST_FILES", 50)
     files = {f"static/{number}/{other}": f"-> ../{other}" for number in range(9) for other in range(9)}
-    with pytest.raises(Problem, match="static holds more than 50 files"):
+    with pytest.raises(Problem, match="static contains more than 50 files"):
         static.build(None, "shop", said(static={"/static/": "static"}), make_release("a", files))
 
 
@@ -187,8 +187,8 @@ def test_a_new_release_without_such_a_path_is_refused_and_one_that_was_live_is_n
     app = said(static={"/static/": "dist"}, error_pages={404: "static"})
     with pytest.raises(Problem) as refused:
         static.check("shop", app, make_release("a", {"static/app.css": "1"}, live=False))
-    assert "wsgi:apps:shop:static:/static/: 'dist' is no folder of release a; " in str(refused.value)
-    assert "wsgi:apps:shop:error_pages:404: 'static' is no file of release a; " in str(refused.value)
+    assert "wsgi:apps:shop:static:/static/: 'dist' is not a folder of release a; " in str(refused.value)
+    assert "wsgi:apps:shop:error_pages:404: 'static' is not a file of release a; " in str(refused.value)
     static.check("shop", app, make_release("b", {}))
 
 
@@ -200,8 +200,8 @@ def test_a_new_release_without_such_a_path_is_refused_and_one_that_was_live_is_n
     [
         (0o755, "", None),
         (0o750, "", "has mode 0750"),
-        (0o755, "/none", "is not there"),
-        (0o755, "/file", "is no folder"),
+        (0o755, "/none", "does not exist"),
+        (0o755, "/file", "is not a folder"),
     ],
 )
 def test_what_nginx_can_not_read_is_told(make_host, monkeypatch, mode, path, why):
@@ -215,7 +215,7 @@ def test_what_nginx_can_not_read_is_told(make_host, monkeypatch, mode, path, why
     if why is None:
         assert found == []
     else:
-        assert found[0].startswith("wsgi:apps:shop:static:/media/: www-data, nginx's user, can't read ")
+        assert found[0].startswith("wsgi:apps:shop:static:/media/: nginx's user www-data cannot read ")
         assert found[0].endswith(why)
 
 

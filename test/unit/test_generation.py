@@ -206,7 +206,7 @@ def test_what_an_older_formula_was_linking_is_taken_away(machine):
     deploy_on(machine, "old")
     stale = machine.path / "LIB/live/shop.new"
     os.symlink("/run/wsgi/shop/gone", stale)
-    shortcut = maintenance.fast_path_links("shop.new")["http"]
+    shortcut = maintenance.fast_paths("shop.new")["http"]
     os.makedirs(os.path.dirname(shortcut), exist_ok=True)
     with open(shortcut, "w"):
         next_run(machine)

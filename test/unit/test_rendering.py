@@ -536,7 +536,7 @@ def test_shortcuts_say_what_the_live_generation_speaks_and_no_more(tmp_path, mon
 def test_a_page_that_salt_does_not_serve_is_refused_with_its_key(make_host):
     host = make_host({"apps": {"shop": {**SHOP, "maintenance": {"page": "salt://wsgi/nginx/nothing.html"}}}})
     with pytest.raises(Problem, match=r"wsgi:apps:shop:maintenance:page: salt://wsgi/nginx/nothing\.html is"):
-        maintenance.pending(host, "shop")
+        maintenance.page_changes(host, "shop")
 
 
 def test_a_page_is_put_in_place_where_it_differs_and_taken_away_where_none_is_wanted(make_host, tmp_path, monkeypatch):
@@ -546,7 +546,7 @@ def test_a_page_is_put_in_place_where_it_differs_and_taken_away_where_none_is_wa
 
     def pending(page):
         host = make_host({"apps": {"shop": {**SHOP, "maintenance": {"page": page}}}})
-        return maintenance.pending(host, "shop")
+        return maintenance.page_changes(host, "shop")
 
     assert (pending(None), pending(url)) == ({}, {str(there): str(served)})
     there.write_bytes(served.read_bytes())

@@ -178,7 +178,7 @@ def recover(host, name):
     if host.opts.get("test") or not (unsettled or os.path.lexists(stale) or is_override_damaged(name)):
         return current
     with app_lock(name, "what a run before left"):
-        for path in (*maintenance.fast_path_links(f"{name}.new").values(), stale):
+        for path in (*maintenance.fast_paths(f"{name}.new").values(), stale):
             files.remove(path)
         set_override_aside(name)
         current = live_generation(host, name)

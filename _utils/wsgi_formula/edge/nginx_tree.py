@@ -22,7 +22,7 @@ def version(live: str):
 
 
 def leftovers(live: str):
-    """Return the paths of what a killed run left: folders that were staged, and what led to none yet."""
+    """Return the paths that a killed run left: staged folders, and a link or a placeholder that leads to none."""
     folder, current = _trees(live), os.path.basename(version(live) or "")
     found = [f"{folder}/{name}" for name in sorted(files.list_dir(folder)) if name != current]
     placeholder = os.path.isdir(live) and not os.path.islink(live) and not os.listdir(live)
@@ -61,7 +61,7 @@ def stage(live: str, changes: dict):
 
 def swap(live: str, staged: str, changes: dict):
     """
-    Have the link lead to a folder that was staged with these changes, and remove the one before.
+    Have the link lead to a folder that was staged with these changes, and remove the folder before it.
 
     Returns when the new folder and the link outlast a power cut; at no moment the link leads to less than that.
     """
@@ -73,7 +73,7 @@ def swap(live: str, staged: str, changes: dict):
         fsync(inner)
     fsync(_trees(live))
     if os.path.isdir(live) and not os.path.islink(live):
-        # Another hand put a folder in the place of the link, or an empty one was needed for a test.
+        # Somebody has put a folder in the place of the link, or a test needed an empty one.
         os.rename(live, f"{staged}.before")
         before = f"{staged}.before"
     files.replace_symlink(f"{os.path.basename(_trees(live))}/{os.path.basename(staged)}", live)

@@ -1,5 +1,5 @@
 """
-How the apps of a machine fare: what runs, since when, made from what, and whether it is healthy.
+The status of the apps of a machine: their generations, releases, processes and health.
 """
 
 import http.client
@@ -16,7 +16,7 @@ from ..run.generation import health_check_of, live_generation
 from ..run.programs import program_status
 from . import maintenance
 
-PATIENCE = 10  # seconds for the health checks of all apps that the status page tells of
+PATIENCE = 10  # seconds for the health checks of all apps on the status page
 
 
 def known_names(host) -> "list[str]":
@@ -31,7 +31,7 @@ def status_for_page(host) -> dict:
 
 def status_of_apps(host, names, patience, processes) -> dict:
     """
-    Return how some apps fare, by name; see ``wsgi.status``.
+    Return the status of some apps, by name; see ``wsgi.status``.
 
     names : iterable of str
     patience : float

@@ -1,5 +1,5 @@
 """
-How nginx writes what an app's settings for it say.
+The settings of an app for nginx in nginx's own language: variables, patterns and headers.
 
 This module is pure: it reads no file and starts nothing.
 """
@@ -31,8 +31,8 @@ TEXT_TYPES = [
 ]
 
 
-def values(name, app):
-    """What the templates of an app know of its words."""
+def values(name: str, app: dict) -> dict:
+    """Return the variables of an app's templates that come from its settings for nginx alone."""
     return {
         "variable": functools.partial(variable, name),
         "below": below,
@@ -49,7 +49,7 @@ def values(name, app):
     }
 
 
-def auth_realm(name, app):
+def auth_realm(name: str, app: dict):
     """Return the argument of ``auth_basic``: the realm, or the variable that holds it where some paths are open."""
     settings = app["basic_auth"]
     return settings and (variable(name, "realm") if settings["except"] else f'"{settings["realm"]}"')
@@ -92,53 +92,53 @@ def added_headers(name: str, app: dict, own=(), internal: bool = False) -> list:
     ]
 
 
-def variable(name, what, *which):
+def variable(name: str, purpose: str, *which: str) -> str:
     """
-    One of nginx's variables that is an app's own. The app's name itself can't be in it: that may have a
-    hyphen, and be too long for variables_hash_bucket_size.
+    Return the name of a variable of nginx that belongs to an app. It contains a hash instead of the app's name, which
+    may have a hyphen and be too long for variables_hash_bucket_size.
 
     .. code-block:: python
 
         >>> variable("shop", "limit", "login")
         '$wsgi_limit_5ef21a5ec1'
     """
-    return f"$wsgi_{what}_{hashlib.sha256(repr((name, which)).encode()).hexdigest()[:10]}"
+    return f"$wsgi_{purpose}_{hashlib.sha256(repr((name, which)).encode()).hexdigest()[:10]}"
 
 
-def below(path):
-    """A regular expression for a path and all that is below it, as nginx's ``map`` takes it."""
+def below(path: str) -> str:
+    """Return a regular expression for a path and all paths below it, as nginx's ``map`` takes it."""
     return f'"~^{re.escape(path)}"' if path.endswith("/") else rf'"~^{re.escape(path)}(/|\z)"'
 
 
-def asked_below(path):
-    """The same for a request line, in which nothing is decoded and a query may follow."""
+def asked_below(path: str) -> str:
+    """Return the same for $request_uri, in which nothing is decoded and a query may follow."""
     return f'"~^{re.escape(path)}"' if path.endswith("/") else rf'"~^{re.escape(path)}(/|\?|\z)"'
 
 
-def quoted(text):
-    """A text as one of nginx's words."""
+def quoted(text: str) -> str:
+    """Return a text as one argument of a directive."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def origin_pattern(origin):
-    """A regular expression for an origin, of whose host the first label may be ``*``."""
+def origin_pattern(origin: str) -> str:
+    """Return a regular expression for an origin, whose host may begin with ``*``."""
     return '"~*^' + re.escape(origin).replace(r"\*", "[a-z0-9.-]+") + '$"'
 
 
-def cookies_pattern(cookies):
-    """A regular expression for a request that has one of some cookies."""
-    # With blanks where those are heeded who read cookies generously: http.cookies, Django.
+def cookies_pattern(cookies: list) -> str:
+    """Return a regular expression for a Cookie header that has one of some cookies."""
+    # Blanks are allowed where http.cookies and Django allow them.
     return r'"~(^|[;,\s])(' + "|".join(map(re.escape, cookies)) + r')\s*="'
 
 
-def waits(limits):
+def waits(limits: dict) -> "dict[str, int]":
     """
-    When who has met a limit may come again: the slowest of those that hold for a path.
+    Return the seconds after which a client that has met a limit may retry: the longest of the limits of a path.
 
     limits : dict
-        As ``whole`` returns them.
+        As ``edge_defaults.complete`` returns them.
 
-    Returns a dict of paths to seconds, the deepest first.
+    Returns a dict of paths to seconds, the deepest path first.
     """
     paths = sorted({limit["path"] for limit in limits.values()}, key=lambda path: (-len(path), path))
     return {path: max(_wait(limit) for limit in limits.values() if _covers(limit["path"], path)) for path in paths}
@@ -152,5 +152,5 @@ def _wait(limit):
 
 
 def _covers(path, other):
-    """Whether another path is this one or below it."""
+    """Return whether another path is this one or below it."""
     return path == other or other.startswith(path.rstrip("/") + "/")
