@@ -1,9 +1,8 @@
 """
-What serves the apps of this machine, and how they fare.
+The apps of this machine: what runs, how it fares, and how one app is deployed, rolled back or restarted.
 """
 
 import contextlib
-import os
 import time
 
 import salt.template
@@ -15,48 +14,52 @@ from wsgi_formula.app.history import entries as history_entries
 from wsgi_formula.app.history import kept_settings
 from wsgi_formula.app.override import describe_override
 from wsgi_formula.app.release import release_hazards
-from wsgi_formula.changes import switch
 from wsgi_formula.changes.deploy import deploy_app, end_pin, roll_back
+from wsgi_formula.changes.plan import plan_of
+from wsgi_formula.changes.recovery import recover
+from wsgi_formula.changes.switch import Switch
 from wsgi_formula.edge import status_page
-from wsgi_formula.edge.acme import RELOAD
 from wsgi_formula.edge.maintenance import is_in_maintenance, marker_path, set_maintenance
 from wsgi_formula.edge.site_files import SiteFiles
 from wsgi_formula.edge.status import known_names, made_of, status_for_page, status_of_apps
-from wsgi_formula.edge.status_page import PAGE
 from wsgi_formula.errors import Problem
 from wsgi_formula.host import Host
 from wsgi_formula.lock import app_lock
 from wsgi_formula.paths import LIB, LOG, SRV
 from wsgi_formula.pillar import schema
-from wsgi_formula.pillar.edge import METRICS_PORT, METRICS_SOCKET, STATUS_PAGE
+from wsgi_formula.pillar.edge import STATUS_PAGE
 from wsgi_formula.pillar.schema import APP
-from wsgi_formula.pillar.source import parse_source
 from wsgi_formula.redact import without_credentials
-from wsgi_formula.run.generation import desired_id, live_generation
-from wsgi_formula.run.programs import log_of, managers_of
+from wsgi_formula.run.generation import adopt, desired_id, live_generation
+from wsgi_formula.run.programs import log_of
 
 UNRENDERED = "The pillar does not render"
-METRICS_UNIT = "/etc/systemd/system/wsgi-metrics.socket"
 
 served.note_loaded("_modules/wsgi.py", __file__)
 
 
 def plan(saltenv=None):
     """
-    What ``wsgi/init.sls`` needs to know: which apps there are, and which sls they need.
+    Return what ``wsgi/init.sls`` needs: the apps, and the sls that they need.
 
     saltenv : str
         The environment that the formula is served from.
 
-    Returns a dict: ``host_wide`` (bool: nothing may be touched; where nothing can be known, not much else),
-    ``apps`` (a list of dicts with ``name``, ``process_manager`` and ``tools``; those with domains first, so that a
-    default site is given up before it is taken; a tool is what a release is built with), ``absent`` (names to
-    whether to purge), ``sls`` (the names of the sls that the host and the apps need), ``acme`` (the sls
-    that brings the client of a certificate authority, or takes away what was for it, or None),
-    ``manages_nginx`` (bool: nginx itself is the formula's), ``family`` (what
-    ``wsgi/os_family/<family>.yaml`` says), ``metrics`` (the same of the host's metrics), ``metrics_port``,
-    ``metrics_socket``, and ``status_page`` (whether there is to be one, or was). Raises
-    CommandExecutionError where the modules that run are not the formula's any more.
+    Returns a dict. Its keys are
+
+    - ``host_wide``: bool, whether a problem concerns the whole host, so that nothing may be changed. Where pillar or
+      the formula's files cannot be read, the other keys but ``metrics`` and ``status_page`` are missing.
+    - ``apps``: a list of dicts with ``name``, ``process_manager`` and ``tools``, the programs that build the release.
+      Apps with domains come first, so that a default site is free before another app takes it.
+    - ``absent``: a dict of the names of apps to remove to whether to purge them.
+    - ``sls``: the names of the sls that the host and the apps need.
+    - ``acme``: ``acme``, or ``acme.absent`` where its client was installed and no site needs it any more, or None.
+    - ``manages_nginx``: bool, whether the formula installs nginx.
+    - ``family``: the contents of ``wsgi/os_family/<family>.yaml``.
+    - ``metrics``: ``metrics``, ``metrics.absent`` or None; ``metrics_port`` and ``metrics_socket``.
+    - ``status_page``: bool, whether there is a status page to write or to remove.
+
+    Raises CommandExecutionError where the modules that run are not those of the formula that is served.
 
     CLI Example:
 
@@ -74,14 +77,14 @@ def plan(saltenv=None):
 
 def included(names, renderers, rendered_sls):
     """
-    What Salt's ``include`` would come to, without the two requests to the master that it makes for each sls.
+    Return what Salt's ``include`` would return, without its two requests to the master for each sls.
 
     names : list of str
         Names of the formula's own sls.
     renderers, rendered_sls
-        What Salt gives to a template under these names: its renderers, and the set of the sls that are rendered.
+        Salt's variables of these names in an sls: its renderers, and the set of the sls that are rendered already.
 
-    Returns a dict of IDs to states, for the sls of the same run.
+    Returns a dict of IDs to states.
 
     .. code-block:: jinja
 
@@ -94,7 +97,7 @@ def included(names, renderers, rendered_sls):
 
 def present():
     """
-    Every app that left a trace on this machine, whatever pillar says.
+    Return every app that has files on this machine, whether pillar names it or not.
 
     Returns a sorted list of names.
 
@@ -112,13 +115,13 @@ def present():
 
 def settings(app=None, saltenv=None):
     """
-    The merged, validated settings as YAML, with no secret: the values of ``env``, keys, and
-    credentials in URLs are left out.
+    Return the merged, validated settings as YAML, without secrets: the values of ``env``, keys, and credentials in
+    URLs are left out.
 
     app : str
-        One app; all of them and nginx's when not given.
+        One app. Without it, the settings of all apps and of nginx are returned.
     saltenv : str
-        The environment that the formula is served from; that of the last state run when not given.
+        The environment that the formula is served from; by default that of the last state run.
 
     Returns a str. Raises CommandExecutionError for an app that pillar does not name.
 
@@ -134,19 +137,19 @@ def settings(app=None, saltenv=None):
         page = schema.shown(found.status_page or {}, STATUS_PAGE)
         shown = {"apps": apps, "nginx": found.nginx, **({"status_page": page} if page else {})}
     else:
-        shown = apps[_named(app, apps)]
+        shown = apps[_known_app(app, apps)]
     return without_credentials(salt.utils.yaml.safe_dump(shown, default_flow_style=False))
 
 
 def validate(saltenv=None):
     """
-    Check the pillar below ``wsgi``, and whether the master serves the formula's files as they are; touch nothing.
+    Check the pillar below ``wsgi``, and that the master serves the formula's files unchanged. Nothing is changed.
 
     saltenv : str
-        The environment that the formula is served from; that of the last state run when not given.
+        The environment that the formula is served from; by default that of the last state run.
 
-    Returns True, or a list of all problems, then of what is allowed and likely to break an app,
-    marked as a warning; with ``salt-call --retcode-passthrough`` the exit code tells of problems.
+    Returns True, or a list of all problems and then of warnings about settings that are likely to break an app. With
+    ``salt-call --retcode-passthrough`` the exit code is 1 where there is a problem.
 
     CLI Example:
 
@@ -167,16 +170,16 @@ def validate(saltenv=None):
 
 def status(app=None, patience=None, processes=True, saltenv=None):
     """
-    What runs, and how it fares.
+    Return what runs of each app, and whether it is healthy.
 
     app : str
-        One app; all that are in pillar or on this machine when not given.
+        One app; by default all that are in pillar or on this machine.
     patience : float
-        Seconds that all health checks may take together; each app's ``request_timeout`` when not given.
+        Seconds that all health checks may take together; by default each app's ``request_timeout``.
     processes : bool
-        Whether to ask the process managers, too; what they know is left out otherwise.
+        Whether to ask the process managers. Without them, PIDs, memory and the programs beside the server are left out.
     saltenv : str
-        The environment that the formula is served from; that of the last state run when not given.
+        The environment that the formula is served from; by default that of the last state run.
 
     Returns a dict of apps to dicts: ``server``, ``version``, ``process_manager``, ``generation``,
     ``release``, ``source`` and ``revision`` it was made from, ``override`` (what a deploy or a pin says
@@ -196,19 +199,19 @@ def status(app=None, patience=None, processes=True, saltenv=None):
     """
     host = _host(saltenv, partial=True)
     names = known_names(host)
-    return status_of_apps(host, names if app is None else [_named(app, names)], patience, processes)
+    return status_of_apps(host, names if app is None else [_known_app(app, names)], patience, processes)
 
 
 def restart(app, saltenv=None):
     """
-    Put a new generation of the same settings in the place of the live one, losing no request.
+    Replace the live generation by a new one with the same settings, without losing a request.
 
     app : str
     saltenv : str
-        The environment that the formula is served from; that of the last state run when not given.
+        The environment that the formula is served from; by default that of the last state run.
 
-    Returns the id of the new generation. Raises CommandExecutionError when it would not
-    serve, and the one before serves on; or when pillar asks for something else by now.
+    Returns the id of the new generation. Raises CommandExecutionError where it is not healthy, and the old one still
+    serves; or where pillar has changed since the live one was made.
 
     CLI Example:
 
@@ -217,35 +220,37 @@ def restart(app, saltenv=None):
         salt-call wsgi.restart hello
     """
     host = _host(saltenv)
-    with _told(host):
-        _asked(host, app)
+    with _salt_errors(host):
+        _valid_app(host, app)
         with app_lock(app, "wsgi.restart", patience=0):
-            current = switch.recover(host, app)
+            current = recover(host, app)
             wanted, release = desired_app(host, app), desired_release(host, app)
             id = desired_id(host, wanted, release)
+            if current:
+                adopt(current, id, wanted, release)
             if current is None or current.hash != id:
-                raise Problem(f"pillar asks for another generation of {app} than is live: state.apply wsgi")
-            return _done(switch.change(host, app, wanted, release, id))["generation"]
+                raise Problem(f"pillar has changed since the live generation of {app} was made: run state.apply wsgi")
+            return _changed(Switch(host, app, wanted, release, id).run())["generation"]
 
 
 def deploy(app, rev=None, source=None, wait=0, saltenv=None):
     """
-    Build and switch one app, and nothing else, losing no request.
+    Build and switch one app, and nothing else, without losing a request.
 
     app : str
     rev : str
-        A branch, tag or commit of its repository, or a version of its package, instead of
-        pillar's; until pillar's ``source`` changes, which then has the last word.
+        A branch, tag or commit of its repository, or a version of its package, that replaces the one in pillar until
+        pillar's ``source`` changes.
     source : str
-        Another source altogether, as pillar would have it. Without either, pillar's own.
+        Another source, written as in pillar. Without ``rev`` and ``source``, pillar's own is deployed.
     wait : int
         Seconds to wait for another run that is changing the app.
     saltenv : str
-        The environment that the formula is served from; that of the last state run when not given.
+        The environment that the formula is served from; by default that of the last state run.
 
-    Returns a dict: ``generation``, ``release``, ``source``, ``revision``, what its own commands
-    ``printed``, and ``note``, what that means for the next highstate. Raises
-    CommandExecutionError when it would not serve, and what was live serves on.
+    Returns a dict: ``generation``, ``release``, ``source``, ``revision``, ``printed`` (the output of the app's
+    commands), and ``note``, what that means for the next highstate. Raises CommandExecutionError where the new
+    generation is not healthy, and the old one still serves.
 
     CLI Example:
 
@@ -254,24 +259,24 @@ def deploy(app, rev=None, source=None, wait=0, saltenv=None):
         salt '*' wsgi.deploy shop rev=v1.5
     """
     host = _host(saltenv)
-    with _told(host):
-        return _done(deploy_app(host, _asked(host, app), rev, source, wait), host)
+    with _salt_errors(host):
+        return _changed(deploy_app(host, _valid_app(host, app), rev, source, wait), host)
 
 
 def rollback(app, to=None, pin=False, saltenv=None):
     """
-    Go back to what was live before, settings and all, losing no request.
+    Go back to a generation that was live before, with its settings, without losing a request.
 
     app : str
     to : str
-        A generation or a release that ``wsgi.history`` names; the one before when not given.
+        A generation or a release that ``wsgi.history`` names; by default the one before the live one.
     pin : bool
-        Whether to stay there, whatever pillar says, until ``wsgi.unpin``.
+        Whether the app stays there until ``wsgi.unpin``, even when pillar changes.
     saltenv : str
-        The environment that the formula is served from; that of the last state run when not given.
+        The environment that the formula is served from; by default that of the last state run.
 
-    Returns a dict as ``deploy`` does. Raises CommandExecutionError when it would not serve, and
-    what was live serves on.
+    Returns a dict as ``deploy`` does. Raises CommandExecutionError where the generation is not healthy, and the live
+    one still serves.
 
     CLI Example:
 
@@ -280,24 +285,24 @@ def rollback(app, to=None, pin=False, saltenv=None):
         salt-call wsgi.rollback shop pin=True
     """
     host = _host(saltenv)
-    if isinstance(to, int):  # Salt reads an id that has no letter in it as a number.
+    if isinstance(to, int):  # Salt reads an id without a letter as a number.
         to = str(to).zfill(10)
-    with _told(host):
-        found = _done(roll_back(host, _asked(host, app), to, pin), host)
+    with _salt_errors(host):
+        found = _changed(roll_back(host, _valid_app(host, app), to, pin), host)
     if not pin:
         found["note"] = (
-            "The next highstate goes forward again, to what pillar says: change pillar, or roll back with pin=True."
+            "The next highstate goes forward again to what pillar asks for: change pillar, or roll back with pin=True."
         )
     return found
 
 
 def unpin(app, saltenv=None):
     """
-    Let pillar have its word on an app again, with the next run.
+    End a pin: the next run brings the app to what pillar asks for.
 
     app : str
     saltenv : str
-        The environment that the formula is served from; that of the last state run when not given.
+        The environment that the formula is served from; by default that of the last state run.
 
     Returns a sentence.
 
@@ -308,26 +313,26 @@ def unpin(app, saltenv=None):
         salt-call wsgi.unpin shop
     """
     host = _host(saltenv)
-    with _told(host):
-        if end_pin(host, _asked(host, app)):
-            return f"{app} is not pinned any more; the next highstate brings it to what pillar says."
+    with _salt_errors(host):
+        if end_pin(host, _valid_app(host, app)):
+            return f"{app} is not pinned any more; the next highstate brings it to what pillar asks for."
         return f"{app} was not pinned."
 
 
 def history(app, limit=20, saltenv=None):
     """
-    What went live when, from what, by which run, and what failed and why.
+    Return the changes of an app: which generation went live when, from which source, by which run, and what failed.
 
     app : str
     limit : int
-        How many entries, the newest first.
+        The number of entries, the newest first.
     saltenv : str
-        The environment that the formula is served from; that of the last state run when not given.
+        The environment that the formula is served from; by default that of the last state run.
 
     Returns a list of dicts: ``at`` (local time), ``event`` (``live``, ``rollback`` or
     ``failed``), ``generation``, ``release``, ``source``, ``revision``, ``server``, ``by`` (the
-    ``function``, ``jid`` and ``user`` of the run), ``error``, how many ``times`` it failed so, and
-    whether there is a ``way_back`` to it.
+    ``function``, ``jid`` and ``user`` of the run), ``error``, the number of ``times`` that it failed so, and
+    whether ``wsgi.rollback`` can go back to it, as ``can_roll_back``.
 
     CLI Example:
 
@@ -335,12 +340,12 @@ def history(app, limit=20, saltenv=None):
 
         salt-call wsgi.history shop
     """
-    _named(app, {*_host(saltenv, partial=True).settings.apps, *present()})
+    _known_app(app, {*_host(saltenv, partial=True).settings.apps, *present()})
     entries = [
         {
             **{fact: value for fact, value in entry.items() if fact != "change"},
             "at": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["at"])),
-            "way_back": bool(entry.get("generation") and kept_settings(app, entry["generation"])),
+            "can_roll_back": bool(entry.get("generation") and kept_settings(app, entry["generation"])),
         }
         for entry in history_entries(app)
     ]
@@ -349,16 +354,16 @@ def history(app, limit=20, saltenv=None):
 
 def maintenance(app, state=None, saltenv=None):
     """
-    Have nginx answer an app's requests with 503 and a page, or tell whether it does.
+    Put an app into maintenance, in which nginx answers its requests with 503 and a page; or tell whether it is in it.
 
     app : str
     state : str or bool
-        ``on`` or ``off``; nothing is changed when not given.
+        ``on`` or ``off``. Without it, nothing is changed.
     saltenv : str
-        The environment that the formula is served from; that of the last state run when not given.
+        The environment that the formula is served from; by default that of the last state run.
 
-    It holds until it is switched off: over highstates, changes of the app and reboots. Requests in
-    flight are finished. Page and ``Retry-After`` are what pillar says below ``maintenance``.
+    Maintenance lasts until it is switched off: through highstates, changes of the app and reboots. Requests that have
+    begun are finished. Pillar's ``maintenance`` sets the page and ``Retry-After``.
 
     Returns a str. Raises CommandExecutionError for anything else, and for an app that is not live.
 
@@ -369,18 +374,18 @@ def maintenance(app, state=None, saltenv=None):
         salt-call wsgi.maintenance hello on
     """
     host = _host(saltenv)
-    _named(app, known_names(host))
+    _known_app(app, known_names(host))
     if live_generation(host, app) is None:
-        raise CommandExecutionError(f"{app} is not live: it gets no requests that maintenance could answer")
+        raise CommandExecutionError(f"{app} is not live, so that it cannot be put into maintenance")
     if state is not None:
-        # Salt reads on and off of a command line as booleans.
+        # Salt reads `on` and `off` of a command line as booleans.
         wanted = {"on": True, "true": True, "off": False, "false": False}.get(str(state).lower())
         if wanted is None:
-            raise CommandExecutionError(f"{state!r} is not a state of maintenance (on, off)")
+            raise CommandExecutionError(f"{state!r} is not a state of maintenance; it must be on or off")
         if wanted and marker_path(app) not in (files.read(SiteFiles(host).app(app).locations) or ""):
-            raise CommandExecutionError(f"the site of {app} is not in place: state.apply wsgi")
+            raise CommandExecutionError(f"nginx has no site of {app} yet: run state.apply wsgi")
         set_maintenance(app, wanted)
-        _tell(host)
+        _update_status_page(host)
     if is_in_maintenance(app):
         return f"{app} is in maintenance: nginx answers 503 until `wsgi.maintenance {app} off`."
     return f"{app} is not in maintenance."
@@ -388,17 +393,17 @@ def maintenance(app, state=None, saltenv=None):
 
 def logs(app, lines=50, process=None, saltenv=None):
     """
-    The last lines of an app's log: what its live server and it itself wrote.
+    Return the last lines of an app's log: what its live server and the app itself have written.
 
     app : str
     lines : int
-        How many.
+        The number of lines.
     process : str
-        A name of ``processes`` or ``schedule``, for what that wrote.
+        A name of ``processes`` or ``schedule``, for the log of that program.
     saltenv : str
-        The environment that the formula is served from; that of the last state run when not given.
+        The environment that the formula is served from; by default that of the last state run.
 
-    Returns a str, in which the values of the app's ``env`` are left out.
+    Returns a str, in which the values of the app's ``env`` are replaced by ``***``.
 
     CLI Example:
 
@@ -408,14 +413,14 @@ def logs(app, lines=50, process=None, saltenv=None):
         salt-call wsgi.logs hello process=worker
     """
     host = _host(saltenv, partial=True)
-    current = live_generation(host, _named(app, known_names(host)))
+    current = live_generation(host, _known_app(app, known_names(host)))
     if current is None:
-        raise CommandExecutionError(f"{app} is not live; older logs lie in {LOG}/{app}")
+        raise CommandExecutionError(f"{app} is not live; older logs are in {LOG}/{app}")
     if process is None:
         return current.log_tail(lines)
     names = [name for kind in ("processes", "schedule") for name in current.record["settings"].get(kind, {})]
     if process not in names:
-        raise CommandExecutionError(f"{process!r} is not a process of {app} ({', '.join(names) or 'there is none'})")
+        raise CommandExecutionError(f"{process!r} is not a process of {app} ({', '.join(names) or 'it has none'})")
     return current.log_tail(lines, log_of(current, process))
 
 
@@ -423,71 +428,25 @@ def _plan(saltenv):
     try:
         host = _host(saltenv)
         _check_modules(host)
-        settings = host.settings
+        return plan_of(host)
     except Problem:
-        # The state wsgi-pillar says why. Salt would log it with a traceback if an sls raised it.
+        # The state wsgi-pillar gives the reason. Salt would log it with a traceback if an sls raised it.
         return {"host_wide": True, "metrics": None, "status_page": False}
-    apps = sorted(settings.apps, key=lambda name: (not settings.apps[name]["domains"], name))
-    gone = set(host.known_apps()) - set(settings.apps) - settings.broken - set(settings.absent)
-    servers = sorted({app["server"] for app in settings.apps.values()})
-    managers = sorted({name for app in settings.apps.values() for name in managers_of(app)})
-    tools = sorted({tool for app in settings.apps.values() for tool in _tools(app)})
-    # A certificate of an app that has a problem is still to be renewed.
-    acme = _sls(
-        "acme",
-        any(site.tls and site.tls["certificate"] == "acme" for site in settings.sites.values()),
-        os.path.exists(RELOAD) and not settings.broken,
-    )
-    metrics = _sls("metrics", settings.nginx["metrics"], os.path.exists(METRICS_UNIT))
-    return {
-        "host_wide": settings.host_wide,
-        "apps": [
-            {
-                "name": name,
-                "process_manager": settings.apps[name]["process_manager"],
-                "tools": sorted(_tools(settings.apps[name])),
-            }
-            for name in apps
-        ],
-        "absent": {
-            **{name: settings.defaults["purge"] for name in sorted(gone)},
-            **{name: app["purge"] for name, app in settings.absent.items()},
-        },
-        "sls": [f"wsgi.{name}" for name in ("common", "nginx", acme, *servers, *managers, *tools, metrics) if name],
-        "acme": acme,
-        "manages_nginx": settings.nginx["manage"],
-        "family": host.family,
-        "metrics": metrics,
-        "metrics_port": METRICS_PORT,
-        "metrics_socket": METRICS_SOCKET,
-        "status_page": bool(settings.status_page) or os.path.exists(PAGE),
-    }
-
-
-def _sls(name, wanted, there):
-    """The sls that brings something, or takes away what there is of it, or None."""
-    return name if wanted else f"{name}.absent" if there else None
-
-
-def _tools(app):
-    """Which sls an app's release needs besides Python: of what fetches and installs it."""
-    git = parse_source(app["source"]).kind == "git"
-    return {tool for tool, needed in (("git", git), ("uv", app["installer"] == "uv")) if needed}
 
 
 def _check_modules(host):
-    """Refuse to go on with modules of ours that are not as the formula has them: state.apply alone does not sync them."""
+    """Raise where the modules that run are not those of the formula that is served: state.apply alone does not sync them."""
     unsynced, unloaded = host.served.stale
     if unsynced:
         where = "" if host.saltenv == "base" else f" saltenv={host.saltenv}"
         raise CommandExecutionError(
-            f"The minion's copy of {', '.join(unsynced)} is not the formula's any more: run saltutil.sync_all{where}, "
-            "then this again (state.highstate does both)"
+            f"The minion's copy of {', '.join(unsynced)} is outdated: run saltutil.sync_all{where}, "
+            "then repeat this (state.highstate does both)"
         )
     if unloaded:
         raise CommandExecutionError(
-            f"This minion has synced {', '.join(unloaded)}, and still runs what it had loaded before: restart "
-            "salt-minion, then run this again"
+            f"This minion has synced {', '.join(unloaded)}, but still runs the modules that it had loaded before: restart "
+            "salt-minion, then repeat this"
         )
 
 
@@ -515,49 +474,51 @@ def _included(host, names, by, renderers, rendered_sls):
 
 
 @contextlib.contextmanager
-def _told(host):
-    """What goes wrong, as Salt's command line has it."""
+def _salt_errors(host):
+    """Raise what goes wrong as the error that Salt's command line shows without a traceback; update the status page."""
     try:
         yield
     except OSError as error:
         raise CommandExecutionError(str(error)) from error
     finally:
-        _tell(host)
+        _update_status_page(host)
 
 
-def _tell(host):
-    """Write the status page anew, where there is one; what was done does not depend on that."""
+def _update_status_page(host):
+    """Update the status page, where there is one. A failure of that does not fail what was done."""
     if host.settings.status_page:
         with contextlib.suppress(Problem, OSError):
             status_page.write(host, status_page.facts(host, status_for_page(host)))
 
 
-def _done(done, host=None):
-    """What a change came to; raises ``Problem`` where something failed when it was too late to leave all as it was."""
-    found = {"generation": done.generation.id, "release": done.generation.release}
-    found.update(made_of(done.generation))
-    if done.printed:
-        found["printed"] = done.printed
-    note = host and describe_override(host, done.generation.name)
+def _changed(outcome, host=None):
+    """Return the outcome of a change. Raises ``Problem`` where something failed after the new generation was live."""
+    found = {"generation": outcome.generation.id, "release": outcome.generation.release}
+    found.update(made_of(outcome.generation))
+    if outcome.printed:
+        found["printed"] = outcome.printed
+    note = host and describe_override(host, outcome.generation.name)
     if note:
         found["note"] = note
-    if done.failures:
-        raise Problem("\n".join([f"Generation {done.generation.id} is live, but:", *done.failures]))
+    if outcome.failures:
+        raise Problem("\n".join([f"Generation {outcome.generation.id} is live, but:", *outcome.failures]))
     return found
 
 
-def _asked(host, app):
-    """An app's name, if pillar has it without a problem."""
+def _valid_app(host, app):
+    """Return an app's name, where pillar has it and it has no problem."""
     _check_modules(host)
     found = [problem for problem in host.settings.problems if problem.startswith(f"wsgi:apps:{app}:")]
     if app in host.settings.broken and found:
         raise CommandExecutionError("\n".join(found))
-    return _named(app, host.settings.apps)
+    return _known_app(app, host.settings.apps)
 
 
-def _named(app, names):
+def _known_app(app, names):
     if app not in names:
-        raise CommandExecutionError(f"{app!r} is not an app here ({', '.join(sorted(names)) or 'there is none'})")
+        raise CommandExecutionError(
+            f"{app!r} is not an app of this machine ({', '.join(sorted(names)) or 'it has none'})"
+        )
     return app
 
 
@@ -577,5 +538,5 @@ def _host(saltenv=None, partial=False):
     pillar, saltenv = salt_run.compile_pillar(__opts__, __grains__, __pillar__, saltenv)
     errors = pillar.get("_errors")
     if errors and not partial:
-        raise CommandExecutionError("\n".join([f"{UNRENDERED}, and nothing was touched:", *errors]))
+        raise CommandExecutionError("\n".join([f"{UNRENDERED}, and nothing was changed:", *errors]))
     return Host.of_call(__salt__, pillar, __grains__, __opts__, saltenv)

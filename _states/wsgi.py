@@ -1,9 +1,8 @@
 """
-An app in a few states, each a whole idea: its release, its live generation, its site.
+The states of an app: its release is built, its generation is live, its site is present; and those of the host.
 
-They take nothing but the app's name; what it should be like they know from pillar, below
-``wsgi:apps``, so that no secret passes through a state's arguments. ``wsgi/init.sls`` writes
-them down in their order.
+The states of an app take its name alone, and read all else from pillar below ``wsgi:apps``, so that no secret passes
+through a state's arguments. ``wsgi/init.sls`` puts them in their order.
 """
 
 import contextlib
@@ -12,7 +11,7 @@ import os
 import pwd
 import subprocess
 
-from wsgi_formula import diff, files, salt_run, served, step
+from wsgi_formula import diff, files, salt_run, served
 from wsgi_formula.app import history
 from wsgi_formula.app.desired import desired_app, desired_release
 from wsgi_formula.app.history import HISTORY
@@ -20,9 +19,11 @@ from wsgi_formula.app.override import describe_override
 from wsgi_formula.app.release import Release, release_hazards
 from wsgi_formula.build import ownership
 from wsgi_formula.build.tool import Tool
-from wsgi_formula.build.users import builder_home, find_user, make_user, remember_user, user_facts
-from wsgi_formula.changes import removal, switch
-from wsgi_formula.changes.switch import Change
+from wsgi_formula.build.users import builder_home, find_user, user_facts
+from wsgi_formula.changes.account import delete_user, prepare_user
+from wsgi_formula.changes.recovery import recover
+from wsgi_formula.changes.retirement import remove_app
+from wsgi_formula.changes.switch import Switch, finish
 from wsgi_formula.edge import acme, maintenance, static, status_page, tls
 from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.edge.status import status_for_page
@@ -31,13 +32,20 @@ from wsgi_formula.errors import Problem
 from wsgi_formula.host import Host
 from wsgi_formula.lock import app_lock
 from wsgi_formula.paths import ETC, LIB, LOG, SRV
-from wsgi_formula.run.generation import desired_id, generation_ids, live_generation, replacement_reason, settings_record
+from wsgi_formula.run.generation import (
+    adopt,
+    desired_id,
+    generation_ids,
+    live_generation,
+    replacement_reason,
+    settings_record,
+)
 from wsgi_formula.run.programs import check_programs
 
-# systemd keeps such a link for each service that runs: unit_export_invocation_id in its src/core/unit.c.
+# systemd keeps this link for each service that runs: unit_export_invocation_id in its src/core/unit.c.
 INVOCATION = "/run/systemd/units/invocation:{}"
-# And such ones for what starts at boot.
-WANTED = "/etc/systemd/system/*.wants/{}"
+# And this link for each unit that starts at boot.
+ENABLED = "/etc/systemd/system/*.wants/{}"
 READABLE = {"user": "root", "group": "root", "makedirs": True, "dir_mode": "0755"}
 
 served.note_loaded("_states/wsgi.py", __file__)
@@ -45,12 +53,12 @@ served.note_loaded("_states/wsgi.py", __file__)
 
 def pillar_valid(name):
     """
-    All of the pillar's problems at once.
+    The pillar below ``wsgi`` has no problem.
 
     name : str
-        Nothing but the state's name.
+        The state's name, which means nothing else.
 
-    Fails when there is one. What it is about is left as it is; all other apps converge.
+    Fails with all problems at once. Apps with a problem are not changed; all other apps converge.
 
     .. code-block:: yaml
 
@@ -60,25 +68,25 @@ def pillar_valid(name):
     """
     try:
         host = _host()
-        _ = host.served.stale  # raises where the master serves other modules than the formula has
+        _ = host.served.stale  # raises where the master serves other modules than the formula's
         settings = host.settings
         warnings = release_hazards(host)
     except Problem as error:
-        return _failure(name, "Nothing was touched", error)
+        return _failure(name, "Nothing was changed", error)
     if not (__opts__["test"] or settings.host_wide):
-        with contextlib.suppress(OSError):  # what needs the disk fails for itself
+        with contextlib.suppress(OSError):  # where the disk is full, the states that need it fail
             salt_run.remember(__opts__, host.saltenv)
     if not settings.problems:
         return _warned(_result(name, True, "The pillar below wsgi is valid."), warnings)
-    left = "Nothing was touched"
+    left = "Nothing was changed"
     if not settings.host_wide:
-        left = f"Left as they are: {', '.join(sorted(settings.broken)) or 'no app'}"
+        left = f"Not changed: {', '.join(sorted(settings.broken)) or 'no app'}"
     return _warned(_result(name, False, "\n".join([*settings.problems, f"{left}."])), warnings)
 
 
 def release_built(name):
     """
-    An app's user, its code and its environment are there.
+    An app's user exists, and its release is built: its code and its environment.
 
     name : str
         The app.
@@ -91,7 +99,7 @@ def release_built(name):
     """
     host = _host()
     try:
-        switch.recover(host, name)
+        recover(host, name)
         app = desired_app(host, name)
         wanted = desired_release(host, name)
         changes = {}
@@ -105,11 +113,15 @@ def release_built(name):
             if wanted.is_damaged and not __opts__["test"]:
                 with app_lock(name, "a build"):
                     wanted.mend(user.pw_gid)
-            return _result(name, True, _and(f"Release {wanted.id} of {name} is there.", describe_override(host, name)))
+            return _result(
+                name,
+                True,
+                _sentences(f"Release {wanted.id} of {name} is already built.", describe_override(host, name)),
+            )
         if __opts__["test"]:
             return _result(name, None, f"Release {wanted.id} of {name} would be built.", changes)
         with app_lock(name, "a build"):
-            user = _prepare_user(host, name, app)
+            user = prepare_user(host, name, app)
             printed = wanted.build(user.pw_gid)
         if printed:
             changes["hooks"] = printed
@@ -117,20 +129,20 @@ def release_built(name):
         if not __opts__["test"]:
             with contextlib.suppress(OSError):
                 history.add(host, name, "failed", error=error)
-        return _failure(name, f"{name}'s release was not built", error)
+        return _failure(name, f"The release of {name} was not built", error)
     return _result(name, True, f"Release {wanted.id} of {name} was built.", changes)
 
 
 def generation_live(name):
     """
-    The generation that an app's settings ask for receives its traffic, and no other runs.
+    The generation that an app's settings ask for receives its traffic, and no other generation runs.
 
     name : str
-        The app. Its release must be there.
+        The app. Its release must be built.
 
-    A change starts the new generation beside the old one, waits for its health check, moves
-    the traffic, and retires the old one when its last request is answered. If that fails the
-    old one serves on, and the comment says why.
+    A change starts the new generation beside the old one, waits for its health check, moves the traffic, and retires
+    the old one when its last request is answered: ``changes.switch.Switch``. Where that fails, the old generation still
+    serves, and the comment tells why.
 
     .. code-block:: yaml
 
@@ -142,10 +154,12 @@ def generation_live(name):
     """
     try:
         host = _host()
-        current = switch.recover(host, name)
+        current = recover(host, name)
         app = desired_app(host, name)
         release = desired_release(host, name)
         id = desired_id(host, app, release)
+        if current:
+            adopt(current, id, app, release)
         reason = replacement_reason(host, current, id)
         if reason:
             return _replaced(host, name, app, release, current, id, reason)
@@ -153,7 +167,7 @@ def generation_live(name):
         pending = current.record.get("pending_hooks")
         if not left and not pending:
             return _result(
-                name, True, _and(f"Generation {current.id} of {name} is live.", describe_override(host, name))
+                name, True, _sentences(f"Generation {current.id} of {name} is live.", describe_override(host, name))
             )
         return _finished(host, name, app, current, left, pending)
     except (Problem, OSError) as error:
@@ -161,38 +175,35 @@ def generation_live(name):
 
 
 def _replaced(host, name, app, release, current, id, reason):
+    """Replace the live generation by the desired one."""
     changes = _difference(current, id, app, release)
     if __opts__["test"]:
         check_programs(name, app)
         return _result(name, None, f"Generation {id} of {name} would go live: {reason}.", changes)
-    done = switch.change(host, name, app, release, id)
-    changes["generation"]["new"] = done.generation.id
-    return _outcome(name, f"Generation {done.generation.id} of {name} is live: {reason}.", changes, done)
+    outcome = Switch(host, name, app, release, id).run()
+    changes["generation"]["new"] = outcome.generation.id
+    return _changed(name, f"Generation {outcome.generation.id} of {name} is live: {reason}.", changes, outcome)
 
 
 def _finished(host, name, app, current, left, pending):
-    """What a change that was broken off, or whose last commands failed, has left to do."""
+    """Finish what the last change has left: it was killed, or its after_live commands failed."""
     changes = {**({"retired": left} if left else {}), **({"pending_hooks": pending} if pending else {})}
     if __opts__["test"]:
-        return _result(name, None, "What the last change left would be finished.", changes)
-    done = Change(current)
-    with app_lock(name, "a change"):
-        switch.finish_retiring(host, name, app, done)
-        if pending:
-            switch.finish(host, name, app, done)
-    return _outcome(name, f"What the last change of {name} left is finished.", changes, done)
+        return _result(name, None, f"The interrupted change of {name} would be finished.", changes)
+    outcome = finish(host, name, app, current)
+    return _changed(name, f"The interrupted change of {name} was finished.", changes, outcome)
 
 
-def _outcome(name, comment, changes, done):
-    if done.printed:
-        changes["hooks"] = done.printed
-    return _result(name, not done.failures, "\n".join([comment, *done.failures]), changes)
+def _changed(name, comment, changes, outcome):
+    if outcome.printed:
+        changes["hooks"] = outcome.printed
+    return _result(name, not outcome.failures, "\n".join([comment, *outcome.failures]), changes)
 
 
 def site_present(name):
     """
-    nginx's site of an app is written, and sound; so is its own page for maintenance, and what nginx
-    itself serves of its live release.
+    nginx's files of an app are written, and nginx accepts them; so are the app's maintenance page, and the static files
+    that nginx serves of the live release.
 
     name : str
         The app.
@@ -226,16 +237,16 @@ def site_present(name):
             result["comment"] = f"The site of {name}: {written['comment']}."
             if written["result"] is not True:
                 result["result"] = written["result"]
-        # Before a run, what it will make is not there yet.
+        # In a dry run, files that the run would make do not exist yet.
         if not __opts__["test"]:
             warnings += static.warnings(host, name, host.settings.apps[name])
         return _warned(result, warnings)
     except (Problem, OSError) as error:
-        return _failure(name, f"The site of {name} was left as it was", error)
+        return _failure(name, f"The site of {name} was not changed", error)
 
 
 def _site(host, name, unserved):
-    """Write the site of an app, after the files that nginx is to serve for it; return the changes of the site."""
+    """Prepare the files that nginx serves of an app, then write its site. Return what of the site changed."""
     nginx = host.once(Nginx)
     if unserved:
         nginx.check(name)
@@ -250,7 +261,7 @@ def _site(host, name, unserved):
 
 
 def _unserved(host, name):
-    """Return the paths that nginx is to serve of an app, and that are not prepared for it yet."""
+    """Return the paths that nginx is to serve of an app and that are not prepared yet."""
     app = host.settings.apps[name]
     found = [f"{LIB}/home/{name}"] if static.home_differs(host, name, app) else []
     live = static.release_paths(app) and live_generation(host, name)
@@ -259,10 +270,10 @@ def _unserved(host, name):
 
 def nginx_files(name):
     """
-    nginx's files of ours are such that nginx can start with them, whatever a killed run or another hand left.
+    nginx can start with the formula's files: what a killed run or another program left of them is repaired.
 
     name : str
-        Nothing but the state's name.
+        The state's name, which means nothing else.
 
     .. code-block:: yaml
 
@@ -276,15 +287,15 @@ def nginx_files(name):
         changes, sentence = host.once(Nginx).mend()
     except (Problem, OSError) as error:
         return _failure(name, "nginx does not accept its files", error)
-    return _result(name, True, sentence or "nginx accepts its files.", changes)
+    return _result(name, True, sentence or "nginx's files need no repair.", changes)
 
 
 def nginx_reloaded(name):
     """
-    nginx runs with the sites as they are. Comes last, so that it is reloaded once at most.
+    nginx serves the sites as they are written. This state comes last, so that nginx is reloaded once at most.
 
     name : str
-        Nothing but the state's name.
+        The state's name, which means nothing else.
 
     .. code-block:: yaml
 
@@ -297,27 +308,27 @@ def nginx_reloaded(name):
         nginx = host.once(Nginx)
         if __opts__["test"]:
             if not nginx.needed_changes(*host.settings.apps) and nginx.is_loaded():
-                return _result(name, True, "nginx serves the sites as they are.")
+                return _result(name, True, "nginx already serves the current sites.")
             return _result(name, None, "nginx would be reloaded.", changes)
         if not nginx.refresh():
-            return _result(name, True, "nginx serves the sites as they are.")
+            return _result(name, True, "nginx already serves the current sites.")
         configuration = "".join(nginx.installed_files.values())
         for app in host.settings.apps:
             static.forget(app, configuration)
     except (Problem, OSError) as error:
-        return _failure(name, "nginx keeps serving the sites that it has", error)
+        return _failure(name, "nginx was not reloaded and still serves the sites that it has loaded", error)
     return _result(name, True, "nginx was reloaded.", changes)
 
 
 def certificates_present(name):
     """
-    Sites that have a certificate authority's certificate have one that is for their hosts. Comes after
-    nginx serves them, since the authority asks them; until then they have a self-signed one.
+    Sites with ``tls: acme`` have a certificate for their hosts. This state comes after nginx serves the sites, since the
+    certificate authority validates them by HTTP; until then they have a self-signed certificate.
 
     name : str
-        Nothing but the state's name.
+        The state's name, which means nothing else.
 
-    Fails for those that get none, with the client's own words; they serve on with what they have.
+    Fails with the client's output for sites that get none; they keep the certificate that they have.
 
     .. code-block:: yaml
 
@@ -337,7 +348,9 @@ def certificates_present(name):
         nginx, failures = host.once(Nginx), []
         for site in sites:
             if nginx.files.site(site.id) not in nginx.installed_files:
-                failures.append(f"nginx does not serve {site.id} yet, so the authority cannot verify its hosts.")
+                failures.append(
+                    f"{site.id}: nginx does not serve this site yet, so that the certificate authority cannot validate it."
+                )
                 del changes[site.id]
                 continue
             try:
@@ -347,7 +360,7 @@ def certificates_present(name):
                 del changes[site.id]
         nginx.apply(*(name for site in sites if site.id in changes for name in site.apps))
     except (Problem, OSError) as error:
-        return _failure(name, "nginx keeps serving the certificates that it has", error)
+        return _failure(name, "No certificate was changed", error)
     return _result(
         name, not failures, "\n".join([f"New certificates: {', '.join(changes) or 'none'}.", *failures]), changes
     )
@@ -355,13 +368,13 @@ def certificates_present(name):
 
 def status_page_written(name):
     """
-    The page that tells of the apps is there, if pillar asks for it.
+    The status page of the apps is written, or removed where pillar has none.
 
     name : str
-        Nothing but the state's name.
+        The state's name, which means nothing else.
 
-    It is written anew by each run, however the other states went, and is mentioned as a change where
-    it tells more than another time and another health.
+    Each run writes it, whether other states failed or not. It counts as a change where more than the time and the health
+    of apps differs.
 
     .. code-block:: yaml
 
@@ -381,17 +394,17 @@ def status_page_written(name):
             return _result(name, None if changes else True, "The status page would be written.", changes)
         status_page.write(host, facts)
     except (Problem, OSError) as error:
-        return _failure(name, "The status page was left as it was", error)
+        return _failure(name, "The status page was not written", error)
     return _result(name, True, "The status page was written.", changes)
 
 
 def _this_run():
-    """What of the formula's failed until now, ids and comments; and whether a dry run has found something to change."""
+    """Return which of the formula's states have failed, as IDs and comments, and whether a dry run predicts a change."""
     states = [state for state in __running__.values() if str(state.get("__sls__")).partition(".")[0] == "wsgi"]
     failures = [
         (state["__id__"], state["comment"])
         for state in states
-        # The pillar's problems are told by themselves; what was not tried has failed elsewhere.
+        # The page lists the pillar's problems itself; a state that did not run has failed elsewhere.
         if state["result"] is False and state.get("__state_ran__", True) and state["__id__"] != "wsgi-pillar"
     ]
     return failures, any(state["result"] is None for state in states)
@@ -399,14 +412,14 @@ def _this_run():
 
 def service_running(name, socket=None):
     """
-    A service of the machine runs, and starts at boot. The usual case costs one look, and no process.
+    A service runs and starts at boot. Where it does, that is read from two links, without a process.
 
     name : str
-        The service, or another unit of systemd's by its whole name.
+        The service, or the whole name of another systemd unit.
     socket : str
-        The path of the unix socket that such a unit listens on.
+        The path of the unix socket that a socket unit listens on.
 
-    What differs is handed to ``service.running``.
+    Otherwise ``service.running`` is called.
 
     .. code-block:: yaml
 
@@ -416,8 +429,8 @@ def service_running(name, socket=None):
     """
     unit = name if "." in name else f"{name}.service"
     runs = socket in _host().listening if socket else os.path.lexists(INVOCATION.format(unit))
-    if runs and glob.glob(WANTED.format(unit)):
-        return _result(name, True, f"The service {name} runs, and starts at boot.")
+    if runs and glob.glob(ENABLED.format(unit)):
+        return _result(name, True, f"The service {name} runs and starts at boot.")
     with contextlib.suppress(FileNotFoundError):
         shown = subprocess.run(
             ["systemctl", "show", "--property=ActiveState,UnitFileState", name],
@@ -427,23 +440,23 @@ def service_running(name, socket=None):
             check=False,
         )
         if set(shown.stdout.split()) == {"ActiveState=active", "UnitFileState=enabled"}:
-            return _result(name, True, f"The service {name} runs, and starts at boot.")
+            return _result(name, True, f"The service {name} runs and starts at boot.")
     return __states__["service.running"](name, enable=True)
 
 
 def file_installed(name, source, mode="0644", context=None):
     """
-    A file of the formula's own is in place; root's, as are the folders that it needs. The usual case costs one look,
-    and no request to the master.
+    A file of the formula is installed; root owns it and the folders above it that are made. Where it is already there,
+    that costs one read, and no request to the master.
 
     name, source : str
-        Its path, and what it is served as.
+        Its path on the machine, and its URL.
     mode : str
         Its permission bits.
     context : dict
-        What it knows as a template, if it is one.
+        The variables of the template, where the file is one.
 
-    What differs is handed to ``file.managed``.
+    Otherwise ``file.managed`` is called.
 
     .. code-block:: yaml
 
@@ -458,22 +471,22 @@ def file_installed(name, source, mode="0644", context=None):
         if files.has_content(name, text, int(mode, 8)):
             return _result(name, True, f"{name} is in place.")
     except (Problem, OSError) as error:
-        return _failure(name, "The file was left as it was", error)
+        return _failure(name, "The file was not changed", error)
     return __states__["file.managed"](name, contents=text, mode=mode, **READABLE)
 
 
 def tool_installed(name, requirements, python="/usr/bin/python3"):
     """
-    A program of the formula's own is installed from PyPI, in a virtual environment of its own.
+    A program that the formula needs is installed from PyPI, in a virtual environment of its own.
 
     name : str
-        The environment's folder; root's, as is all that is in it.
+        The environment's folder, which root owns with all that is in it.
     requirements : list of str
-        What pip installs, each with its version and with all that it needs itself.
+        The packages that pip installs, with all their dependencies, each with its version.
     python : str
-        The interpreter's path; one of version 2 needs the program ``virtualenv``.
+        The interpreter's path; Python 2 needs the program ``virtualenv``.
 
-    What is there already is added to, never emptied: it may be running.
+    pip installs into the environment that is there: its program may be running.
 
     .. code-block:: yaml
 
@@ -486,7 +499,7 @@ def tool_installed(name, requirements, python="/usr/bin/python3"):
     try:
         tool = Tool(name, requirements, python)
         if tool.built():
-            return _result(name, True, f"{requirements[0]} is there.")
+            return _result(name, True, f"{requirements[0]} is already installed.")
         if __opts__["test"]:
             return _result(name, None, f"{requirements[0]} would be installed.", changes)
         tool.build()
@@ -497,13 +510,12 @@ def tool_installed(name, requirements, python="/usr/bin/python3"):
 
 def app_absent(name, purge=False):
     """
-    An app is gone from this machine: its site, processes, configuration and user.
+    An app is removed from this machine: its site, processes, configuration and user.
 
     name : str
         The app.
     purge : bool
-        Whether its code, its logs and its home folder go too. Otherwise they stay, for root
-        alone to read.
+        Whether its code, logs and home folder are removed, too. Otherwise they stay, and root alone can read them.
 
     .. code-block:: yaml
 
@@ -514,8 +526,7 @@ def app_absent(name, purge=False):
     """
     try:
         host = _host()
-        nginx = host.once(Nginx)
-        about = user_facts(name)
+        nginx, facts = host.once(Nginx), user_facts(name)
         kept = [f"{SRV}/{name}", f"{LOG}/{name}", f"{LIB}/home/{name}"]
         gone = [
             f"{ETC}/{name}",
@@ -533,29 +544,29 @@ def app_absent(name, purge=False):
         logs = nginx.logs(name)
         found = [path for path in gone + (kept + logs) * purge if os.path.lexists(path)]
         if not found:
-            return _result(name, True, f"{name} is not here.")
+            return _result(name, True, f"{name} is already absent.")
         changes = {"removed": found}
-        users = [user for user in about.get("made", []) if find_user(user)]
-        accounts = [account for account in map(find_user, {about.get("user"), *users}) if account]
+        users = [user for user in facts.get("made", []) if find_user(user)]
+        accounts = [account for account in map(find_user, {facts.get("user"), *users}) if account]
         if users:
             changes["users"] = {"old": users, "new": []}
         if __opts__["test"]:
-            return _result(name, None, f"{name} would be taken away.", changes)
-        removal.remove_app(host, name)
+            return _result(name, None, f"{name} would be removed.", changes)
+        remove_app(host, name)
         for user in users:
-            _leave_user(host, name, user)
+            delete_user(host, name, user)
         for path in found:
             files.remove(path)
-        # The ids of a user that is gone are given to the next one.
+        # The next user that is made gets the UID of the deleted one.
         former = {account.pw_uid for account in accounts}
         for path in filter(os.path.isdir, kept):
-            # Into what was root's, nobody else could put a file of root's.
+            # Where root owned the folder, nobody else could put a file of root's into it.
             was = os.lstat(path).st_uid
             files.ensure_dir(path, 0o700)
             ownership.give_tree(path, 0, 0, {*former, was})
     except (Problem, OSError) as error:
-        return _failure(name, f"{name} is not wholly gone", error)
-    return _result(name, True, f"{name} was taken away.", changes)
+        return _failure(name, f"{name} was not removed completely", error)
+    return _result(name, True, f"{name} was removed.", changes)
 
 
 def _host():
@@ -569,11 +580,11 @@ def _result(name, result, comment, changes=None):
 
 
 def _warned(result, warnings):
-    """A state's result with more warnings; Salt prints a heading where there is an empty list of them."""
+    """Add warnings to a state's result. Salt prints a heading for an empty list of them, so that there must be none."""
     return {**result, "warnings": [*result.get("warnings", []), *warnings]} if warnings else result
 
 
-def _and(*sentences):
+def _sentences(*sentences):
     return " ".join(filter(None, sentences))
 
 
@@ -582,7 +593,7 @@ def _failure(name, what, error):
 
 
 def _page(path, source):
-    """What ``file.managed`` makes of a file that everybody may read; without a source it goes."""
+    """Install a file that everybody may read with ``file.managed``; without a source, remove it."""
     if source is None:
         return __states__["file.absent"](path)
     written = __states__["file.managed"](path, source=source, mode="0644", **READABLE)
@@ -594,12 +605,12 @@ def _page(path, source):
 def _still_serving(name):
     current = live_generation(_host(), name)
     if current is None:
-        return f"{name} did not go live, and nothing of it runs"
-    return f"{name} did not change; generation {current.id} under {current.server} serves on"
+        return f"{name} did not go live, and no generation of it runs"
+    return f"{name} was not changed; generation {current.id} under {current.server} still serves it"
 
 
 def _difference(current, id, app, release):
-    """What a change changes, with no value of the environment."""
+    """Return the differences between the live generation and the desired one, without values of the environment."""
     changes = {"generation": {"old": current and current.id, "new": id}}
     old = current and Release(current.name, current.release).record.get("revision")
     new = release.record.get("revision") or {}
@@ -622,38 +633,7 @@ def _difference(current, id, app, release):
     return changes
 
 
-def _prepare_user(host, name, app):
-    """The app's user, with a home that it may write to; remembers whether it was made here."""
-    home = f"{LIB}/home/{name}"
-    made = user_facts(name).get("made", [])
-    user = find_user(app["user"])
-    if user is None:
-        made = [*made, app["user"]]
-        user = make_user(host, app["user"], home)
-    for path in (ETC, f"{ETC}/{name}", LIB, f"{LIB}/home"):
-        files.ensure_dir(path, 0o755)
-    remember_user(name, {"user": app["user"], "made": made})
-    former = os.lstat(home).st_uid if os.path.lexists(home) else user.pw_uid
-    if former != user.pw_uid:
-        # Processes of the former user may still run.
-        ownership.give_tree(home, user.pw_uid, user.pw_gid, {former})
-    static.prepare_home(host, name, app, user)
-    return user
-
-
-def _leave_user(host, name, user):
-    """Delete a user that was made for an app, or leave it to another app that has it too."""
-    for other in host.known_apps():
-        about = user_facts(other)
-        if other != name and about.get("user") == user:
-            remember_user(other, {**about, "made": [*about["made"], user]})
-            return
-    step.kill_user_processes(find_user(user))
-    if not __salt__["user.delete"](user):
-        raise Problem(f"the user {user} could not be deleted; does it have other processes?")
-
-
-# The names that the states had before version 1.0, for sls of other hands; they go with version 2.0.
+# The names that the states had before version 1.0, for sls that use them; version 2.0 removes them.
 __func_alias__ = {}
 for _old, _new in {
     "absent": app_absent,
@@ -666,6 +646,6 @@ for _old, _new in {
     "status_page": status_page_written,
     "tool": tool_installed,
 }.items():
-    # The module may hold something else under the old name itself.
+    # A module that is imported above may have the old name.
     globals()[f"{_old}_"] = _new
     __func_alias__[f"{_old}_"] = _old

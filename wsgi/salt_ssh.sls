@@ -4,4 +4,4 @@ wsgi-salt-ssh:
     - name: >-
         wsgi does not run through salt-ssh: install salt-minion on the machine and accept its key, or run salt-call
         --local there
-    - comment: Nothing was touched.
+    - comment: Nothing was changed.

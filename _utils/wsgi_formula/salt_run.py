@@ -103,7 +103,7 @@ def compile_pillar(opts, grains, pillar, saltenv=None):
         finally:
             source.destroy()
     except SaltClientError as error:
-        raise CommandExecutionError(f"The pillar could not be compiled, and nothing was touched: {error}") from error
+        raise CommandExecutionError(f"The pillar could not be compiled, and nothing was changed: {error}") from error
 
 
 def _last():

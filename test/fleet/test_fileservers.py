@@ -54,7 +54,7 @@ def test_after_an_update_of_the_formula_a_bare_state_apply_says_what_to_do(serve
     served.exec(change(FORMULA))
     printed = served.exec(["salt", "*", "state.apply", "wsgi"], check=False)
     assert printed.rc != 0
-    assert printed.stdout.count("run saltutil.sync_all, then this again") == len(served.minions)
+    assert printed.stdout.count("run saltutil.sync_all, then repeat this") == len(served.minions)
     for command in commands("Use it on your master")[2:]:
         served.exec(command)
     for minion in served.minions.values():

@@ -115,7 +115,7 @@ def salt_ssh(master):
 @pytest.mark.parametrize("sls", ["wsgi", "wsgi.clean"])
 def test_a_run_through_salt_ssh_is_refused_in_one_sentence(salt_ssh, master, sls):
     (state,) = salt_ssh("state.apply", sls).values()
-    assert (state["result"], state["changes"], state["comment"]) == (False, {}, "Nothing was touched.")
+    assert (state["result"], state["changes"], state["comment"]) == (False, {}, "Nothing was changed.")
     assert state["name"].startswith("wsgi does not run through salt-ssh: ")
     assert master.exec("ls -d /srv/wsgi /etc/wsgi", check=False).stdout == ""
 

@@ -58,7 +58,7 @@ def deploy(version, number=None):
     """
 
     def work(to):
-        ready, operations = switch._ready, []
+        ready, operations = Switch.ready, []
 
         def counted(name):
             real = getattr(os, name)
@@ -78,7 +78,7 @@ def deploy(version, number=None):
             for name in OPERATIONS:
                 setattr(os, name, counted(name))
 
-        switch._ready = then
+        Switch.ready = then
         failed = ""
         try:
             call("wsgi.deploy", "ledger", source=f"/srv/{version}")
@@ -156,7 +156,7 @@ BACK = "--back" in sys.argv
 caller = salt.client.Caller("/etc/salt/minion")
 call("wsgi.status", "ledger")  # loads what all forks have
 
-from wsgi_formula.changes import switch
+from wsgi_formula.changes.switch import Switch
 from wsgi_formula.served import Served
 
 # To ask Salt for the formula's templates would be most of what each run costs.

@@ -156,7 +156,7 @@ def test_a_way_back_from_what_was_deployed_is_to_what_pillar_says(shop):
         (["rev=1.10"], "rev was read as 1.1; quote it twice"),
         (["rev=''"], "can't be a branch, a tag or a commit|must"),
         (["source=nonsense"], "'nonsense' must be salt://folder"),
-        (["rev=v2", "source=salt://shop"], "rev and source can't both be given"),
+        (["rev=v2", "source=salt://shop"], "rev and source cannot be combined"),
     ],
     ids=str,
 )
@@ -186,7 +186,7 @@ def test_an_app_with_a_problem_in_pillar_is_not_deployed(shop):
 
 def test_an_app_that_is_not_live_is_not_deployed(shop):
     shop.pillar({"apps": {"new": app(domains=["new.example.com"])}})
-    with pytest.raises(CommandFailed, match="new is not live yet: state.apply wsgi"):
+    with pytest.raises(CommandFailed, match="new is not live yet: run state.apply wsgi"):
         shop.call("wsgi.deploy", "new")
     pillar(shop)
 

@@ -54,7 +54,7 @@ def test_broken_change_leaves_the_old_generation_serving(serving, broken):
     assert run.failed == {"hello-live", "hello-site"}, run
     comment = run.states["hello-live"]["comment"]
     assert re.search(reason, comment)
-    assert "serves on" in comment
+    assert "still serves it" in comment
     assert SECRET not in str(run.raw)
     assert traces(machine) == before
 

@@ -202,7 +202,7 @@ def test_a_migration_that_raises_stops_the_change_with_nothing_switched(machine,
     comment = run.states["shop-live"]["comment"]
     assert "0003_prices.py" in comment  # the traceback
     assert "RuntimeError: the prices don't add up" in comment
-    assert "serves on" in comment
+    assert "still serves it" in comment
     assert machine.call("wsgi.status")["shop"]["generation"] == before
     assert index(machine)["items"] > items
     assert prices(machine) == "0"  # the migration was a transaction

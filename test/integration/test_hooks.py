@@ -150,7 +150,7 @@ def test_failed_after_live_goes_back_where_pillar_says_so(machine, hello):
         run = hello({"after_live": ["echo smoke test; false"]}, ok=False, rollback_on_failure=True, workers=4)
     assert load.report["lost"] == 0, load.report
     comment = run.states["hello-live"]["comment"]
-    assert f"generation {before} under gunicorn serves on" in comment
+    assert f"generation {before} under gunicorn still serves it" in comment
     assert "smoke test" in comment
     assert live(machine) == before
     assert [id for id in generations(machine) if "." not in id] == [before]

@@ -118,7 +118,9 @@ def test_logs_rotate_and_go_on(served, name):
 def test_unknown_app_is_named_with_those_there_are(served):
     done = served.exec("salt-call wsgi.logs nothing", check=False)
     assert done.rc
-    assert "'nothing' is not an app here (gunicorn-supervisor, uwsgi-emperor, uwsgi-supervisor)" in done.stderr
+    assert (
+        "'nothing' is not an app of this machine (gunicorn-supervisor, uwsgi-emperor, uwsgi-supervisor)" in done.stderr
+    )
 
 
 def test_bad_pillar_touches_nothing_and_tells_everything(served):

@@ -115,9 +115,9 @@ def test_it_is_told_whether_an_app_is_in_maintenance(served):
 
 
 def test_what_cannot_be_is_refused(served):
-    assert "'maybe' is not a state of maintenance (on, off)" in refused(served, ["hello", "maybe"])
-    assert "1 is not a state of maintenance (on, off)" in refused(served, ["hello", "1"])
-    assert "'hallo' is not an app here (busy, hello)" in refused(served, ["hallo", "on"])
+    assert "'maybe' is not a state of maintenance; it must be on or off" in refused(served, ["hello", "maybe"])
+    assert "1 is not a state of maintenance; it must be on or off" in refused(served, ["hello", "1"])
+    assert "'hallo' is not an app of this machine (busy, hello)" in refused(served, ["hallo", "on"])
     assert served.exec("ls /var/lib/wsgi/maintenance").stdout == ""
 
 

@@ -197,7 +197,7 @@ def test_process_that_does_not_start_stops_the_change_and_says_why(served, conve
     assert f"wsgi:apps:{name}:processes:worker: number " in comment
     assert "did not start" in comment
     assert "there is no queue" in comment
-    assert "serves on" in comment
+    assert "still serves it" in comment
     assert SECRET not in str(run.raw)
     assert traces(served, name) == before
     assert status(served, name)["processes"] == pids

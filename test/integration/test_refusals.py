@@ -42,7 +42,7 @@ def test_another_user_than_root_is_told_so_in_one_sentence(machine, configured):
     # Which syncs the modules, too.
     code, said = call("state.apply", "wsgi")
     assert code
-    assert f"Comment: Nothing was touched: {sentence}" in said
+    assert f"Comment: Nothing was changed: {sentence}" in said
     assert "Traceback" not in said
     for function in FUNCTIONS:
         code, said = call(*function)

@@ -106,7 +106,7 @@ def test_history_tells_what_went_live_from_what_by_which_run_and_what_failed(mac
     rollback, failed, *before = machine.call("wsgi.history", "hello", "limit=5")
     assert (rollback["event"], rollback["generation"], rollback["to"]) == ("rollback", three[1], three[1])
     assert rollback["by"]["function"] == "wsgi.rollback"
-    assert (failed["event"], failed["times"], failed["way_back"]) == ("failed", 2, False)
+    assert (failed["event"], failed["times"], failed["can_roll_back"]) == ("failed", 2, False)
     assert "nothing" in failed["error"]
     assert [entry["generation"] for entry in before] == three[::-1]
     assert [entry["server"] for entry in before] == ["uwsgi", "waitress", "gunicorn"]
@@ -114,7 +114,7 @@ def test_history_tells_what_went_live_from_what_by_which_run_and_what_failed(mac
     assert before[0]["by"]["function"] == "state.apply"
     assert before[0]["by"]["jid"].isdigit()
     assert before[0]["by"]["user"] == "root"
-    assert all(entry["way_back"] for entry in before)
+    assert all(entry["can_roll_back"] for entry in before)
     assert "hunter2" not in str(machine.call("wsgi.history", "hello", "limit=100"))
 
 
@@ -128,7 +128,7 @@ def test_releases_that_were_live_last_stay_and_what_is_gone_is_no_way_back(machi
     apply(machine, {**THREE, "keep_releases": 1, "workers": 2})
     status = machine.call("wsgi.status")["hello"]
     assert machine.exec("ls /srv/wsgi/hello/releases").stdout.split() == [status["release"]]
-    ways = {entry["release"] for entry in machine.call("wsgi.history", "hello", "limit=100") if entry["way_back"]}
+    ways = {entry["release"] for entry in machine.call("wsgi.history", "hello", "limit=100") if entry["can_roll_back"]}
     assert ways == {status["release"]}
 
 

@@ -57,7 +57,7 @@ def test_the_pillar_is_compiled_anew_and_the_connection_is_closed(compiled):
 
 
 def test_a_master_that_does_not_answer_is_no_empty_pillar(compiled):
-    with pytest.raises(CommandExecutionError, match="could not be compiled, and nothing was touched: .*timed out"):
+    with pytest.raises(CommandExecutionError, match="could not be compiled, and nothing was changed: .*timed out"):
         compiled(SaltClientError("Pillar timed out after 60 seconds"))
 
 

@@ -157,7 +157,7 @@ def going_live(name):
     Return what the change that brought an app's live generation has still to write down.
 
     It is so from the moment that the link is renamed until the change, or the next run where that one was
-    killed, has settled it: see ``switch.change``.
+    killed, has settled it: see ``recovery.settle``.
 
     Returns a dict: ``entry``, of the history; ``at``, a float; and perhaps ``override``, as
     ``active_override`` returns it. It is empty where there is nothing.

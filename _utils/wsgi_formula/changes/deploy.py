@@ -1,6 +1,8 @@
 """
-One app at a time, without a highstate: forward to a revision, or back to what was live before.
+Deploys and rollbacks of one app, without a highstate.
 """
+
+from __future__ import annotations
 
 import pwd
 
@@ -11,17 +13,19 @@ from ..app.release import Release
 from ..build.source import with_revision
 from ..edge.nginx import Nginx
 from ..errors import Problem
+from ..host import Host
 from ..lock import app_lock
 from ..pillar.source import parse_source
 from ..redact import without_credentials
-from ..run.generation import desired_id, live_generation, replacement_reason
-from . import switch
-from .switch import Change
+from ..run.generation import adopt, desired_id, live_generation, replacement_reason
+from .outcome import Outcome
+from .recovery import recover
+from .switch import Switch
 
 
-def deploy_app(host, name, rev=None, source=None, wait=0):
+def deploy_app(host: Host, name: str, rev: str | None = None, source: str | None = None, wait: float = 0) -> Outcome:
     """
-    Build and switch one app, to what pillar says or to another revision.
+    Build and switch one app, to pillar's source or to another one.
 
     host : Host
     name : str
@@ -29,19 +33,19 @@ def deploy_app(host, name, rev=None, source=None, wait=0):
     rev : str
         A branch, tag or commit of its repository, or a version of its package.
     source : str
-        Another source altogether, as pillar would have it.
+        Another source, written as in pillar.
     wait : float
         Seconds to wait for another run that changes the app.
 
-    Returns the ``Change``. What is deployed stays, whatever runs, until pillar's
-    source changes. Raises ``Problem``; what was live serves on then, and is still wanted.
+    Returns the ``Outcome``. What is deployed stays until pillar's source changes. Raises ``Problem`` where the new
+    generation is not healthy; then the old one still serves, and stays the desired one.
     """
     with app_lock(name, "wsgi.deploy", patience=wait):
-        if switch.recover(host, name) is None:
-            raise Problem(f"{name} is not live yet: state.apply wsgi sets up what it needs")
+        if recover(host, name) is None:
+            raise Problem(f"{name} is not live yet: run state.apply wsgi first")
         if "pinned" in active_override(host, name):
             raise Problem(describe_override(host, name))
-        set_override(host, name, _asked(host, name, rev, source), write=False)
+        set_override(host, name, _new_override(host, name, rev, source), write=False)
         try:
             return _converge(host, name)
         except (Problem, OSError):
@@ -49,96 +53,99 @@ def deploy_app(host, name, rev=None, source=None, wait=0):
             raise
 
 
-def _asked(host, name, rev, source):
-    said = host.settings.apps[name]["source"]
+def _new_override(host, name, rev, source):
+    pillars = host.settings.apps[name]["source"]
     if rev is not None and source:
-        raise Problem("rev and source can't both be given: a source holds its revision")
+        raise Problem("rev and source cannot be combined: a source contains its revision")
     if rev is None and not source:
         return {}
     if rev is not None and not isinstance(rev, str):
-        # Salt reads 1.10 of a command line as 1.1.
+        # Salt reads 1.10 on a command line as 1.1.
         raise Problem(f"rev was read as {rev!r}; quote it twice, as in rev=\"'1.10'\"")
     try:
-        wanted = with_revision(said, rev) if rev is not None else source
-        parse_source(wanted)
+        text = with_revision(pillars, rev) if rev is not None else source
+        parse_source(text)
     except ValueError as error:
         raise Problem(f"{without_credentials(source or rev)!r} {error}") from error
-    return {} if wanted == said else deploy_override(host, name, wanted, rev)
+    return {} if text == pillars else deploy_override(host, name, text, rev)
 
 
 def _converge(host, name):
-    """The release, the generation and the site of one app as they are wanted."""
-    asked = dict(host.overrides[name])
+    """Build the desired release of an app, bring the desired generation live, and update its site."""
+    override = dict(host.overrides[name])
     app, user = desired_app(host, name), None
     try:
         user = pwd.getpwnam(app["user"])
         release = desired_release(host, name)
         printed = {} if release.built(user.pw_gid) else release.build(user.pw_gid)
     except KeyError:
-        raise Problem(f"the user {app['user']} is not there: state.apply wsgi") from None
+        raise Problem(f"the user {app['user']} does not exist: run state.apply wsgi") from None
     except (Problem, OSError) as error:
         history.add(host, name, "failed", source=without_credentials(app["source"]), error=error)
         raise
-    if asked:
+    if override:
         revision = release.source.revision
         if "commit" in revision:
-            # A branch moves; what was deployed does not.
-            asked["source"] = with_revision(asked["source"], revision["commit"])
-            asked["ref"] = revision.get("ref")
+            # A branch moves; the deployed commit does not.
+            override["source"] = with_revision(override["source"], revision["commit"])
+            override["ref"] = revision.get("ref")
     id = desired_id(host, app, release)
     current = live_generation(host, name)
+    adopt(current, id, app, release)
     if replacement_reason(host, current, id):
-        done = switch.change(host, name, app, release, id, override=lambda _: asked)
+        outcome = Switch(host, name, app, release, id, override=lambda _: override).run()
     else:
-        done = Change(current)
-        set_override(host, name, asked)
-    done.printed = {**printed, **done.printed}
-    _put_site(host, done)
-    return done
+        outcome = Outcome(current)
+        set_override(host, name, override)
+    outcome.printed = {**printed, **outcome.printed}
+    _update_site(host, outcome)
+    return outcome
 
 
-def _put_site(host, done):
-    """Have nginx's files fit the generation that is live. That it is, a failure here does not change any more."""
+def _update_site(host, outcome):
+    """Update nginx's files for the live generation; a failure is reported, and does not undo the change."""
     try:
-        host.once(Nginx).apply(done.generation.name)
+        host.once(Nginx).apply(outcome.generation.name)
     except (Problem, OSError) as error:
-        done.failures.append(str(error))
+        outcome.failures.append(str(error))
 
 
-def roll_back(host, name, to=None, pin=False):
+def roll_back(host: Host, name: str, to: str | None = None, pin: bool = False) -> Outcome:
     """
-    Go back to a generation that was live before.
+    Roll an app back to a generation that was live before.
 
     to : str
-        Its id, or that of a release; the one before the live one when not given.
+        Its id, or that of a release; by default the one before the live one.
     pin : bool
-        Whether to stay there, whatever pillar says, until ``unpin``.
+        Whether the app stays there until ``end_pin``, even when pillar changes.
 
-    Returns the ``Change``. Raises ``Problem``; what was live serves on then.
+    Returns the ``Outcome``. Raises ``Problem`` where the generation is not healthy; then the live one still serves.
     """
     with app_lock(name, "wsgi.rollback", patience=0):
-        current = switch.recover(host, name)
+        current = recover(host, name)
         if current is None:
             raise Problem(f"{name} is not live")
-        target = _target(name, current, to)
+        target = _rollback_target(name, current, to)
         app = restored_settings(host, name, target)
         release = Release(name, history.kept_settings(name, target)["release"])
         id = desired_id(host, app, release)
 
         def override(new):
-            # A rollback leaves a deploy, so the deploy's override ends with it.
+            # A rollback ends the override of a deploy.
             return {"pinned": new} if pin else {}
 
-        done = switch.change(host, name, app, release, id, back_to=target, override=override)
-        _put_site(host, done)
-        return done
+        outcome = Switch(host, name, app, release, id, rollback_to=target, override=override).run()
+        _update_site(host, outcome)
+        return outcome
 
 
-def _target(name, current, to):
+def _rollback_target(name, current, to):
     if to is None:
-        found = history.rollback_target(name, current.id)
+        found = history.rollback_rollback_target(name, current.id)
         if found is None:
-            raise Problem(f"no generation of {name} from before {current.id} is kept (wsgi:apps:{name}:keep_releases)")
+            raise Problem(
+                f"no generation of {name} from before {current.id} is kept; wsgi:apps:{name}:keep_releases sets how many are"
+            )
         return found
     went = [entry for entry in reversed(history.entries(name)) if entry["event"] != "failed"]
     there = [entry for entry in went if history.kept_settings(name, entry["generation"])]
@@ -147,18 +154,18 @@ def _target(name, current, to):
             return entry["generation"]
     known = list(dict.fromkeys(entry["generation"] for entry in there if entry["generation"] != current.id))
     raise Problem(
-        f"{to!r} is no generation or release that {name} can go back to ({', '.join(known) or 'there is none'})"
+        f"{to!r} is not a generation or release that {name} can be rolled back to ({', '.join(known) or 'there is none'})"
     )
 
 
-def end_pin(host, name):
+def end_pin(host: Host, name: str) -> bool:
     """
-    Let pillar have its word on an app again.
+    End an app's pin, so that pillar decides again.
 
-    Returns whether it was pinned.
+    Returns whether the app was pinned.
     """
     with app_lock(name, "wsgi.unpin", patience=0):
-        switch.recover(host, name)
+        recover(host, name)
         pinned = "pinned" in active_override(host, name)
         if pinned:
             set_override(host, name, {})

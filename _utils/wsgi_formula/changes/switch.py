@@ -1,372 +1,320 @@
 """
-The switch: the change from one generation of an app to the next, in which no request is lost.
+The switch: an app goes from its live generation to a new one, and no request is lost.
+
+``Switch.run`` tells it whole, in the seven steps of the README. What is written down is true at every instant, wherever
+a run is killed:
+
+- Before step *live*, nothing says that the new generation was live. The next run retires it, without ``before_retire``
+  and without a rollback to it.
+- In step *live*, all that is to be true from then on is first written into the new generation's record. Then the link
+  is renamed: one system call, before which nothing has changed, and after which everything has.
+- ``recovery.settle`` writes each fact where it belongs. Killed before that, the next run does it first.
+- Only then is the generation before drained and retired. The next run finishes that, too.
+
+A rollback for ``rollback_on_failure`` is another such change of the link, to a generation that runs already.
 """
 
+from __future__ import annotations
+
 import contextlib
-import glob
 import http.client
 import os
-import re
 import secrets
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from .. import files, process
+from .. import files
 from ..app import history
-from ..app.history import HISTORY
-from ..app.override import (
-    active_override,
-    check_override_unchanged,
-    dated_override,
-    forget_cached,
-    is_override_damaged,
-    set_override_aside,
-    write_override,
-)
-from ..app.release import Release, prune_releases
+from ..app.override import check_override_unchanged, dated_override, forget_cached
+from ..app.release import Release
 from ..build.hooks import run_hooks
 from ..edge import maintenance, static
-from ..edge.maintenance import FAST_PATHS
 from ..edge.nginx import Nginx
 from ..errors import Problem
+from ..host import Host
 from ..lock import app_lock
-from ..paths import ETC, LIB, LOG, TMPFILES
+from ..paths import LIB
 from ..pillar.servers import health_host
 from ..run import probe
-from ..run.generation import (
-    Generation,
-    free_id,
-    generation_ids,
-    live_generation,
-    load_generation,
-    prepare_generation,
-    retire_generation,
-    write_record,
-)
-from ..run.managers.systemd import Systemd
-from ..run.programs import (
-    check_programs,
-    check_running,
-    hand_over_schedule,
-    program_folders,
-    start_programs,
-    wait_until_settled,
-)
-
-# Logs of retired generations that stay, for each app.
-KEEP_LOGS = 10
+from ..run.generation import Generation, free_id, prepare_generation, retire_generation, write_record
+from ..run.programs import check_programs, check_running, start_programs, wait_until_settled
+from .outcome import Outcome
+from .recovery import recover, settle
+from .retirement import drain, drain_others, retire, retire_others, run_generation_hooks
 
 
-@dataclass
-class Change:
+class Switch:
     """
-    What came of a change.
+    One change of an app.
 
-    generation
-        The one that is live now.
-    printed
-        What the app's own commands printed, by command.
-    failures
-        What failed once it was too late to leave things as they were, sentences.
-    """
-
-    generation: Generation
-    printed: dict = field(default_factory=dict)
-    failures: list = field(default_factory=list)
-
-
-def change(host, name, app, release, id, back_to=None, override=None):
-    """
-    Bring a new generation live, and retire those before it.
-
-    app : dict
+    host : Host
+    name : str
+        The app.
+    app : App
         Its settings, as ``desired_app`` gives them.
     release : Release
         Built already.
     id : str
-        From ``wanted_id``.
-    back_to : str
-        The generation that it is a rollback to.
+        Of the new generation, from ``desired_id``; it is counted up where an equal one is there.
+    rollback_to : str
+        The id of the generation that the change is a rollback to.
     override : callable
-        Takes the new generation's id, and returns what this machine says of the app instead of pillar from
-        then on, as ``active_override`` returns it. Without it, what was said stays.
-
-    Returns a ``Change``. Raises ``Problem`` when it will not serve: then it is gone again, and the
-    one before serves on.
-
-    What is written down tells the truth at every instant, wherever a run is killed:
-
-    1. *validate*: what an earlier run was killed in is settled first.
-    2. *build*, 3. *start*, 4. *ready*: the new generation has a record, and nothing says that it was live.
-       Killed until here, it never was, and the next run retires it: no ``before_retire``, no rollback to it.
-    5. *live*: all that is to be true from now on is put into the new generation's record, as ``going_live``.
-       Then the link is renamed: one step, before which nothing has changed, and after which everything has.
-       ``settle`` then writes each thing where it belongs, and takes ``going_live`` from the record as the last
-       step. Killed in between, the next run begins with that; ``active_override`` and
-       ``history.entries`` read it as if it were done.
-    6. *drain*, 7. *retire*: only now does the one before go. The next run finishes that, too.
-
-    To go back for ``rollback_on_failure`` is another such change of the link, to a generation that runs already.
+        Takes the new generation's id, and returns the override that is in force from then on, as ``active_override``
+        does. Without it, the override stays as it is.
     """
-    with app_lock(name, "a change"):
-        old = recover(host, name)
-        facts = {"release": release.id, "server": app["server"]}
-        facts.update({fact: release.record.get(fact) for fact in ("source", "revision")})
-        before = host.overrides_read.get(name, {})
-        try:
-            check_override_unchanged(host, name)
-            done = _start(host, name, app, release, id, back_to, facts, override)
-        except (Problem, OSError) as error:
+
+    old: Generation | None
+    # From step *build* on.
+    new: Generation
+    outcome: Outcome
+
+    def __init__(
+        self,
+        host: Host,
+        name: str,
+        app: Mapping[str, Any],
+        release: Release,
+        id: str,
+        rollback_to: str | None = None,
+        override: Callable[[str], dict] | None = None,
+    ) -> None:
+        self.host = host
+        self.name = name
+        self.app = app
+        self.release = release
+        self.id = id
+        self.rollback_to = rollback_to
+        self.override = override
+        self._change = ""  # the id of the entry in the history
+        self._override_before: dict[str, Any] = {}
+        self._drained: list[str] = []
+
+    def run(self) -> Outcome:
+        """
+        Bring the new generation live, and retire those before it.
+
+        Returns the ``Outcome``. Raises ``Problem`` where the new generation will not serve: then it is gone again, and
+        the old one serves on.
+        """
+        with app_lock(self.name, "a change"):
+            self.recover()
+            try:
+                self.validate()
+                self.build()
+                self.start()
+                self.ready()
+                self.live()
+            except BaseException as error:
+                self.abandon(error)
+                raise
+            self.settle()
+            self.after_live()
+            self.drain()
+            self.retire()
+            return self.outcome
+
+    def recover(self) -> None:
+        """Settle what a killed run has left."""
+        self.old = recover(self.host, self.name)
+        self._override_before = self.host.overrides_read.get(self.name, {})
+
+    def validate(self) -> None:
+        """Check all that can be checked before anything is touched."""
+        check_override_unchanged(self.host, self.name)
+        self.host.once(Nginx).check(self.name)
+        check_programs(self.name, self.app)
+        static.check(self.name, self.app, self.release)
+
+    def build(self) -> None:
+        """Write the configuration of the new generation, and run the before_live commands in its release."""
+        id = free_id(self.name, self.id)
+        self.new = prepare_generation(self.host, self.name, self.app, self.release, id)
+        self.outcome = Outcome(self.new)
+        self._run_before_live()
+
+    def start(self) -> None:
+        """Start the server and the programs beside it."""
+        start_programs(self.new)
+
+    def ready(self) -> None:
+        """Wait until the health check of every worker passes, and the programs beside the server run."""
+        wait_until_healthy(self.new, self.app)
+        wait_until_settled(self.new)
+
+    def live(self) -> None:
+        """Move the traffic to the new generation."""
+        static.build(self.host, self.name, self.app, self.release)
+        history.keep_settings(self.name, self.new, self.app)
+        event = "rollback" if self.rollback_to else "live"
+        override = self.override and self.override(self.new.id)
+        self._change = go_live(self.new, event, override, **self._facts, to=self.rollback_to)
+
+    def abandon(self, error: BaseException) -> None:
+        """
+        Remove the new generation; the old one serves on.
+
+        Raises ``Problem`` with what the new generation's log tells of the error, where it tells anything.
+        """
+        reason: BaseException = error
+        if hasattr(self, "new") and history.live_id(self.name) != self.new.id:
+            log = getattr(error, "log", self.new.log)
+            excerpt = self.new.failure(log)
+            retire_generation(self.host, self.name, self.new.id)
+            if isinstance(error, (Problem, OSError)) and excerpt:
+                reason = Problem(f"{error}\n{log} says:\n{excerpt}")
+        if isinstance(error, (Problem, OSError)):
             with contextlib.suppress(OSError):  # the disk may be full, and that is what the error says
-                history.add(host, name, "failed", **facts, to=back_to, error=error)
-            raise
-        # The new generation is live: from here on a failure is reported, and does not fail the change.
-        new = done.generation
-        change_id = new.record["going_live"]["entry"]["change"]
-        host.__dict__.pop("listening", None)
-        done.failures += settle(new)
-        if override:
-            forget_cached(host, name)
-        if not finish(host, name, app, done) and app["rollback_on_failure"] and old:
-            _go_back(old, done, before if override else None)
-        finish_retiring(host, name, app, done)
-        if done.failures:
-            _attempt(done, history.add_error, name, change_id, "\n".join(done.failures))
-        return done
+                history.add(self.host, self.name, "failed", **self._facts, to=self.rollback_to, error=reason)
+        if reason is not error:
+            raise reason from error
+
+    def settle(self) -> None:
+        """Write down that the new generation is live. From here on a failure is reported, and does not fail the change."""
+        self.host.__dict__.pop("listening", None)
+        self.outcome.failures += settle(self.new)
+        if self.override:
+            forget_cached(self.host, self.name)
+
+    def after_live(self) -> None:
+        """Run the after_live commands; with ``rollback_on_failure``, give the traffic back where one fails."""
+        succeeded = run_after_live(self.app, self.outcome)
+        if not succeeded and self.app["rollback_on_failure"] and self.old:
+            self.roll_back()
+
+    def roll_back(self) -> None:
+        """
+        Give the traffic back to the old generation, and remove the new one.
+
+        Raises ``Problem`` in any case, with what made the change fail.
+        """
+        old, outcome = self.old, self.outcome
+        release = Release(self.name, old.release)
+        facts = {fact: release.record.get(fact) for fact in ("source", "revision")}
+        facts.update({"release": old.release, "server": old.server, "to": old.id, "error": "\n".join(outcome.failures)})
+        try:
+            go_live(old, "rollback", self._override_before if self.override else None, **facts)
+        except (Problem, OSError) as error:
+            why = f"rollback_on_failure: generation {old.id} did not get the traffic back: {error}"
+            raise Problem("\n".join([*outcome.failures, why])) from error
+        outcome.failures += settle(old)
+        forget_cached(self.host, self.name)
+        if outcome.attempt(drain, self.new):
+            outcome.attempt(retire, self.host, self.name, self.new.id, outcome)
+        raise Problem("\n".join([*outcome.failures, "rollback_on_failure: it was live, and is gone again"]))
+
+    def drain(self) -> None:
+        """Wait until the old generation has no connection any more; so for each that a killed run left."""
+        self._drained = drain_others(self.host, self.name, self.outcome)
+
+    def retire(self) -> None:
+        """Stop and remove the drained generations; write down what failed since the new one was live."""
+        retire_others(self.host, self.name, self.app, self._drained, self.outcome)
+        if self.outcome.failures:
+            failures = "\n".join(self.outcome.failures)
+            self.outcome.attempt(history.add_error, self.name, self._change, failures)
+
+    @property
+    def _facts(self):
+        """What the history tells of the change."""
+        made_of = {fact: self.release.record.get(fact) for fact in ("source", "revision")}
+        return {"release": self.release.id, "server": self.app["server"], **made_of}
+
+    def _run_before_live(self):
+        """Run the before_live commands, those that run once per release only if they have not run in it yet."""
+        new, release = self.new, self.release
+        ran = release.record.get("ran", [])
+        hooks = [
+            hook for hook in self.app["hooks"]["before_live"] if hook["every"] == "change" or hook["command"] not in ran
+        ]
+        app = {**self.app, "hooks": {"before_live": hooks}}
+        account = (new.uid, new.gid)
+        for hook, printed in run_hooks(self.name, app, "before_live", release, new.environment, *account):
+            self.outcome.printed.update(printed)
+            ran = [*ran, hook["command"]]
+            release.remember(new.gid, ran=ran)
 
 
-def _start(host, name, app, release, id, back_to, facts, override):
-    """All of a change up to the moment when its generation is live, a ``Change``; or it is taken away again."""
-    host.once(Nginx).check(name)
-    check_programs(name, app)
-    static.check(name, app, release)
-    new = prepare_generation(host, name, app, release, free_id(name, id))
-    done = Change(new)
-    try:
-        _before_live(new, app, release, done)
-        start_programs(new)
-        _ready(new, app)
-        static.build(host, name, app, release)
-        history.keep_settings(name, new, app)
-        event = "rollback" if back_to else "live"
-        _go_live(new, event, override and override(new.id), **facts, to=back_to)
-    except BaseException as error:
-        if history.live_id(name) == new.id:
-            raise
-        log = getattr(error, "log", new.log)
-        said = new.failure(log)
-        retire_generation(host, name, new.id)
-        if isinstance(error, (Problem, OSError)) and said:
-            raise Problem(f"{error}\n{log} says:\n{said}") from error
-        raise
-    return done
-
-
-def recover(host, name):
+def finish(host: Host, name: str, app: Mapping[str, Any], current: Generation) -> Outcome:
     """
-    Settle what a run that was killed has left open of an app. Other generations are for ``finish_retiring``.
+    Finish what a killed change, or one whose after_live commands failed, has left to do.
 
-    Every run that touches an app calls it before it asks what is wanted of the app. With ``test=True`` nothing
-    is written.
+    current : Generation
+        The live one.
 
-    Returns the generation that is live, or None. Raises ``Problem`` where something can't be written.
+    Returns the ``Outcome``.
     """
-    active_override(host, name)
-    current = live_generation(host, name)
-    stale = f"{LIB}/live/{name}.new"  # of a version of the formula that called a link so while it was made
-    unsettled = current and "going_live" in current.record
-    if host.opts.get("test") or not (unsettled or os.path.lexists(stale) or is_override_damaged(name)):
-        return current
-    with app_lock(name, "what a run before left"):
-        for path in (*maintenance.fast_paths(f"{name}.new").values(), stale):
-            files.remove(path)
-        set_override_aside(name)
-        current = live_generation(host, name)
-        failures = settle(current) if current else []
-    if failures:
-        raise Problem("\n".join(failures))
-    return current
+    outcome = Outcome(current)
+    with app_lock(name, "a change"):
+        retire_others(host, name, app, drain_others(host, name, outcome), outcome)
+        if current.record.get("pending_hooks"):
+            run_after_live(app, outcome)
+    return outcome
 
 
-def settle(generation):
+def run_after_live(app: Mapping[str, Any], outcome: Outcome) -> bool:
     """
-    Write down what the change has brought that made a generation live: each thing where it belongs.
+    Run an app's after_live commands in its live generation. Until all have succeeded, the next run repeats them.
 
-    Every step may be done again, and is, by the next run, until all have succeeded.
-
-    Returns what failed, a list of sentences.
-    """
-    host, name, brought = generation.host, generation.name, generation.record.get("going_live")
-    if not brought:
-        return []
-    done = Change(generation)
-    generation.record["went_live"] = True
-    _attempt(done, maintenance.enable_fast_path, name)
-    _attempt(done, history.settle, name)
-    if "override" in brought:
-        _attempt(done, write_override, name, brought["override"])
-    release = Release(name, generation.release)
-    if release.record:
-        _attempt(done, release.remember, files.group_of(f"{release.path}/release.json"), live=brought["at"])
-    before = [load_generation(host, name, id) for id in generation_ids(host, name, keep=generation)]
-    for each in [each for each in before if each] or [None]:
-        _attempt(done, hand_over_schedule, each, generation)
-    if not done.failures:
-        del generation.record["going_live"]
-        if not _attempt(done, write_record, generation):
-            generation.record["going_live"] = brought
-    return done.failures
-
-
-def _attempt(done, function, *arguments, **named):
-    """Do what comes too late to fail a change. Returns whether it succeeded; else ``done.failures`` tells."""
-    try:
-        function(*arguments, **named)
-    except (Problem, OSError) as error:
-        done.failures.append(str(error))
-        return False
-    return True
-
-
-def _go_back(old, done, override):
-    """
-    Give the traffic back to the generation before a change, and take the new one away.
-
-    override : dict or None
-        As ``_go_live`` takes it.
-
-    Raises ``Problem`` in any case, with what made the change fail.
-    """
-    host, name = old.host, old.name
-    release = Release(name, old.release)
-    facts = {fact: release.record.get(fact) for fact in ("source", "revision")}
-    facts.update({"release": old.release, "server": old.server, "to": old.id, "error": "\n".join(done.failures)})
-    try:
-        _go_live(old, "rollback", override, **facts)
-    except (Problem, OSError) as error:
-        why = f"rollback_on_failure: generation {old.id} did not get the traffic back: {error}"
-        raise Problem("\n".join([*done.failures, why])) from error
-    done.failures += settle(old)
-    forget_cached(host, name)
-    _attempt(done, drain_and_retire, host, name, done.generation, done)
-    raise Problem("\n".join([*done.failures, "rollback_on_failure: it was live, and is gone again"]))
-
-
-def finish_retiring(host, name, app, done):
-    """
-    Retire all generations of an app but the live one, and forget what there is no rollback to any more.
-
-    app : dict
-        Its settings, as ``desired_app`` gives them.
-    done : Change
-        What went wrong is added to it.
-    """
-    current = done.generation
-    for before in generation_ids(host, name, keep=current):
-        _attempt(done, drain_and_retire, host, name, load_generation(host, name, before) or before, done)
-    _attempt(done, maintenance.enable_fast_path, name)
-    _attempt(done, _prune, host, name, app, current)
-
-
-def _prune(host, name, app, current):
-    _prune_logs(name, keep=current)
-    kept = prune_releases(name, app["keep_releases"], _in_use(host, name))
-    pinned = active_override(host, name).get("pinned")
-    history.forget_settings(name, kept, app["keep_releases"], current.id, pinned)
-    static.prune(name)
-    files.remove_staged(
-        TMPFILES,
-        f"{ETC}/{name}",
-        current.config_dir,
-        Release(name, current.release).path,
-        f"{HISTORY}/{name}",
-        f"{LOG}/{name}",
-        f"{LIB}/live",
-        FAST_PATHS,
-        *program_folders(host).values(),
-        *glob.glob(f"{Systemd.SYSTEM}/*.wants"),
-    )
-
-
-def finish(host, name, app, done):
-    """
-    Run an app's after_live commands. As long as they have not all succeeded, the next run does so again.
-
-    app : dict
-        Its settings, as ``desired_app`` gives them.
-    done : Change
-        What they printed, and the first that failed, is added to it.
+    outcome : Outcome
+        Gets what they printed, and the failure of the first that failed.
 
     Returns whether all have succeeded.
     """
-    generation = done.generation
-    release = Release(name, generation.release)
-    try:
-        _run_hooks(generation, app, "after_live", release, done)
-    except (Problem, OSError) as error:
-        done.failures.append(str(error))
+    generation = outcome.generation
+    if not outcome.attempt(run_generation_hooks, generation, app, "after_live", outcome):
         return False
     if generation.record.pop("pending_hooks", None):
-        _attempt(done, write_record, generation)
+        outcome.attempt(write_record, generation)
     return True
 
 
-def drain_and_retire(host, name, generation, done):
+def go_live(generation: Generation, event: str, override: dict | None, **facts: Any) -> str:
     """
-    Take an app's generation away that has no traffic any more, once its last request is answered.
+    Move an app's traffic to a generation by one rename: nginx follows the link at every connect.
 
-    generation : Generation or str
-        It, or the id of one of which only remains are there.
-    done : Change
-        What the app's before_retire commands printed, and what failed, is added to it. They are
-        pillar's, in its code and with its environment.
+    All that becomes true by it is written into the generation's record first; see ``recovery``.
+
+    event : str
+        ``live`` or ``rollback``, as ``history.entry`` takes it; so are ``facts``.
+    override : dict
+        The override that is in force from then on, empty for none; None where it stays as it is.
+
+    Returns the id of the change in the history.
     """
-    if isinstance(generation, str):
-        return retire_generation(host, name, generation)
-    _drain(generation)
-    kept = history.kept_settings(name, generation.id)
-    if kept and generation.record.get("went_live"):
-        own = {"user": generation.user, **kept["settings"], "hooks": host.settings.apps[name]["hooks"]}
-        try:
-            _run_hooks(generation, own, "before_retire", Release(name, generation.release), done)
-        except (Problem, OSError) as error:
-            done.failures.append(str(error))
-    return retire_generation(host, name, generation.id)
+    host, name = generation.host, generation.name
+    # Before the first page that names its files; those of the generation before stay, too.
+    static.publish(host, name, host.settings.apps[name], Release(name, generation.release))
+    change = secrets.token_hex(8)
+    entry = history.entry(host, event, generation=generation.id, change=change, **facts)
+    becomes_true: dict[str, Any] = {"at": time.time(), "entry": entry}
+    if override is not None:
+        becomes_true["override"] = dated_override(host, override)
+    generation.record["going_live"] = becomes_true
+    write_record(generation)
+    for folder in (LIB, f"{LIB}/live"):
+        files.ensure_dir(folder, 0o755)
+    maintenance.disable_fast_path(name)
+    try:
+        files.replace_symlink(generation.runtime_dir, generation.live_link)
+    except OSError:
+        maintenance.enable_fast_path(name)
+        raise
+    return change
 
 
-def _before_live(generation, app, release, done):
-    """Run an app's before_live commands, those that are to run once per release only if they have not yet."""
-    ran = release.record.get("ran", [])
-    hooks = [hook for hook in app["hooks"]["before_live"] if hook["every"] == "change" or hook["command"] not in ran]
-    for hook, printed in _hooks(generation, {**app, "hooks": {"before_live": hooks}}, "before_live", release):
-        done.printed.update(printed)
-        ran = [*ran, hook["command"]]
-        release.remember(generation.gid, ran=ran)
+def wait_until_healthy(generation: Generation, app: Mapping[str, Any]) -> None:
+    """
+    Wait until the health check of every worker passes.
 
-
-def _run_hooks(generation, app, moment, release, done):
-    for _, printed in _hooks(generation, app, moment, release):
-        done.printed.update(printed)
-
-
-def _hooks(generation, app, moment, release):
-    return run_hooks(generation.name, app, moment, release, generation.environment, generation.uid, generation.gid)
-
-
-def _in_use(host, name):
-    """The ids of the releases that some generation on this machine runs, or is to run."""
-    found = {load_generation(host, name, id) for id in generation_ids(host, name)}
-    return {generation.release for generation in found if generation}
-
-
-def _ready(generation, app):
-    """Wait until the health check passes, or can't any more, or its deadline has come; then for the rest."""
+    Raises ``Problem`` where the server has ended, or the check's deadline is over.
+    """
     health = app["health"]
     host = health_host(app)
     deadline = time.monotonic() + health["deadline"]
     last = "nothing listened on its socket"
     waiting = list(generation.sockets)
-    while True:
+    while waiting:
         left = deadline - time.monotonic()
         if left <= 0:
             raise Problem(
@@ -385,54 +333,5 @@ def _ready(generation, app):
                 last = f"GET {health['path']} answered {status} instead of {health['status']}"
                 break
             waiting.pop(0)
-        if not waiting:
-            return wait_until_settled(generation)
-        time.sleep(0.1)
-
-
-def _go_live(generation, event, override, **facts):
-    """
-    Move the traffic by one rename: nginx follows the link at every connect. What that means is written down first.
-
-    event, facts
-        As ``history.entry`` takes them.
-    override : dict or None
-        What this machine says instead of pillar from then on, empty for nothing; None where that stays.
-    """
-    host, name = generation.host, generation.name
-    # Before the first page that names them; those of the generation before it are there still.
-    static.publish(host, name, host.settings.apps[name], Release(name, generation.release))
-    change = {"generation": generation.id, "change": secrets.token_hex(8)}
-    brought = {"at": time.time(), "entry": history.entry(host, event, **change, **facts)}
-    if override is not None:
-        brought["override"] = dated_override(host, override)
-    generation.record["going_live"] = brought
-    write_record(generation)
-    for folder in (LIB, f"{LIB}/live"):
-        files.ensure_dir(folder, 0o755)
-    maintenance.disable_fast_path(name)
-    try:
-        files.replace_symlink(generation.runtime_dir, generation.live_link)
-    except OSError:
-        maintenance.enable_fast_path(name)
-        raise
-
-
-def _drain(generation):
-    """Wait until nothing is connected to a generation that is live no more."""
-    process.wait_until(
-        lambda: probe.count_connections(generation.server_dir) == 0,
-        generation.record["settings"]["graceful_timeout"],
-    )
-
-
-def _prune_logs(name, keep):
-    logs = [f"{LOG}/{name}/{log}" for log in files.list_dir(f"{LOG}/{name}")]
-    logs.sort(key=os.path.getmtime, reverse=True)
-    kept = {}
-    for log in logs:
-        id = re.match(r"[^.]+", os.path.basename(log)).group()
-        if id == keep.id or id in kept or len(kept) < KEEP_LOGS:
-            kept[id] = True
-        else:
-            files.remove(log)
+        if waiting:
+            time.sleep(0.1)

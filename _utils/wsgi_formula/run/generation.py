@@ -42,6 +42,19 @@ ACCEPT_SLACK = 15
 # What of a server's row decides its process.
 DECIDING = ("protocol", "spawned", "keepalive", "notify", "config", "command", "stats")
 
+# What of a record says what the generation does, in records of every version of the formula.
+DECIDED = (
+    "server",
+    "process_manager",
+    "protocol",
+    "user",
+    "release",
+    "environment",
+    "spawned",
+    "markers",
+    "settings",
+    "env",
+)
 # How a generation's folders below /run are laid out. In the first way, which records without a number have, there was
 # one for all, and it was the app's.
 LAYOUT = 2
@@ -118,8 +131,8 @@ class Generation:
 
     @property
     def hash(self):
-        """The id without the count of equals."""
-        return self.id.partition("-")[0]
+        """The ``desired_id`` that it was made for, or adopted as; see ``adopt``."""
+        return self.record.get("desired_id") or self.id.partition("-")[0]
 
     @property
     def uid(self):
@@ -300,6 +313,29 @@ def generation_ids(host, name, keep=None):
     )
 
 
+def adopt(current, id, app, release):
+    """
+    Keep a live generation that a formula before version 1.0 made, where it does what is desired.
+
+    Its programs were rendered from other templates, which did the same; that alone has changed its id.
+
+    current : Generation
+    id : str
+        From ``desired_id``.
+    app : dict
+        As ``Settings.apps`` holds it.
+    release : Release
+    """
+    record = current.record
+    if "desired_id" in record or record.get("layout") != LAYOUT:
+        return
+    desired = new_record(current.host, app, release, record.get("version"))
+    if all(record.get(key) == desired[key] for key in DECIDED):
+        record["desired_id"] = id
+        if not current.host.opts.get("test"):
+            write_record(current)
+
+
 def replacement_reason(host, current, id):
     """
     Why an app's live generation must give way to one with this id, or None.
@@ -475,7 +511,9 @@ def generation_files(generation, app):
 
 def prepare_generation(host, name, app, release, id):
     """Write down all that a generation is made of; nothing runs yet."""
-    new = Generation(host, name, id, new_record(host, app, release, _version(host, app, release)))
+    record = new_record(host, app, release, _version(host, app, release))
+    record["desired_id"] = id.partition("-")[0]
+    new = Generation(host, name, id, record)
     uid, gid = new.uid, new.gid
     texts = generation_files(new, app)
     files.ensure_dir(f"{ETC}/{name}", 0o755)

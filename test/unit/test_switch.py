@@ -1,11 +1,14 @@
 """
-The order in which a change is written down: killed at any operation on a file, what is said is true, and the next run
-settles the rest. Nothing runs here; test/integration/test_records.py kills real ones.
+The switch without programs: each step that fails leaves the old generation live, and a run that is killed at any
+operation on a file leaves records that are true. Nothing runs here; test/integration/test_records.py kills real runs.
 """
 
 import os
+import pwd
+import re
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,13 +18,15 @@ from wsgi_formula.app import history, override, release
 from wsgi_formula.app.desired import desired_app, desired_settings
 from wsgi_formula.app.override import active_override, deploy_override
 from wsgi_formula.app.release import Release
-from wsgi_formula.changes import switch
-from wsgi_formula.changes.switch import Change
-from wsgi_formula.edge import maintenance, nginx, static
+from wsgi_formula.changes import recovery, retirement, switch
+from wsgi_formula.changes.switch import Switch, finish
+from wsgi_formula.edge import maintenance, static
+from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.errors import Problem
 from wsgi_formula.run import generation
 from wsgi_formula.run.generation import Generation, generation_ids, live_generation, write_record
 
+ROOT = Path(__file__).resolve().parents[2]
 SHOP = {"source": "/srv/shop", "application": "shop:app", "env": {"PASSWORD": "hunter2"}}
 OPERATIONS = ("rename", "symlink", "unlink", "mkdir", "rmdir", "fsync")
 
@@ -32,36 +37,37 @@ def machine(tmp_path, monkeypatch):
     places = {name: str(tmp_path / name) for name in ("ETC", "LIB", "LOG", "RUN", "SRV", "TMPFILES")}
     for path in places.values():
         os.mkdir(path)
-    for module in (files, generation, history, override, maintenance, lock, release, switch):
+    for module in (files, generation, history, override, maintenance, lock, release, recovery, retirement, switch):
         for name, path in places.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, path)
+    monkeypatch.setattr(history, "HISTORY", f"{places['LIB']}/history")
     monkeypatch.setattr(maintenance, "FOLDER", f"{places['LIB']}/maintenance")
-    for module in (history, switch):
-        monkeypatch.setattr(module, "HISTORY", f"{places['LIB']}/history")
-    for module in (maintenance, switch):
-        monkeypatch.setattr(module, "FAST_PATHS", f"{places['LIB']}/shortcuts")
+    monkeypatch.setattr(maintenance, "FAST_PATHS", f"{places['LIB']}/shortcuts")
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: SimpleNamespace(pw_uid=os.getuid(), pw_gid=os.getgid()))
     for name in ("chown", "fchown"):
         monkeypatch.setattr(os, name, lambda *_, **__: None)
     for module, names in {
-        nginx: ["check"],
-        switch: ["check_programs", "start_programs", "_before_live", "_ready", "_drain"],
+        Nginx: ["check"],
+        switch: ["check_programs", "start_programs", "wait_until_healthy", "wait_until_settled", "drain"],
+        retirement: ["drain"],
         generation: ["stop_programs"],
         static: ["check", "build", "publish", "prune"],
     }.items():
         for name in names:
             monkeypatch.setattr(module, name, lambda *_, **__: None)
-    monkeypatch.setattr(switch, "program_folders", lambda host: {})
-    monkeypatch.setattr(switch, "hand_over_schedule", lambda old, new: (tmp_path / "schedule").write_text(new.id))
+    monkeypatch.setattr(retirement, "program_folders", lambda host: {})
+    monkeypatch.setattr(recovery, "hand_over_schedule", lambda old, new: (tmp_path / "schedule").write_text(new.id))
     monkeypatch.setattr(switch, "prepare_generation", prepare)
 
-    def hooks(generation, app, moment, release, done):
+    def hooks(generation, app, moment, outcome):
         with open(tmp_path / moment, "a") as file:
             file.write(f"{generation.id}\n")
         if (moment, generation.id) == ("after_live", "bad"):
             raise Problem("after_live failed")
 
-    monkeypatch.setattr(switch, "_run_hooks", hooks)
+    for module in (retirement, switch):
+        monkeypatch.setattr(module, "run_generation_hooks", hooks)
     first = host_of({"apps": {"shop": SHOP}})
     known = {name: getattr(first, name) for name in ("settings", "servers", "family")}
 
@@ -94,12 +100,12 @@ def prepare(host, name, app, release, id):
 def deploy_on(machine, id):
     """As deploy does: a change that brings an override of its own."""
     host = machine.host()
-    switch.recover(host, "shop")
+    recovery.recover(host, "shop")
     app = {**desired_app(host, "shop"), "rollback_on_failure": True}
     release = SimpleNamespace(id=f"release-of-{id}", record={})
     os.makedirs(Release("shop", release.id).path, exist_ok=True)
     said = deploy_override(host, "shop", f"/srv/{id}", None)
-    return switch.change(host, "shop", app, release, id, override=lambda _: said)
+    return Switch(host, "shop", app, release, id, override=lambda _: said).run()
 
 
 def killed(machine, id, number):
@@ -131,10 +137,9 @@ def next_run(machine):
     """As the state wsgi.generation_live does where what is wanted is live; returns what was live and wanted before it."""
     host = machine.host()
     said = active_override(host, "shop").get("source"), [each["generation"] for each in went(machine)]
-    current = switch.recover(host, "shop")
-    done = Change(current)
-    switch.finish_retiring(host, "shop", desired_settings(host, "shop"), done)
-    assert done.failures == []
+    current = recovery.recover(host, "shop")
+    current.record.pop("pending_hooks", None)  # these commands are not what is tested
+    assert finish(host, "shop", desired_settings(host, "shop"), current).failures == []
     return said
 
 
@@ -194,9 +199,9 @@ def test_a_record_that_cant_be_written_does_not_fail_what_is_live(machine, monke
         raise full
 
     monkeypatch.setattr(history, "settle", fails)
-    done = deploy_on(machine, "good")
-    assert (done.generation.id, history.live_id("shop")) == ("good", "good")
-    assert done.failures == [str(full)]
+    outcome = deploy_on(machine, "good")
+    assert (outcome.generation.id, history.live_id("shop")) == ("good", "good")
+    assert outcome.failures == [str(full)]
     monkeypatch.setattr(history, "settle", real)
     next_run(machine)
     assert [each["generation"] for each in went(machine)] == ["old", "good"]
@@ -204,7 +209,7 @@ def test_a_record_that_cant_be_written_does_not_fail_what_is_live(machine, monke
 
 def test_what_an_older_formula_was_linking_is_taken_away(machine):
     deploy_on(machine, "old")
-    stale = machine.path / "LIB/live/shop.new"
+    stale = f"{recovery.LIB}/live/shop.new"
     os.symlink("/run/wsgi/shop/gone", stale)
     shortcut = maintenance.fast_paths("shop.new")["http"]
     os.makedirs(os.path.dirname(shortcut), exist_ok=True)
@@ -220,11 +225,74 @@ def test_a_dry_run_settles_nothing_and_tells_as_if_it_were_settled(machine, monk
     while killed(machine, "good", number) and history.live_id("shop") == "old":
         next_run(machine)
         number += 1
-    record = machine.path / "ETC/shop/good/generation.json"
+    record = f"{generation.ETC}/shop/good/generation.json"
     before = os.stat(record).st_mtime_ns, time.time()
     host = machine.host()
     host.opts = {"test": True}
-    assert switch.recover(host, "shop").id == "good"
+    assert recovery.recover(host, "shop").id == "good"
     assert active_override(host, "shop")["source"] == "/srv/good"
     assert [each["generation"] for each in went(machine)] == ["old", "good"]
     assert os.stat(record).st_mtime_ns == before[0]
+
+
+STEPS = {
+    "validate": (Nginx, "check"),
+    "build": (switch, "prepare_generation"),
+    "start": (switch, "start_programs"),
+    "ready": (switch, "wait_until_healthy"),
+    "live": (files, "replace_symlink"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_fails_before_the_traffic_moves_leaves_the_old_generation_live(machine, monkeypatch, step):
+    deploy_on(machine, "old")
+
+    def fails(*_, **__):
+        raise Problem(f"{step} failed")
+
+    monkeypatch.setattr(*STEPS[step], fails)
+    with pytest.raises(Problem, match=f"{step} failed"):
+        deploy_on(machine, "good")
+    assert history.live_id("shop") == "old"
+    assert generation_ids(None, "shop") == ["old"]
+    assert [entry["event"] for entry in history.entries("shop")] == ["live", "failed"]
+    assert active_override(machine.host(), "shop")["source"] == "/srv/old"
+    assert lines(machine, "before_retire") == []
+
+
+@pytest.mark.parametrize("step", ["settle", "drain", "retire"])
+def test_a_step_that_fails_after_the_traffic_has_moved_is_reported_and_finished_by_the_next_run(
+    machine, monkeypatch, step
+):
+    deploy_on(machine, "old")
+    module, name = {
+        "settle": (recovery, "hand_over_schedule"),
+        "drain": (retirement, "drain"),
+        "retire": (retirement, "retire_generation"),
+    }[step]
+    with monkeypatch.context() as failing:
+
+        def fails(*_, **__):
+            raise Problem(f"{step} failed")
+
+        failing.setattr(module, name, fails)
+        outcome = deploy_on(machine, "good")
+    assert outcome.failures == [f"{step} failed"]
+    assert (outcome.generation.id, history.live_id("shop")) == ("good", "good")
+    assert history.entries("shop")[-1]["error"] == f"{step} failed"
+    next_run(machine)
+    assert generation_ids(None, "shop") == ["good"]
+    assert lines(machine, "schedule") == ["good"]
+
+
+def test_the_steps_of_a_switch_come_in_the_order_of_the_readme(machine, monkeypatch):
+    steps = ["validate", "build", "start", "ready", "live", "drain", "retire"]
+    done = []
+    for step in steps:
+        real = getattr(Switch, step)
+        monkeypatch.setattr(Switch, step, lambda self, real=real, step=step: (done.append(step), real(self)))
+    deploy_on(machine, "good")
+    assert done == steps
+    readme = (ROOT / "README.md").read_text()
+    assert re.findall(r"^\d\. \*(\w+)\*", readme, re.MULTILINE) == steps
