@@ -22,7 +22,7 @@ from wsgi_formula.edge import status_page
 from wsgi_formula.edge.maintenance import is_in_maintenance, marker_path, set_maintenance
 from wsgi_formula.edge.site_files import SiteFiles
 from wsgi_formula.edge.status import known_names, made_of, status_for_page, status_of_apps
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.host import Host
 from wsgi_formula.lock import app_lock
 from wsgi_formula.paths import LIB, LOG, SRV
@@ -229,7 +229,7 @@ def restart(app, saltenv=None):
             if current:
                 adopt(current, id, wanted, release)
             if current is None or current.hash != id:
-                raise Problem(f"pillar has changed since the live generation of {app} was made: run state.apply wsgi")
+                raise WsgiError(f"pillar has changed since the live generation of {app} was made: run state.apply wsgi")
             return _changed(Switch(host, app, wanted, release, id).run())["generation"]
 
 
@@ -429,7 +429,7 @@ def _plan(saltenv):
         host = _host(saltenv)
         _check_modules(host)
         return plan_of(host)
-    except Problem:
+    except WsgiError:
         # The state wsgi-pillar gives the reason. Salt would log it with a traceback if an sls raised it.
         return {"host_wide": True, "metrics": None, "status_page": False}
 
@@ -487,12 +487,12 @@ def _salt_errors(host):
 def _update_status_page(host):
     """Update the status page, where there is one. A failure of that does not fail what was done."""
     if host.settings.status_page:
-        with contextlib.suppress(Problem, OSError):
+        with contextlib.suppress(WsgiError, OSError):
             status_page.write(host, status_page.facts(host, status_for_page(host)))
 
 
 def _changed(outcome, host=None):
-    """Return the outcome of a change. Raises ``Problem`` where something failed after the new generation was live."""
+    """Return the outcome of a change. Raises ``WsgiError`` where something failed after the new generation was live."""
     found = {"generation": outcome.generation.id, "release": outcome.generation.release}
     found.update(made_of(outcome.generation))
     if outcome.printed:
@@ -501,7 +501,7 @@ def _changed(outcome, host=None):
     if note:
         found["note"] = note
     if outcome.failures:
-        raise Problem("\n".join([f"Generation {outcome.generation.id} is live, but:", *outcome.failures]))
+        raise WsgiError("\n".join([f"Generation {outcome.generation.id} is live, but:", *outcome.failures]))
     return found
 
 

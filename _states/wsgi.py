@@ -28,7 +28,7 @@ from wsgi_formula.edge import acme, maintenance, static, status_page, tls
 from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.edge.status import status_for_page
 from wsgi_formula.edge.status_page import FOLDER
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.host import Host
 from wsgi_formula.lock import app_lock
 from wsgi_formula.paths import ETC, LIB, LOG, SRV
@@ -71,7 +71,7 @@ def pillar_valid(name):
         _ = host.served.stale  # raises where the master serves other modules than the formula's
         settings = host.settings
         warnings = release_hazards(host)
-    except Problem as error:
+    except WsgiError as error:
         return _failure(name, "Nothing was changed", error)
     if not (__opts__["test"] or settings.host_wide):
         with contextlib.suppress(OSError):  # where the disk is full, the states that need it fail
@@ -125,7 +125,7 @@ def release_built(name):
             printed = wanted.build(user.pw_gid)
         if printed:
             changes["hooks"] = printed
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         if not __opts__["test"]:
             with contextlib.suppress(OSError):
                 history.add(host, name, "failed", error=error)
@@ -170,7 +170,7 @@ def generation_live(name):
                 name, True, _sentences(f"Generation {current.id} of {name} is live.", describe_override(host, name))
             )
         return _finished(host, name, app, current, left, pending)
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, _still_serving(name), error)
 
 
@@ -241,7 +241,7 @@ def site_present(name):
         if not __opts__["test"]:
             warnings += static.warnings(host, name, host.settings.apps[name])
         return _warned(result, warnings)
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, f"The site of {name} was not changed", error)
 
 
@@ -285,7 +285,7 @@ def nginx_files(name):
         if __opts__["test"]:
             return _result(name, True, "A dry run does not test nginx's files.")
         changes, sentence = host.once(Nginx).mend()
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, "nginx does not accept its files", error)
     return _result(name, True, sentence or "nginx's files need no repair.", changes)
 
@@ -315,7 +315,7 @@ def nginx_reloaded(name):
         configuration = "".join(nginx.installed_files.values())
         for app in host.settings.apps:
             static.forget(app, configuration)
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, "nginx was not reloaded and still serves the sites that it has loaded", error)
     return _result(name, True, "nginx was reloaded.", changes)
 
@@ -355,11 +355,11 @@ def certificates_present(name):
                 continue
             try:
                 acme.obtain(host, site)
-            except (Problem, OSError) as error:
+            except (WsgiError, OSError) as error:
                 failures.append(str(error))
                 del changes[site.id]
         nginx.apply(*(name for site in sites if site.id in changes for name in site.apps))
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, "No certificate was changed", error)
     return _result(
         name, not failures, "\n".join([f"New certificates: {', '.join(changes) or 'none'}.", *failures]), changes
@@ -393,7 +393,7 @@ def status_page_written(name):
         if __opts__["test"]:
             return _result(name, None if changes else True, "The status page would be written.", changes)
         status_page.write(host, facts)
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, "The status page was not written", error)
     return _result(name, True, "The status page was written.", changes)
 
@@ -470,7 +470,7 @@ def file_installed(name, source, mode="0644", context=None):
         text = host.text(source) if context is None else host.render(source[len("salt://wsgi/") :], **context)
         if files.has_content(name, text, int(mode, 8)):
             return _result(name, True, f"{name} is in place.")
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, "The file was not changed", error)
     return __states__["file.managed"](name, contents=text, mode=mode, **READABLE)
 
@@ -503,7 +503,7 @@ def tool_installed(name, requirements, python="/usr/bin/python3"):
         if __opts__["test"]:
             return _result(name, None, f"{requirements[0]} would be installed.", changes)
         tool.build()
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, f"{requirements[0]} was not installed", error)
     return _result(name, True, f"{requirements[0]} was installed.", changes)
 
@@ -564,7 +564,7 @@ def app_absent(name, purge=False):
             was = os.lstat(path).st_uid
             files.ensure_dir(path, 0o700)
             ownership.give_tree(path, 0, 0, {*former, was})
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         return _failure(name, f"{name} was not removed completely", error)
     return _result(name, True, f"{name} was removed.", changes)
 

@@ -5,7 +5,7 @@ The one kind of error that the formula raises for an administrator to read.
 from salt.exceptions import CommandExecutionError
 
 
-class Problem(CommandExecutionError):
+class WsgiError(CommandExecutionError):
     """
     What went wrong, in a sentence for the administrator who reads the state's comment.
 

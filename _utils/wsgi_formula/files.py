@@ -13,7 +13,7 @@ import shutil
 import subprocess
 
 from . import untrusted
-from .errors import Problem
+from .errors import WsgiError
 
 # What is being written has such a name until it is whole. Of a run that was killed it stays, for `sweep`.
 STAGED = ".wsgi-staged-"
@@ -125,7 +125,7 @@ def _remove_tree(path):
         # A build can leave more folders in each other than Python can descend into.
         done = subprocess.run(["rm", "-rf", "--", path], check=False, stderr=subprocess.PIPE, text=True)
         if done.returncode:
-            raise Problem(f"{path} could not be removed: {done.stderr.strip()[-500:]}") from None
+            raise WsgiError(f"{path} could not be removed: {done.stderr.strip()[-500:]}") from None
 
 
 def has_content(path, text, mode):

@@ -12,7 +12,7 @@ import jinja2
 import salt.utils.yaml
 
 from . import files, process
-from .errors import Problem
+from .errors import WsgiError
 from .paths import ETC
 from .pillar import load, plain
 from .pillar.settings import merge
@@ -73,7 +73,7 @@ class Host:
         context : dict
             ``__context__``, which Salt shares among all modules of a run.
 
-        Returns a ``Host``. Raises ``Problem`` as another user than root.
+        Returns a ``Host``. Raises ``WsgiError`` as another user than root.
         """
         host = context.get("wsgi.host")
         if host is None:
@@ -86,17 +86,17 @@ class Host:
         """
         Make a new ``Host``: a state run's, or that of one call of a function from outside of a state run.
 
-        Raises ``Problem`` as another user than root.
+        Raises ``WsgiError`` as another user than root.
         """
         if os.geteuid():
-            raise Problem(f"wsgi must run as root, and this is the user with the UID {os.geteuid()}: use sudo")
+            raise WsgiError(f"wsgi must run as root, and this is the user with the UID {os.geteuid()}: use sudo")
         files.damaged_records.clear()
         files._untold.clear()
         return cls(salt, pillar, grains, saltenv or "base", opts)
 
     @cached_property
     def family(self):
-        """What ``wsgi/os_family/<family>.yaml`` says; a ``Problem`` where there is none."""
+        """What ``wsgi/os_family/<family>.yaml`` says; a ``WsgiError`` where there is none."""
         name = self.grains["os_family"]
         return self._yaml(f"os_family/{name}.yaml", f"the OS family {name} is not supported")
 
@@ -158,10 +158,10 @@ class Host:
         return self._template_text[template]
 
     def text(self, url):
-        """Return the text of one of the formula's files; raises ``Problem`` where it is not served."""
+        """Return the text of one of the formula's files; raises ``WsgiError`` where it is not served."""
         path = self.served.file(url)
         if not path:
-            raise Problem(self.served.missing(url))
+            raise WsgiError(self.served.missing(url))
         return files.read(path)
 
     @cached_property
@@ -181,7 +181,7 @@ class Host:
     def _yaml(self, name, otherwise=None):
         url = f"salt://wsgi/{name}"
         if otherwise and not self.served.file(url):
-            raise Problem(otherwise)
+            raise WsgiError(otherwise)
         return salt.utils.yaml.safe_load(self.text(url))
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 
 from . import files, step
-from .errors import Problem
+from .errors import WsgiError
 from .paths import RUN
 
 PATIENCE = 900  # seconds that a run waits for another one: as long as a build may well take
@@ -31,7 +31,7 @@ def app_lock(name, what, patience=PATIENCE):
     patience : float
         Seconds to wait for another run that holds it.
 
-    Raises ``Problem`` when another run still does. The kernel frees the lock of a process that
+    Raises ``WsgiError`` when another run still does. The kernel frees the lock of a process that
     died; what it left running of a build is killed.
     """
     me = (name, threading.get_ident())
@@ -61,7 +61,7 @@ def _wait(file, name, patience):
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise Problem(f"{name} is being changed by {_holder(file)}; try again when that has ended") from None
+                raise WsgiError(f"{name} is being changed by {_holder(file)}; try again when that has ended") from None
             time.sleep(0.1)
 
 

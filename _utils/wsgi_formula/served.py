@@ -14,7 +14,7 @@ from functools import cached_property
 from salt.utils.hashutils import get_hash
 
 from . import untrusted
-from .errors import Problem
+from .errors import WsgiError
 
 MANIFEST = "wsgi/SHA256SUMS"
 
@@ -48,13 +48,13 @@ class Served:
     def sums(self):
         """
         The SHA-256 sums of the formula's files by their paths below ``salt://``; empty on a machine without a
-        master, which reads the files themselves. Raises ``Problem`` where the master does not serve them.
+        master, which reads the files themselves. Raises ``WsgiError`` where the master does not serve them.
         """
         if self._host.opts.get("file_client") != "remote":
             return {}
         path = self._cache(MANIFEST)
         if not path:
-            raise Problem(self.missing(f"salt://{MANIFEST}"))
+            raise WsgiError(self.missing(f"salt://{MANIFEST}"))
         with open(path, encoding="utf-8") as file:
             return {path: sum for sum, path in (line.rstrip("\n").split("  ", 1) for line in file)}
 
@@ -62,7 +62,7 @@ class Served:
         """
         Return the local path of a served file, or an empty string where there is none.
 
-        Raises ``Problem`` where it is a file of the formula and the master serves another one than the formula has.
+        Raises ``WsgiError`` where it is a file of the formula and the master serves another one than the formula has.
         """
         path = url[len("salt://") :]
         if path not in self._found:
@@ -73,16 +73,16 @@ class Served:
         """
         Return the files of a served folder: paths in the folder to local paths, and to SHA-256 sums.
 
-        Raises ``Problem`` where there is none.
+        Raises ``WsgiError`` where there is none.
         """
         if url not in self._folders:
             files = {inner: self.file(f"salt://{path}") for inner, path in self._paths(url).items()}
             if not files or not all(files.values()):
-                raise Problem(f"{url} holds no file; is it below a folder in file_roots, or in gitfs?")
+                raise WsgiError(f"{url} holds no file; is it below a folder in file_roots, or in gitfs?")
             try:
                 sums = {inner: untrusted.sha256(path) for inner, path in sorted(files.items())}
             except OSError as error:
-                raise Problem(f"{url}: {error.filename} can't be read: {error.strerror}") from error
+                raise WsgiError(f"{url}: {error.filename} can't be read: {error.strerror}") from error
             self._folders[url] = files, sums
         return self._folders[url]
 
@@ -104,7 +104,7 @@ class Served:
     def stale(self):
         """
         Which of the formula's modules are not the served ones, as two lists of paths: of those that Salt has
-        to sync, and of those that are synced while this process runs older ones. Raises ``Problem`` where the master
+        to sync, and of those that are synced while this process runs older ones. Raises ``WsgiError`` where the master
         serves others than the formula's, which it is asked for only if they differ.
         """
         folder = self._host.opts["extension_modules"]
@@ -114,7 +114,7 @@ class Served:
         unsynced = [path for path, sum in on_disk.items() if sum != wanted[path]]
         for path in unsynced if self.sums else ():
             if not self._is_served(path):
-                raise Problem(OTHER.format(path))
+                raise WsgiError(OTHER.format(path))
         return unsynced, [path for path, sum in _loaded.items() if path in wanted and sum not in (None, on_disk[path])]
 
     def _synced(self, folder):
@@ -144,7 +144,7 @@ class Served:
             return cached
         cached = self._cache(path)
         if _sum(cached) != self.sums[path]:
-            raise Problem(OTHER.format(path))
+            raise WsgiError(OTHER.format(path))
         return cached
 
     def _is_served(self, path):
@@ -152,7 +152,7 @@ class Served:
         served = self._host.salt["cp.hash_file"](f"salt://{path}", self._host.saltenv) or {"hash_type": "sha256"}
         if served["hash_type"] == "sha256":
             return served.get("hsum") == self.sums[path]
-        with contextlib.suppress(Problem):
+        with contextlib.suppress(WsgiError):
             return get_hash(self._own(path), served["hash_type"]) == served["hsum"]
         return False
 

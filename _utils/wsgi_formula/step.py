@@ -11,7 +11,7 @@ import tempfile
 import time
 
 from . import process
-from .errors import Problem
+from .errors import WsgiError
 from .paths import PATH
 from .redact import redact, tail
 
@@ -61,7 +61,7 @@ def run(
     stdout : file
         Takes its standard output, as it is, instead.
 
-    Returns the last 64 KiB of what it printed. Raises ``Problem`` with the last lines of that when
+    Returns the last 64 KiB of what it printed. Raises ``WsgiError`` with the last lines of that when
     it fails or takes too long, and FileNotFoundError where there is no such program.
     """
     what = what or " ".join(command)
@@ -91,10 +91,10 @@ def run(
         output.seek(max(0, output.tell() - KEPT_OUTPUT))
         text = redact(output.read().decode(errors="replace"), secrets)
     if code is None:
-        raise Problem(f"{what} did not end within {timeout} s:\n{tail(text)}")
+        raise WsgiError(f"{what} did not end within {timeout} s:\n{tail(text)}")
     if code:
         said = tail(text) or f"  it printed nothing, and {_ended(code)}"
-        raise Problem(f"{what} failed:\n{said}")
+        raise WsgiError(f"{what} failed:\n{said}")
     return text
 
 
@@ -148,7 +148,7 @@ def kill_user_processes(user, patience=10):
     patience : float
         Seconds that it tries.
 
-    Raises ``Problem`` where some are left.
+    Raises ``WsgiError`` where some are left.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -156,7 +156,7 @@ def kill_user_processes(user, patience=10):
         if not running:
             return
         if time.monotonic() > deadline:
-            raise Problem(f"processes of the user {user.pw_name} can't be ended: {', '.join(map(str, running))}")
+            raise WsgiError(f"processes of the user {user.pw_name} can't be ended: {', '.join(map(str, running))}")
         for pid in running:
             process.kill(pid, lambda each: _is_run_by(each, user.pw_uid))
         time.sleep(0.02)

@@ -11,7 +11,7 @@ from conftest import as_nginx_reads
 from wsgi_formula import files
 from wsgi_formula.edge import static
 from wsgi_formula.edge.nginx import Nginx
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 
 SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
 
@@ -156,7 +156,7 @@ def test_links_within_the_release_are_resolved_and_others_left_out(make_release,
 def test_links_that_multiply_are_a_problem(make_release, monkeypatch):
     monkeypatch.setattr(static, "MOST_FILES", 50)
     files = {f"static/{number}/{other}": f"-> ../{other}" for number in range(9) for other in range(9)}
-    with pytest.raises(Problem, match="static contains more than 50 files"):
+    with pytest.raises(WsgiError, match="static contains more than 50 files"):
         static.build(None, "shop", said(static={"/static/": "static"}), make_release("a", files))
 
 
@@ -185,7 +185,7 @@ def test_trees_that_are_not_live_go_and_so_do_paths_that_nobody_names(make_relea
 
 def test_a_new_release_without_such_a_path_is_refused_and_one_that_was_live_is_not(make_release):
     app = said(static={"/static/": "dist"}, error_pages={404: "static"})
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(WsgiError) as refused:
         static.check("shop", app, make_release("a", {"static/app.css": "1"}, live=False))
     assert "wsgi:apps:shop:static:/static/: 'dist' is not a folder of release a; " in str(refused.value)
     assert "wsgi:apps:shop:error_pages:404: 'static' is not a file of release a; " in str(refused.value)

@@ -16,7 +16,7 @@ from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.edge.nginx_build import NginxBuild, installed_nginx
 from wsgi_formula.edge.site_files import SecretFile
 from wsgi_formula.edge.tls import NAMED
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 
 OLD = NginxBuild((1, 18, 0), ("http_v2_module",), (1, 1, 1))
 USUAL = NginxBuild((1, 22, 1), ("http_v2_module",), (3, 0, 22))
@@ -300,7 +300,7 @@ def test_sites_of_one_host_can_not_meet_at_the_port_of_tls(load):
 )
 def test_what_this_machine_can_not_do_is_a_problem(make_files, said, problem):
     host, _ = make_files({"shop": {"tls": said}, "blog": {"domains": ["example.org"], "tls": "self_signed"}})
-    with pytest.raises(Problem) as raised:
+    with pytest.raises(WsgiError) as raised:
         tls.check(host, host.once(Nginx).files.site_of("shop"))
     assert str(raised.value).startswith(problem)
 
@@ -325,7 +325,7 @@ def test_a_pair_that_does_not_fit_is_a_problem_that_says_why(make_files, tmp_pat
         host, _ = make_files({"shop": {"tls": {"certificate": certificate, "key": key}}})
         try:
             return tls.check(host, host.once(Nginx).files.site_of("shop"))
-        except Problem as problem:
+        except WsgiError as problem:
             return str(problem)
 
     assert said(certificate, key) == []
@@ -415,7 +415,7 @@ def installed(make_files, tmp_path, monkeypatch):
         own = host.family["nginx"]["own_dir"]
         for path in NAMED.findall("".join(file.read_text() for file in Path(staged).glob("**/*.conf"))):
             if not os.path.exists(path.replace(own, staged)):
-                raise Problem(f"{path} is not there")
+                raise WsgiError(f"{path} is not there")
 
     def put(apps):
         host, _ = make_files(apps)

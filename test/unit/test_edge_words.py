@@ -8,7 +8,7 @@ from wsgi_formula.app.secrets import htpasswd
 from wsgi_formula.edge import words
 from wsgi_formula.edge.nginx import Nginx, report
 from wsgi_formula.edge.nginx_build import NginxBuild, dynamic_modules, installed_nginx
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 
 HASH = "$6$saltsalt$hRM5XZ86KXEw9UOmjigeVqFgULtFB2sgpC9lXQDfMib3Zgw7mEiUvBJI2EplzfAqxL5Vvwp2scFtv/uamSo5z0"
 KEY = "wsgi:apps:shop"
@@ -107,7 +107,7 @@ def test_what_sdb_has_for_a_user_must_be_a_hash(make_host):
     host.salt["sdb.get"] = lambda uri, strict: {"sdb://a/ann": HASH, "sdb://a/bob": "hunter2"}[uri]
     key = f"{KEY}:basic_auth:users"
     assert htpasswd(host, key, {"ann": "sdb://a/ann", "eve": HASH}) == f"ann:{HASH}\neve:{HASH}\n"
-    with pytest.raises(Problem, match=f"{key}:bob: sdb://a/bob holds something else than a hash") as raised:
+    with pytest.raises(WsgiError, match=f"{key}:bob: sdb://a/bob holds something else than a hash") as raised:
         htpasswd(host, key, {"bob": "sdb://a/bob"})
     assert "hunter2" not in str(raised.value)
 

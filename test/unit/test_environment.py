@@ -8,7 +8,7 @@ from wsgi_formula.build import environment, installers
 from wsgi_formula.build.environment import Environment, Recipe
 from wsgi_formula.build.installers import Pip, Uv
 from wsgi_formula.build.requirements import Requirements
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.redact import passwords_of
 from wsgi_formula.untrusted import TEXT
 
@@ -140,7 +140,7 @@ def test_a_link_that_stays_in_the_code_is_followed(required, tmp_path):
 )
 def test_a_file_that_cannot_be_read_is_named(required, tmp_path, text, told):
     (tmp_path / "requirements.txt").write_bytes(text)
-    with pytest.raises(Problem) as problem:
+    with pytest.raises(WsgiError) as problem:
         required("requirements.txt")
     assert str(problem.value).startswith(f"wsgi:apps:shop:requirements: {told}")
 
@@ -148,13 +148,13 @@ def test_a_file_that_cannot_be_read_is_named(required, tmp_path, text, told):
 def test_many_files_are_no_more_than_one(required):
     line = "#" * (TEXT // 2) + "\n"
     files = {"requirements.txt": line + "-r a.txt", "a.txt": line + "-r b.txt", "b.txt": line}
-    with pytest.raises(Problem, match="'a.txt' and those that point at it have more than 16 MiB"):
+    with pytest.raises(WsgiError, match="'a.txt' and those that point at it have more than 16 MiB"):
         required("requirements.txt", files)
 
 
 def test_a_long_chain_of_files_is_refused(required):
     files = {f"{number}.txt": f"-r {number + 1}.txt" for number in range(2000)}
-    with pytest.raises(Problem, match="'51.txt' is the last of 50 files, each of which points at the next"):
+    with pytest.raises(WsgiError, match="'51.txt' is the last of 50 files, each of which points at the next"):
         required("0.txt", files)
 
 
@@ -164,7 +164,7 @@ def test_a_long_line_is_read_in_time(required):
 
 def test_a_link_that_leads_out_of_the_code_is_not_followed(required, tmp_path):
     (tmp_path / "requirements.txt").symlink_to("/etc/passwd")
-    with pytest.raises(Problem, match="'requirements.txt' is not in salt://shop"):
+    with pytest.raises(WsgiError, match="'requirements.txt' is not in salt://shop"):
         required("requirements.txt")
 
 
@@ -245,7 +245,7 @@ def test_toml_is_read_by_what_salt_s_python_has_for_it(required, monkeypatch, kn
     if known:
         assert required("pyproject.toml", {"pyproject.toml": ""}).lines == ["tiny"]
     else:
-        with pytest.raises(Problem, match=r"^wsgi:apps:shop:requirements: Salt's Python can't read 'pyproject.toml'"):
+        with pytest.raises(WsgiError, match=r"^wsgi:apps:shop:requirements: Salt's Python can't read 'pyproject.toml'"):
             required("pyproject.toml", {"pyproject.toml": ""})
 
 
@@ -265,14 +265,14 @@ def test_toml_is_read_by_what_salt_s_python_has_for_it(required, monkeypatch, kn
     ],
 )
 def test_what_cannot_be_installed_from_is_refused_with_what_can(required, file, text, said):
-    with pytest.raises(Problem) as problem:
+    with pytest.raises(WsgiError) as problem:
         required(file, {file: text})
     assert str(problem.value).startswith("wsgi:apps:shop:requirements: ")
     assert said in str(problem.value)
 
 
 def test_a_file_that_is_not_there_is_named_without_the_source_s_password(required):
-    with pytest.raises(Problem, match=r"'r.txt' is not in git\+https://me:\*\*\*@example.com/shop@v1"):
+    with pytest.raises(WsgiError, match=r"'r.txt' is not in git\+https://me:\*\*\*@example.com/shop@v1"):
         required("r.txt", source="git+https://me:hunter22@example.com/shop@v1")
 
 
@@ -326,7 +326,7 @@ def test_wheels_that_are_no_folder_of_the_source_are_refused(recipe, tmp_path, t
     if target:
         (tmp_path / "wheels").symlink_to(target)
     with pytest.raises(
-        Problem, match="^wsgi:apps:shop:wheels: 'wheels' is not a folder in salt://shop, or a link that"
+        WsgiError, match="^wsgi:apps:shop:wheels: 'wheels' is not a folder in salt://shop, or a link that"
     ):
         recipe(wheels="wheels")
 
@@ -339,7 +339,7 @@ def test_uv_is_taken_where_it_is_unless_pip_is_asked_for(recipe, monkeypatch, tm
     monkeypatch.setattr(environment, "UV", str(tmp_path / "uv"))
     monkeypatch.setattr(environment, "PATH", f"{tmp_path}/bin:/usr/bin")
     assert isinstance(recipe()._installer(), Pip)
-    with pytest.raises(Problem, match="wsgi:apps:shop:installer: 'uv' is not on this machine"):
+    with pytest.raises(WsgiError, match="wsgi:apps:shop:installer: 'uv' is not on this machine"):
         recipe(installer="uv")._installer()
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/uv").touch(mode=0o755)
@@ -352,7 +352,9 @@ def test_uv_is_taken_where_it_is_unless_pip_is_asked_for(recipe, monkeypatch, tm
 def test_a_lock_for_uv_is_not_given_to_pip(recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "UV", str(tmp_path / "uv"))
     (tmp_path / "uv.lock").write_text("")
-    with pytest.raises(Problem, match="wsgi:apps:shop:requirements: 'uv.lock' is for uv to install: say installer: uv"):
+    with pytest.raises(
+        WsgiError, match="wsgi:apps:shop:requirements: 'uv.lock' is for uv to install: say installer: uv"
+    ):
         recipe(requirements="uv.lock", installer="pip")._installer()
 
 
@@ -360,7 +362,7 @@ def test_an_interpreter_that_is_not_there_is_named_with_those_that_are(recipe, m
     for name in ("python3", "python3.11", "pypy3.9", "python3-config", "python3.11-config", "python2.7"):
         (tmp_path / name).touch(mode=0o755)
     monkeypatch.setattr(environment, "PATH", str(tmp_path))
-    with pytest.raises(Problem) as problem:
+    with pytest.raises(WsgiError) as problem:
         recipe(python="python3.99")._installer()
     assert str(problem.value) == (
         "wsgi:apps:shop:python: 'python3.99' is not on this machine (pypy3.9, python3, python3.11); install it first"
@@ -415,7 +417,7 @@ def test_a_machine_without_an_index_has_none_under_uv_either(configured, index, 
 
 
 def test_a_broken_configuration_of_pip_is_told_without_its_lines(configured):
-    with pytest.raises(Problem) as problem:
+    with pytest.raises(WsgiError) as problem:
         configured("index-url = https://me:hunter22@example.com\n")
     assert "hunter22" not in str(problem.value)
     assert problem.value.__suppress_context__

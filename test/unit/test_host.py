@@ -10,7 +10,7 @@ import pytest
 import salt.exceptions
 from container import ROOT
 from wsgi_formula import files, process, step
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.files import STAGED
 from wsgi_formula.host import Host
 
@@ -165,7 +165,7 @@ def test_spawn_bears_a_process_of_any_name_and_a_socket_of_any_path(odd_process)
 def test_a_formula_that_is_no_file_root_of_its_own_is_told_so(served, told):
     salt = {"cp.cache_file": lambda url, saltenv: "", "cp.list_master": lambda saltenv: served}
     host = Host(salt, pillar={}, grains={"os_family": "Debian"}, saltenv="dev")
-    with pytest.raises(Problem) as problem:
+    with pytest.raises(WsgiError) as problem:
         host.settings  # noqa: B018
     assert str(problem.value) == (
         "salt://wsgi/defaults.yaml is not served in saltenv dev: the formula's checkout has to be a file root of its own, "
@@ -174,10 +174,10 @@ def test_a_formula_that_is_no_file_root_of_its_own_is_told_so(served, told):
 
 
 def test_a_problem_is_what_salt_tells_without_a_traceback():
-    assert issubclass(Problem, salt.exceptions.CommandExecutionError)
+    assert issubclass(WsgiError, salt.exceptions.CommandExecutionError)
 
 
 def test_as_another_user_than_root_nothing_is_tried(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(Problem, match="wsgi must run as root, and this is the user with the UID 1000"):
+    with pytest.raises(WsgiError, match="wsgi must run as root, and this is the user with the UID 1000"):
         Host.of_run({}, {}, {}, {}, {}, "base")

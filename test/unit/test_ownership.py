@@ -11,7 +11,7 @@ import pytest
 from wsgi_formula import files, process, step
 from wsgi_formula.app.release import undamaged_release
 from wsgi_formula.build import ownership
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 
 BUILDER, APP, OTHER = 54321, 54322, 54323
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
@@ -113,7 +113,7 @@ def test_a_file_of_root_s_is_neither_given_nor_copied(tree, tmp_path):
     secret.write_text("secret")
     secret.chmod(0o600)
     os.link(secret, tree / "inner/shadow")
-    with pytest.raises(Problem, match=r"inner/shadow belongs to the user with the id 0, not to 54321"):
+    with pytest.raises(WsgiError, match=r"inner/shadow belongs to the user with the id 0, not to 54321"):
         take(tree)
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert secret.stat().st_gid == 0
@@ -135,14 +135,14 @@ def make_socket(path):
 def test_what_is_no_file_folder_or_link_is_refused_and_not_opened(tree, make, kind):
     make(tree / "inner/odd")
     build(tree)
-    with pytest.raises(Problem, match=f"{tree}/inner/odd is {kind}; only files, folders and symbolic links"):
+    with pytest.raises(WsgiError, match=f"{tree}/inner/odd is {kind}; only files, folders and symbolic links"):
         take(tree)
 
 
 def test_a_file_that_somebody_goes_on_writing_to_is_refused(tree):
     """Whoever got it handed over, in whatever namespace they are."""
     build(tree)
-    with open(tree / "top.py", "a"), pytest.raises(Problem, match=f"{tree}/top.py is open to be written to"):
+    with open(tree / "top.py", "a"), pytest.raises(WsgiError, match=f"{tree}/top.py is open to be written to"):
         take(tree)
     build(tree)
     take(tree)
@@ -207,7 +207,7 @@ def test_a_tree_that_is_given_away_follows_no_link_and_gives_nothing_of_another_
 
 def test_folders_in_each_other_without_end_are_refused(tree):
     os.makedirs(str(tree) + "/d" * 300)
-    with pytest.raises(Problem, match="has more than 200 folders in each other"):
+    with pytest.raises(WsgiError, match="has more than 200 folders in each other"):
         ownership.give_tree(str(tree), APP, APP, {0})
 
 
@@ -285,7 +285,7 @@ def test_a_process_that_can_not_be_ended_is_told(monkeypatch):
     monkeypatch.setattr(process, "kill", lambda pid, is_meant: None)
     running = started()
     try:
-        with pytest.raises(Problem, match=f"of the user wsgibuild-unit-test can't be ended: {running.pid}"):
+        with pytest.raises(WsgiError, match=f"of the user wsgibuild-unit-test can't be ended: {running.pid}"):
             step.kill_user_processes(Account, patience=0.1)
     finally:
         running.kill()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from wsgi_formula import files, process
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.run import generation, processes, programs
 from wsgi_formula.run.generation import LAYOUT, Generation, settings_record
 from wsgi_formula.run.managers import MANAGERS, emperor
@@ -233,7 +233,7 @@ def test_a_calendar_that_systemd_does_not_take_is_named(monkeypatch, load, tmp_p
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     jobs = {"one": {"command": "a", "calendar": "daily"}, "two": {"command": "b", "calendar": "dayly"}}
     app = load({"apps": {"shop": {**SHOP, "schedule": jobs}}}).apps["shop"]
-    with pytest.raises(Problem) as problem:
+    with pytest.raises(WsgiError) as problem:
         check_programs("shop", app)
     assert str(problem.value).startswith("wsgi:apps:shop:schedule:two:calendar: 'dayly' is no time")
     assert "schedule:one" not in str(problem.value)
@@ -393,7 +393,7 @@ def test_an_emperor_of_before_is_restarted_if_it_holds_nothing_and_else_asked_fo
     monkeypatch.setattr(files, "ensure_dir", lambda *words: None)
     program = make_generation({"server": "uwsgi"}).programs[0]
     if vassals:
-        with pytest.raises(Problem, match="systemctl restart wsgi-emperor; then apply again"):
+        with pytest.raises(WsgiError, match="systemctl restart wsgi-emperor; then apply again"):
             program.start()
         assert told == []
     else:

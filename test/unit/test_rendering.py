@@ -19,7 +19,7 @@ from wsgi_formula.edge import maintenance
 from wsgi_formula.edge.maintenance import MARKERS
 from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.edge.site_files import MACROS, known_domains
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.pillar.schema import APP
 from wsgi_formula.pillar.servers import long_options
 from wsgi_formula.run.generation import Generation, desired_id, generation_files, new_record, settings_record
@@ -535,7 +535,7 @@ def test_shortcuts_say_what_the_live_generation_speaks_and_no_more(tmp_path, mon
 
 def test_a_page_that_salt_does_not_serve_is_refused_with_its_key(make_host):
     host = make_host({"apps": {"shop": {**SHOP, "maintenance": {"page": "salt://wsgi/nginx/nothing.html"}}}})
-    with pytest.raises(Problem, match=r"wsgi:apps:shop:maintenance:page: salt://wsgi/nginx/nothing\.html is"):
+    with pytest.raises(WsgiError, match=r"wsgi:apps:shop:maintenance:page: salt://wsgi/nginx/nothing\.html is"):
         maintenance.page_changes(host, "shop")
 
 

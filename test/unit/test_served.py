@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from container import ROOT
 from wsgi_formula import served
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.host import Host
 from wsgi_formula.served import MANIFEST, OTHER
 
@@ -119,7 +119,7 @@ def test_an_update_is_fetched(minion):
 
 def test_no_file_is_used_that_the_manifest_does_not_know(minion):
     minion.edit("wsgi/a.jinja", NEW)
-    with pytest.raises(Problem, match=r"salt://wsgi/a\.jinja is not the file of which .* run test/manifest there"):
+    with pytest.raises(WsgiError, match=r"salt://wsgi/a\.jinja is not the file of which .* run test/manifest there"):
         minion.run().file("salt://wsgi/a.jinja")
 
 
@@ -136,13 +136,13 @@ def test_what_the_master_serves_is_compared_without_fetching_it(minion, monkeypa
 def test_a_module_that_the_manifest_does_not_know_is_not_to_be_synced(minion):
     minion.edit("_modules/wsgi.py", NEW)
     minion.sync()
-    with pytest.raises(Problem, match=r"salt://_modules/wsgi\.py is not the file of which"):
+    with pytest.raises(WsgiError, match=r"salt://_modules/wsgi\.py is not the file of which"):
         _ = minion.run().stale
 
 
 def test_a_master_without_the_manifest_is_told_what_it_has_to_serve(minion):
     (minion.root / MANIFEST).unlink()
-    with pytest.raises(Problem, match=r"salt://wsgi/SHA256SUMS is not served in saltenv base: the formula"):
+    with pytest.raises(WsgiError, match=r"salt://wsgi/SHA256SUMS is not served in saltenv base: the formula"):
         minion.run().file("salt://wsgi/a.jinja")
 
 

@@ -15,7 +15,7 @@ from wsgi_formula.build import git, unpack
 from wsgi_formula.build import source as sources
 from wsgi_formula.build.git import Refused, Repository
 from wsgi_formula.build.source import with_revision
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.pillar.source import SourceSpec, parse_source
 
 COMMIT = "0f1e2d3c" * 5
@@ -214,7 +214,7 @@ def test_a_link_that_leads_out_of_a_source_is_refused(source_of, tmp_path, targe
         (folder / "sub/up").unlink()
         (folder / "link").symlink_to(target)
     told = "^wsgi:apps:shop:source: '(link|sub/up)' is a link that leads out of it: '.*'; remove it from the source"
-    with pytest.raises(Problem, match=told):
+    with pytest.raises(WsgiError, match=told):
         source_of(str(folder)).fetch(str(tmp_path / "copy"), 0, 0)
 
 
@@ -246,7 +246,7 @@ def test_a_folder_beyond_a_limit_is_refused_before_it_is_read(source_of, tmp_pat
     for name, size in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * size)
-    with pytest.raises(Problem) as problem:
+    with pytest.raises(WsgiError) as problem:
         assert source_of(str(tmp_path), source_limits=LIMITS).identity
     assert str(problem.value).startswith(f"wsgi:apps:shop:source_limits:{told}")
 
@@ -266,7 +266,7 @@ def test_limits_are_no_part_of_what_a_source_is(source_of, make_host):
 
 
 def test_what_salt_serves_has_limits_too(source_of, tmp_path):
-    with pytest.raises(Problem, match="^wsgi:apps:shop:source_limits:size: the source holds more than 1;"):
+    with pytest.raises(WsgiError, match="^wsgi:apps:shop:source_limits:size: the source holds more than 1;"):
         source_of("salt://wsgi/examples/hello", source_limits={**LIMITS, "size": 1}).fetch(str(tmp_path), 0, 0)
 
 
@@ -276,7 +276,7 @@ def test_a_folder_that_changes_while_it_is_copied_is_no_release(source_of, tmp_p
     assert source.identity
     (tmp_path / "shop.py").write_text("2")
     (tmp_path / "copy").mkdir()
-    with pytest.raises(Problem, match="^wsgi:apps:shop:source: .* was changed while it was copied"):
+    with pytest.raises(WsgiError, match="^wsgi:apps:shop:source: .* was changed while it was copied"):
         source.fetch(str(tmp_path / "copy"), 0, 0)
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from wsgi_formula import lock, process, step
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.lock import app_lock
 from wsgi_formula.redact import failure_excerpt, redact
 from wsgi_formula.step import MARK
@@ -48,7 +48,7 @@ def test_a_step_sees_what_it_is_given_and_no_more(monkeypatch):
 
 
 def test_a_step_that_fails_tells_the_last_lines_without_secrets():
-    with pytest.raises(Problem) as raised:
+    with pytest.raises(WsgiError) as raised:
         shell(
             "for i in $(seq 30); do echo line $i; done; echo hunter2 https://me:hunter3@example.com; exit 3",
             what="it",
@@ -67,7 +67,7 @@ def test_the_longer_of_two_secrets_goes_first():
 
 
 def test_a_step_that_takes_too_long_ends_with_all_that_it_started():
-    with pytest.raises(Problem, match="it did not end within 3 s:\n  begun"):
+    with pytest.raises(WsgiError, match="it did not end within 3 s:\n  begun"):
         shell(f"setsid sleep {SECONDS} & echo begun; sleep {SECONDS}", what="it", timeout=3)
     assert step.kill_steps(STEP) == []
     assert (
@@ -161,7 +161,7 @@ def test_a_process_without_any_environment_is_not_waited_for():
     ],
 )
 def test_a_step_that_fails_in_silence_tells_how_it_ended(command, said):
-    with pytest.raises(Problem) as raised:
+    with pytest.raises(WsgiError) as raised:
         shell(command, what="it")
     assert str(raised.value) == f"it failed:\n  it printed nothing, and {said}"
 
@@ -233,7 +233,7 @@ def test_who_holds_an_app_may_do_so_again(run):
 def test_another_run_is_refused_and_told_by_whom(another):
     process, _ = another
     refused = rf"shop is being changed by wsgi.deploy \(PID {process.pid}, since [\d:]+\)"
-    with pytest.raises(Problem, match=refused), app_lock("shop", "wsgi.rollback", patience=0):
+    with pytest.raises(WsgiError, match=refused), app_lock("shop", "wsgi.rollback", patience=0):
         pass
     with app_lock("other", "wsgi.rollback", patience=0):
         pass

@@ -22,7 +22,7 @@ from wsgi_formula.changes import recovery, retirement, switch
 from wsgi_formula.changes.switch import Switch, finish
 from wsgi_formula.edge import maintenance, static
 from wsgi_formula.edge.nginx import Nginx
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 from wsgi_formula.run import generation
 from wsgi_formula.run.generation import Generation, generation_ids, live_generation, write_record
 
@@ -64,7 +64,7 @@ def machine(tmp_path, monkeypatch):
         with open(tmp_path / moment, "a") as file:
             file.write(f"{generation.id}\n")
         if (moment, generation.id) == ("after_live", "bad"):
-            raise Problem("after_live failed")
+            raise WsgiError("after_live failed")
 
     for module in (retirement, switch):
         monkeypatch.setattr(module, "run_generation_hooks", hooks)
@@ -249,10 +249,10 @@ def test_a_step_that_fails_before_the_traffic_moves_leaves_the_old_generation_li
     deploy_on(machine, "old")
 
     def fails(*_, **__):
-        raise Problem(f"{step} failed")
+        raise WsgiError(f"{step} failed")
 
     monkeypatch.setattr(*STEPS[step], fails)
-    with pytest.raises(Problem, match=f"{step} failed"):
+    with pytest.raises(WsgiError, match=f"{step} failed"):
         deploy_on(machine, "good")
     assert history.live_id("shop") == "old"
     assert generation_ids(None, "shop") == ["old"]
@@ -274,7 +274,7 @@ def test_a_step_that_fails_after_the_traffic_has_moved_is_reported_and_finished_
     with monkeypatch.context() as failing:
 
         def fails(*_, **__):
-            raise Problem(f"{step} failed")
+            raise WsgiError(f"{step} failed")
 
         failing.setattr(module, name, fails)
         outcome = deploy_on(machine, "good")

@@ -11,7 +11,7 @@ from wsgi_formula.app.override import (
     describe_override,
     set_override,
 )
-from wsgi_formula.errors import Problem
+from wsgi_formula.errors import WsgiError
 
 SHOP = {"source": "git+https://git.example.com/shop.git@v1", "application": "shop:app"}
 
@@ -66,7 +66,7 @@ def test_a_run_does_not_go_on_where_another_one_said_something_else(host):
         assert active_override(each, "shop") == {}
     deploy(second, "/srv/shop")
     check_override_unchanged(second, "shop")
-    with pytest.raises(Problem, match="another run changed what is wanted of shop meanwhile"):
+    with pytest.raises(WsgiError, match="another run changed what is wanted of shop meanwhile"):
         check_override_unchanged(first, "shop")
 
 
@@ -101,7 +101,7 @@ def test_the_variables_of_files_come_first_and_those_of_pillar_last(host, tmp_pa
 def test_a_line_that_says_nothing_is_told_by_its_number(host, tmp_path, text, problem):
     path = tmp_path / "bad.env"
     path.write_text(text)
-    with pytest.raises(Problem) as raised:
+    with pytest.raises(WsgiError) as raised:
         desired_app(host(env_files=[str(path)]), "shop")
     assert str(raised.value) == f"wsgi:apps:shop:env_files: {problem.format(path=path)}"
 
@@ -111,7 +111,7 @@ def test_a_line_that_says_nothing_is_told_by_its_number(host, tmp_path, text, pr
     [("env:KEY", {"env": {"KEY": "sdb://vault/none"}}), ("deploy_key", {"deploy_key": "sdb://vault/none"})],
 )
 def test_a_value_that_is_not_in_the_database_is_a_problem(host, key, own):
-    with pytest.raises(Problem, match=f"wsgi:apps:shop:{key}: sdb://vault/none is not there"):
+    with pytest.raises(WsgiError, match=f"wsgi:apps:shop:{key}: sdb://vault/none is not there"):
         desired_app(host(**own), "shop")
 
 

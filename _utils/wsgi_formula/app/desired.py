@@ -2,7 +2,7 @@
 The desired state of an app: pillar's settings, or those of a deploy or a pin on this machine.
 """
 
-from ..errors import Problem
+from ..errors import WsgiError
 from . import history
 from .override import active_override
 from .release import DesiredRelease, Release
@@ -18,7 +18,7 @@ def desired_settings(host, name):
         The app, one of ``host.settings.apps``.
 
     Returns a dict as ``Settings.apps`` holds it, with ``ref`` where it was deployed: the branch or tag
-    that its source's commit was found by, or None. Raises ``Problem`` where
+    that its source's commit was found by, or None. Raises ``WsgiError`` where
     it is pinned to what is gone.
     """
     app = host.settings.apps[name]
@@ -36,7 +36,7 @@ def desired_app(host, name):
     An app's settings, with the values that ``sdb://…`` and ``env_files`` stand for; looked up once
     per run.
 
-    Returns a dict as ``settings`` does. Raises ``Problem`` where a value can't be had.
+    Returns a dict as ``settings`` does. Raises ``WsgiError`` where a value can't be had.
     """
     if name not in host.wanted:
         found = desired_settings(host, name)
@@ -66,9 +66,9 @@ def restored_settings(host, name, id):
 
     id : str
 
-    Raises ``Problem`` where these are not kept any more.
+    Raises ``WsgiError`` where these are not kept any more.
     """
     kept = history.kept_settings(name, id)
     if kept is None or not Release(name, kept["release"]).record:
-        raise Problem(f"generation {id} of {name} is not there any more: `wsgi.unpin {name}`, or go to another one")
+        raise WsgiError(f"generation {id} of {name} is not there any more: `wsgi.unpin {name}`, or go to another one")
     return {**host.settings.apps[name], **kept["settings"]}

@@ -6,7 +6,7 @@ import json
 import time
 
 from .. import files
-from ..errors import Problem
+from ..errors import WsgiError
 from ..paths import ETC
 from ..redact import without_credentials
 from . import history
@@ -90,9 +90,9 @@ def set_override_aside(name):
 
 
 def check_override_unchanged(host, name):
-    """Raise ``Problem`` where another run deployed, pinned or unpinned an app since this one began."""
+    """Raise ``WsgiError`` where another run deployed, pinned or unpinned an app since this one began."""
     if name in host.overrides and _on_disk(name) != host.overrides_read[name]:
-        raise Problem(f"another run changed what is wanted of {name} meanwhile; apply again")
+        raise WsgiError(f"another run changed what is wanted of {name} meanwhile; apply again")
 
 
 def _path(name):

@@ -17,7 +17,7 @@ from ..build.environment import Environment, Recipe, environment_inputs, undamag
 from ..build.hooks import run_hooks
 from ..build.source import source_of
 from ..build.users import prepare_builder, take_over
-from ..errors import Problem
+from ..errors import WsgiError
 from ..paths import SRV
 from ..pillar.hazards import hazards
 from . import history
@@ -88,7 +88,7 @@ class Release:
 
     def build(self, gid):
         """One that is only gone back to can't be built."""
-        raise Problem(f"release {self.id} of {self.name} is not whole any more: `wsgi.unpin {self.name}`")
+        raise WsgiError(f"release {self.id} of {self.name} is not whole any more: `wsgi.unpin {self.name}`")
 
     def mend(self, gid):
         """Make its record again, as far as other things tell, where that was damaged."""
@@ -111,7 +111,7 @@ class DesiredRelease(Release):
     app : dict
         Its settings, as ``desired_app`` gives them.
 
-    Raises ``Problem`` where its source can't be had.
+    Raises ``WsgiError`` where its source can't be had.
     """
 
     def __init__(self, host, name, app):
@@ -137,7 +137,7 @@ class DesiredRelease(Release):
         gid : int
             The group of the app's user, who may read but not write the result.
 
-        Returns what its commands printed, by command. Raises ``Problem`` with the last lines of what
+        Returns what its commands printed, by command. Raises ``WsgiError`` with the last lines of what
         a failed step printed; nothing is left that could be taken for finished.
         """
         for folder in (SRV, f"{SRV}/{self.name}", f"{SRV}/{self.name}/environments", f"{SRV}/{self.name}/releases"):
@@ -165,7 +165,7 @@ class DesiredRelease(Release):
                 printed.update(shown)
             # The app can't write bytecode beside its code.
             compile_all = [recipe.python, "-I", "-m", "compileall", "-q", "."]
-            with contextlib.suppress(Problem):
+            with contextlib.suppress(WsgiError):
                 step.run(compile_all, self.name, cwd=self.code, **account)
             take_over(builder, self.code, gid)
             files.ensure_dir(self.path, 0o750, 0, gid)
@@ -192,7 +192,7 @@ def _known_requirements(host, name, app):
     requirements = app["requirements"]
     if not isinstance(requirements, str):
         return requirements
-    with contextlib.suppress(Problem):  # the release's state tells of it
+    with contextlib.suppress(WsgiError):  # the release's state tells of it
         return (source_of(host, name, app).read(requirements) or "").splitlines()
     return []
 

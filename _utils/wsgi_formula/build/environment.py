@@ -11,7 +11,7 @@ import re
 import shutil
 
 from .. import files, step
-from ..errors import Problem
+from ..errors import WsgiError
 from ..paths import PATH, SRV
 from ..pillar.hazards import package_name
 from ..pillar.servers import requirement_of, vulnerabilities, vulnerable
@@ -127,7 +127,7 @@ class Recipe:
         wheels = app["wheels"] or "/"
         sums = None if wheels.startswith("/") else Tree(code).sums(wheels)
         if sums is None and not wheels.startswith("/"):
-            raise Problem(
+            raise WsgiError(
                 f"wsgi:apps:{name}:wheels: {wheels!r} is not a folder in {without_credentials(app['source'])}, "
                 "or a link that leads out of it"
             )
@@ -143,7 +143,7 @@ class Recipe:
         gid : int
             The group of the app's user, who may read but not write the result.
 
-        Raises ``Problem`` with the last lines of what a failed step printed; nothing is left that
+        Raises ``WsgiError`` with the last lines of what a failed step printed; nothing is left that
         could be taken for finished.
         """
         if self.environment.built(gid):
@@ -174,8 +174,8 @@ class Recipe:
             full = shutil.disk_usage(path).free < FULL
             step.kill_user_processes(builder)
             files.remove(path)
-            if full and isinstance(error, Problem):
-                raise Problem(f"No space left on device, below {SRV}/{self.name}: {error}") from None
+            if full and isinstance(error, WsgiError):
+                raise WsgiError(f"No space left on device, below {SRV}/{self.name}: {error}") from None
             raise
         finally:
             files.remove(given)
@@ -224,14 +224,14 @@ class Recipe:
         app, key = self.app, f"wsgi:apps:{self.name}"
         if not shutil.which(self.python, path=PATH):
             there = ", ".join(installed_interpreters()) or "none at all"
-            raise Problem(f"{key}:python: {app['python']!r} is not on this machine ({there}); install it first")
+            raise WsgiError(f"{key}:python: {app['python']!r} is not on this machine ({there}); install it first")
         uv = UV if os.path.exists(UV) else shutil.which("uv", path=PATH)
         if app["installer"] == "uv" and not uv:
-            raise Problem(f"{key}:installer: 'uv' is not on this machine; state.apply wsgi.uv installs it")
+            raise WsgiError(f"{key}:installer: 'uv' is not on this machine; state.apply wsgi.uv installs it")
         if app["installer"] != "pip" and uv:
             return Uv(uv, app["index"], app["extra_index"])
         if self.requirements.lock:
-            raise Problem(f"{key}:requirements: {app['requirements']!r} is for uv to install: say installer: uv")
+            raise WsgiError(f"{key}:requirements: {app['requirements']!r} is for uv to install: say installer: uv")
         return Pip(app["index"], app["extra_index"])
 
     def _sources(self):
@@ -240,7 +240,7 @@ class Recipe:
         if self.app["wheels"]:
             folder = os.path.join(self.code, self.app["wheels"])
             if self.app["wheels"].startswith("/") and not os.path.isdir(folder):
-                raise Problem(f"wsgi:apps:{self.name}:wheels: {self.app['wheels']!r} is not a folder that is there")
+                raise WsgiError(f"wsgi:apps:{self.name}:wheels: {self.app['wheels']!r} is not a folder that is there")
             words += ["--find-links", folder]
         return words
 
@@ -251,7 +251,7 @@ class Recipe:
         found = vulnerabilities(row, version) if version else []
         if found and not self.app["allow_vulnerable"]:
             sentence = vulnerable(self.app["server"], version, found, row)
-            raise Problem(f"wsgi:apps:{self.name}:requirements: {sentence}")
+            raise WsgiError(f"wsgi:apps:{self.name}:requirements: {sentence}")
 
     def _server_requirements(self):
         return requirement_of(self.app, self.host.servers)

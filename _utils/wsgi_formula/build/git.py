@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote, urlsplit
 
 from .. import files, step, untrusted
-from ..errors import Problem
+from ..errors import WsgiError
 from ..lock import app_lock
 from ..paths import LIB, PATH, RUN
 from ..redact import without_credentials
@@ -164,7 +164,7 @@ class Repository:
             for again in (True, False):
                 try:
                     return self._checkout(commit, revision, folder, copy.copy(limits), builder)
-                except Problem as error:
+                except WsgiError as error:
                     files.remove(folder)
                     files.remove(self.mirror)
                     if not again:
@@ -203,7 +203,7 @@ class Repository:
             try:
                 with open(writer, "wb") as listed:
                     self._run(self._mirrored, "ls-tree", "-r", "-t", "-z", "--long", commit, stdout=listed)
-            except Problem:
+            except WsgiError:
                 # Beyond a limit nobody reads on, and git fails for that.
                 if counted.exception() is None:
                     raise
@@ -217,7 +217,7 @@ class Repository:
         names = r"^submodule\..*\.(path|url|update)$"
         with tempfile.TemporaryFile() as listed:
             # Exits with 1 where there is nothing of that.
-            with contextlib.suppress(Problem):
+            with contextlib.suppress(WsgiError):
                 blob = ["config", "--blob", f"{commit}:.gitmodules", "--null", "--get-regexp", names]
                 self._run(self._mirrored, *blob, stdout=listed)
             listed.seek(0)
@@ -276,7 +276,7 @@ class Repository:
         try:
             self._ask(*fetch, *(f"{name}:{name}" for name in names))
         except Refused:
-            # Fails with a Problem where the mirror is what is wrong.
+            # Fails with a WsgiError where the mirror is what is wrong.
             self._run(self._mirrored, "fsck", "--connectivity-only", "--no-dangling", "--no-progress")
             raise
         if not self._holds(commit):
@@ -287,7 +287,7 @@ class Repository:
                 raise Refused("source", f"{commit} is no commit in {self.url}: {error}") from error
 
     def _holds(self, commit):
-        with contextlib.suppress(Problem):
+        with contextlib.suppress(WsgiError):
             self._run(self._mirrored, "cat-file", "-e", f"{commit}^{{commit}}")
             return True
         return False
@@ -334,7 +334,7 @@ class Repository:
         """Run git where it speaks to the repository: what fails then is told by what it says."""
         try:
             self._run(*words, **options)
-        except Problem as error:
+        except WsgiError as error:
             reader = self._reader() if self.scheme == "file" else None
             if reader:
                 raise Refused(

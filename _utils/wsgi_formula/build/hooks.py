@@ -5,7 +5,7 @@ An app's own commands at the moments of its life: build, before_live, after_live
 import shlex
 
 from .. import step
-from ..errors import Problem
+from ..errors import WsgiError
 from ..paths import LIB, PATH
 from ..redact import redact
 
@@ -58,7 +58,7 @@ def run_hooks(name, app, moment, release, environment, uid, gid, builder=None, g
         What other groups it is in.
 
     Yields, after each, the hook and a dict of what it is called to what it printed, the values of
-    ``env`` struck from both. Raises ``Problem`` at the first that fails.
+    ``env`` struck from both. Raises ``WsgiError`` at the first that fails.
     """
     for hook in app["hooks"][moment]:
         command = hook["command"]
@@ -79,5 +79,5 @@ def run_hooks(name, app, moment, release, environment, uid, gid, builder=None, g
                 secrets=app["env"].values(),
             )
         except FileNotFoundError as error:
-            raise Problem(f"{label} failed: {words[0]} is not there") from error
+            raise WsgiError(f"{label} failed: {words[0]} is not there") from error
         yield hook, {label: "\n".join(printed.rstrip().splitlines()[-SHOWN:])}

@@ -6,7 +6,7 @@ import configparser
 import os
 
 from .. import step
-from ..errors import Problem
+from ..errors import WsgiError
 
 # The formula's own uv, which wsgi/uv/init.sls installs.
 UV = "/usr/local/lib/wsgi/uv/bin/uv"
@@ -114,14 +114,14 @@ def pip_configuration():
     """
     The machine's configuration of pip, for an installer that does not read it.
 
-    Returns a dict of option to str. Raises ``Problem`` where a file of it is none.
+    Returns a dict of option to str. Raises ``WsgiError`` where a file of it is none.
     """
     files = configparser.RawConfigParser()
     try:
         files.read([*PIP_CONFIGURATION, os.environ.get("PIP_CONFIG_FILE", "")])
     except (configparser.Error, UnicodeDecodeError) as error:
         # Never the line: it may hold a password.
-        raise Problem(f"pip's configuration can't be read: {type(error).__name__}") from None
+        raise WsgiError(f"pip's configuration can't be read: {type(error).__name__}") from None
     found = {}
     for section in ("global", "install"):
         if files.has_section(section):

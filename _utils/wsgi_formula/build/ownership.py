@@ -14,7 +14,7 @@ import signal
 import stat
 
 from .. import files
-from ..errors import Problem
+from ..errors import WsgiError
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -57,7 +57,7 @@ def take_tree(path: str, uid: int, gid: int, without=()) -> None:
         Names at its top that are removed.
 
     It goes from the top down, so that the entries of a folder can't change any more once they are listed. A file with
-    other names, which may be out of the tree, is replaced by its copy. Raises ``Problem`` at the first entry that is
+    other names, which may be out of the tree, is replaced by its copy. Raises ``WsgiError`` at the first entry that is
     another user's, that is no file, folder or symbolic link, or that somebody has open to write to.
     """
     with contextlib.ExitStack() as opened:
@@ -88,7 +88,7 @@ def give_tree(path: str, uid: int, gid: int, former) -> None:
     former : set of int
         The users whose entries these become. What is another user's stays so.
 
-    Raises ``Problem`` where folders are nested too deep.
+    Raises ``WsgiError`` where folders are nested too deep.
     """
     with contextlib.ExitStack() as opened:
         top = _opened(opened, path, FOLDER)
@@ -112,7 +112,7 @@ def entries(folder: int, path: str, levels: int = MOST_LEVELS):
     are opened to be read, so that no named pipe and no device is.
     """
     if not levels:
-        raise Problem(f"{path} has more than {MOST_LEVELS} folders in each other")
+        raise WsgiError(f"{path} has more than {MOST_LEVELS} folders in each other")
     for name in os.listdir(folder):
         with contextlib.ExitStack() as opened:
             try:
@@ -143,7 +143,7 @@ def _take_entry(here, name, path, uid, gid):
     found = os.stat(name, dir_fd=here, follow_symlinks=False)
     kind = stat.S_IFMT(found.st_mode)
     if kind in KINDS:
-        raise Problem(f"{path} is {KINDS[kind]}; only files, folders and symbolic links may be left by a build")
+        raise WsgiError(f"{path} is {KINDS[kind]}; only files, folders and symbolic links may be left by a build")
     _check_owner(path, found, uid)
     if kind == stat.S_IFLNK:
         os.chown(name, 0, gid, dir_fd=here, follow_symlinks=False)
@@ -172,7 +172,7 @@ def _take(handle, path, uid, gid):
 
 def _check_owner(path, found, uid):
     if found.st_uid != uid:
-        raise Problem(f"{path} belongs to the user with the id {found.st_uid}, not to {uid}, who made the others")
+        raise WsgiError(f"{path} belongs to the user with the id {found.st_uid}, not to {uid}, who made the others")
 
 
 def _replace_by_copy(here, name, handle, gid):
@@ -197,7 +197,7 @@ def _check_no_writer(handle, path):
         try:
             fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except BlockingIOError:
-            raise Problem(f"{path} is open to be written to by a process that outlived the build") from None
+            raise WsgiError(f"{path} is open to be written to by a process that outlived the build") from None
         fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 

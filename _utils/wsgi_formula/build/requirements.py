@@ -7,7 +7,7 @@ import importlib
 import os
 import re
 
-from ..errors import Problem
+from ..errors import WsgiError
 from ..pillar.rules import list_of, one_line
 from ..redact import passwords_of, without_credentials
 from ..untrusted import TEXT, TooLong, Tree
@@ -67,7 +67,7 @@ class Requirements:
     secrets : set of str
         The passwords and tokens in its URLs.
 
-    Raises ``Problem`` where the code does not hold what it should, or it can't be installed from.
+    Raises ``WsgiError`` where the code does not hold what it should, or it can't be installed from.
     """
 
     def __init__(self, name, app, code, required):
@@ -82,7 +82,7 @@ class Requirements:
         else:
             text = self._read(said)
             if text is None:
-                raise Problem(f"{self.key}: {said!r} is not in {without_credentials(app['source'])}")
+                raise WsgiError(f"{self.key}: {said!r} is not in {without_credentials(app['source'])}")
             self._choose(said, text)
         self.identity = list(self._counting("\n".join(self.lines), ""))
         if self.lock:
@@ -93,7 +93,7 @@ class Requirements:
     def _choose(self, file, text):
         kind = os.path.basename(file)
         if kind in EXPORTS:
-            raise Problem(f"{self.key}: {file!r} can't be installed from; name the file that `{EXPORTS[kind]}` makes")
+            raise WsgiError(f"{self.key}: {file!r} can't be installed from; name the file that `{EXPORTS[kind]}` makes")
         if kind == "pyproject.toml":
             self.lines += self._dependencies(file, text)
             return
@@ -109,18 +109,20 @@ class Requirements:
         project = project if isinstance(project, dict) else {}
         dynamic = project.get("dynamic")
         if isinstance(dynamic, list) and "dependencies" in dynamic:
-            raise Problem(f"{self.key}: {file!r} leaves its dependencies to its build; ['.'] installs it with them")
+            raise WsgiError(f"{self.key}: {file!r} leaves its dependencies to its build; ['.'] installs it with them")
         if "name" not in project:
-            raise Problem(f"{self.key}: {file!r} has no [project], whose dependencies could be installed")
+            raise WsgiError(f"{self.key}: {file!r} has no [project], whose dependencies could be installed")
         found = project.get("dependencies", [])
         if not list_of(found, one_line):
-            raise Problem(f"{self.key}: {file!r} has dependencies that are no list of strings of one line each")
+            raise WsgiError(f"{self.key}: {file!r} has dependencies that are no list of strings of one line each")
         return found
 
     def _counting(self, text, file, depth=0):
         """What counts of a requirements file: its lines, and what stands in the files that they point at."""
         if depth > MOST_NESTED:
-            raise Problem(f"{self.key}: {file!r} is the last of {MOST_NESTED} files, each of which points at the next")
+            raise WsgiError(
+                f"{self.key}: {file!r} is the last of {MOST_NESTED} files, each of which points at the next"
+            )
         self._followed.add(file)
         for line in _logical_lines(text):
             yield without_credentials(line)
@@ -156,12 +158,12 @@ class Requirements:
         try:
             text = self.tree.read(path)
         except UnicodeDecodeError as error:
-            raise Problem(f"{self.key}: {path!r} can't be read: it is not UTF-8: {error.reason}") from None
+            raise WsgiError(f"{self.key}: {path!r} can't be read: it is not UTF-8: {error.reason}") from None
         except TooLong as error:
-            raise Problem(f"{self.key}: {error}") from None
+            raise WsgiError(f"{self.key}: {error}") from None
         self._left -= len(text or "")
         if self._left < 0:
-            raise Problem(f"{self.key}: {path!r} and those that point at it have more than {TEXT // 2**20} MiB")
+            raise WsgiError(f"{self.key}: {path!r} and those that point at it have more than {TEXT // 2**20} MiB")
         return text
 
 
@@ -187,8 +189,8 @@ def _toml(key, file, text):
             toml = importlib.import_module(module)
             break
     else:
-        raise Problem(f"{key}: Salt's Python can't read {file!r}: it has no tomllib; name a requirements file")
+        raise WsgiError(f"{key}: Salt's Python can't read {file!r}: it has no tomllib; name a requirements file")
     try:
         return toml.loads(text)
     except (toml.TOMLDecodeError, RecursionError) as error:
-        raise Problem(f"{key}: {file!r} is not TOML: {error}") from None
+        raise WsgiError(f"{key}: {file!r} is not TOML: {error}") from None

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import salt.utils.http
 
 from .. import files, step, untrusted
-from ..errors import Problem
+from ..errors import WsgiError
 from ..pillar.source import COMMIT, parse_source
 from ..redact import without_credentials
 from ..step import BUILD_TIMEOUT
@@ -63,7 +63,7 @@ class Source:
 
     @property
     def identity(self):
-        """What it is, a JSON-able list: equal on every host, another one for other code. Raises ``Problem``."""
+        """What it is, a JSON-able list: equal on every host, another one for other code. Raises ``WsgiError``."""
         raise NotImplementedError
 
     @property
@@ -86,7 +86,7 @@ class Source:
         uid, gid : int
             The user who does what can't be trusted.
 
-        Raises ``Problem``, also where the source holds more than ``source_limits`` allow, or a link
+        Raises ``WsgiError``, also where the source holds more than ``source_limits`` allow, or a link
         that leads out of it.
         """
         try:
@@ -113,7 +113,7 @@ class Source:
         return self._problem(f"{error}; raise the limit if it is to be", f"source_limits:{error.key}")
 
     def _problem(self, sentence, key="source"):
-        return Problem(f"wsgi:apps:{self.name}:{key}: {sentence}")
+        return WsgiError(f"wsgi:apps:{self.name}:{key}: {sentence}")
 
 
 class Salt(Source):
@@ -341,7 +341,7 @@ FORMS = {"salt": Salt, "git": Git, "archive": Archive, "requirement": Requiremen
 
 
 def source_of(host, name, app):
-    """The app's source, resolved once per run; ``Problem`` where that can't be done is raised at its first use."""
+    """The app's source, resolved once per run; ``WsgiError`` where that can't be done is raised at its first use."""
     # Before the first state it is asked without the value that an sdb:// key stands for.
     key = (name, app["source"], app.get("ref"), app["deploy_key"], app["known_hosts"])
     if key not in host.resolved:

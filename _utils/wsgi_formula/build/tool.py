@@ -32,7 +32,7 @@ class Tool:
         return files.read(f"{self.path}/{COMPLETE}") == self._stamp
 
     def build(self):
-        """Install it over what is there. Raises ``Problem`` with what a failed step printed last."""
+        """Install it over what is there. Raises ``WsgiError`` with what a failed step printed last."""
         files.remove(f"{self.path}/{COMPLETE}")
         os.makedirs(self.path, mode=0o755, exist_ok=True)
         pip = [f"{self.path}/bin/python", "-m", "pip", "install", "--quiet", "--no-input"]

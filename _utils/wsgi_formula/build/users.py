@@ -11,7 +11,7 @@ import os
 import pwd
 
 from .. import files, step
-from ..errors import Problem
+from ..errors import WsgiError
 from ..paths import ETC, LIB
 from . import ownership
 
@@ -30,11 +30,11 @@ def make_user(host, user: str, home: str):
     """
     Make a system user without a login, with a group of its own; its home is not made.
 
-    Returns its ``pwd.struct_passwd``. Raises ``Problem`` where that fails.
+    Returns its ``pwd.struct_passwd``. Raises ``WsgiError`` where that fails.
     """
     options = {"system": True, "usergroup": True, "home": home, "createhome": False, "shell": "/usr/sbin/nologin"}
     if not host.salt["user.add"](user, **options):
-        raise Problem(f"the user {user} could not be made")
+        raise WsgiError(f"the user {user} could not be made")
     return pwd.getpwnam(user)
 
 
@@ -67,7 +67,7 @@ def prepare_builder(host, name: str):
     name : str
         The app.
 
-    Returns a ``pwd.struct_passwd``. Raises ``Problem`` where somebody else has a user of that name.
+    Returns a ``pwd.struct_passwd``. Raises ``WsgiError`` where somebody else has a user of that name.
     """
     user, home = builder_name(name), builder_home(name)
     found = find_user(user)
@@ -77,7 +77,9 @@ def prepare_builder(host, name: str):
         remember_user(name, {**facts, "made": [*{*facts.get("made", []), user}]})
         found = make_user(host, user, home)
     if found.pw_dir != home or found.pw_uid == 0:
-        raise Problem(f"the user {user}, as which {name} is to be built, is not the formula's: its home is not {home}")
+        raise WsgiError(
+            f"the user {user}, as which {name} is to be built, is not the formula's: its home is not {home}"
+        )
     for folder in (LIB, f"{LIB}/build"):
         files.ensure_dir(folder, 0o755)
     with contextlib.suppress(FileNotFoundError):

@@ -13,7 +13,7 @@ from .. import files, step
 from ..build import ownership
 from ..build.users import find_user, make_user, remember_user, user_facts
 from ..edge import static
-from ..errors import Problem
+from ..errors import WsgiError
 from ..host import Host
 from ..paths import ETC, LIB
 
@@ -24,7 +24,7 @@ def prepare_user(host: Host, name: str, app: Mapping[str, Any]) -> pwd.struct_pa
 
     The user is remembered as made here, so that ``delete_user`` deletes no other.
 
-    Returns the user. Raises ``Problem`` where the user cannot be made.
+    Returns the user. Raises ``WsgiError`` where the user cannot be made.
     """
     home = f"{LIB}/home/{name}"
     made = user_facts(name).get("made", [])
@@ -47,7 +47,7 @@ def delete_user(host: Host, name: str, user: str) -> None:
     """
     Delete a user that was made for an app; or leave the user to another app that has it, too.
 
-    Raises ``Problem`` where processes of the user do not end.
+    Raises ``WsgiError`` where processes of the user do not end.
     """
     for other in host.known_apps():
         facts = user_facts(other)
@@ -56,4 +56,4 @@ def delete_user(host: Host, name: str, user: str) -> None:
             return
     step.kill_user_processes(find_user(user))
     if not host.salt["user.delete"](user):
-        raise Problem(f"the user {user} could not be deleted; does it have other processes?")
+        raise WsgiError(f"the user {user} could not be deleted; does it have other processes?")

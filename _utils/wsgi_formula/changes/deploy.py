@@ -12,7 +12,7 @@ from ..app.override import active_override, deploy_override, describe_override, 
 from ..app.release import Release
 from ..build.source import with_revision
 from ..edge.nginx import Nginx
-from ..errors import Problem
+from ..errors import WsgiError
 from ..host import Host
 from ..lock import app_lock
 from ..pillar.source import parse_source
@@ -37,18 +37,18 @@ def deploy_app(host: Host, name: str, rev: str | None = None, source: str | None
     wait : float
         Seconds to wait for another run that changes the app.
 
-    Returns the ``Outcome``. What is deployed stays until pillar's source changes. Raises ``Problem`` where the new
+    Returns the ``Outcome``. What is deployed stays until pillar's source changes. Raises ``WsgiError`` where the new
     generation is not healthy; then the old one still serves, and stays the desired one.
     """
     with app_lock(name, "wsgi.deploy", patience=wait):
         if recover(host, name) is None:
-            raise Problem(f"{name} is not live yet: run state.apply wsgi first")
+            raise WsgiError(f"{name} is not live yet: run state.apply wsgi first")
         if "pinned" in active_override(host, name):
-            raise Problem(describe_override(host, name))
+            raise WsgiError(describe_override(host, name))
         set_override(host, name, _new_override(host, name, rev, source), write=False)
         try:
             return _converge(host, name)
-        except (Problem, OSError):
+        except (WsgiError, OSError):
             forget_cached(host, name)
             raise
 
@@ -56,17 +56,17 @@ def deploy_app(host: Host, name: str, rev: str | None = None, source: str | None
 def _new_override(host, name, rev, source):
     pillars = host.settings.apps[name]["source"]
     if rev is not None and source:
-        raise Problem("rev and source cannot be combined: a source contains its revision")
+        raise WsgiError("rev and source cannot be combined: a source contains its revision")
     if rev is None and not source:
         return {}
     if rev is not None and not isinstance(rev, str):
         # Salt reads 1.10 on a command line as 1.1.
-        raise Problem(f"rev was read as {rev!r}; quote it twice, as in rev=\"'1.10'\"")
+        raise WsgiError(f"rev was read as {rev!r}; quote it twice, as in rev=\"'1.10'\"")
     try:
         text = with_revision(pillars, rev) if rev is not None else source
         parse_source(text)
     except ValueError as error:
-        raise Problem(f"{without_credentials(source or rev)!r} {error}") from error
+        raise WsgiError(f"{without_credentials(source or rev)!r} {error}") from error
     return {} if text == pillars else deploy_override(host, name, text, rev)
 
 
@@ -79,8 +79,8 @@ def _converge(host, name):
         release = desired_release(host, name)
         printed = {} if release.built(user.pw_gid) else release.build(user.pw_gid)
     except KeyError:
-        raise Problem(f"the user {app['user']} does not exist: run state.apply wsgi") from None
-    except (Problem, OSError) as error:
+        raise WsgiError(f"the user {app['user']} does not exist: run state.apply wsgi") from None
+    except (WsgiError, OSError) as error:
         history.add(host, name, "failed", source=without_credentials(app["source"]), error=error)
         raise
     if override:
@@ -106,7 +106,7 @@ def _update_site(host, outcome):
     """Update nginx's files for the live generation; a failure is reported, and does not undo the change."""
     try:
         host.once(Nginx).apply(outcome.generation.name)
-    except (Problem, OSError) as error:
+    except (WsgiError, OSError) as error:
         outcome.failures.append(str(error))
 
 
@@ -119,12 +119,12 @@ def roll_back(host: Host, name: str, to: str | None = None, pin: bool = False) -
     pin : bool
         Whether the app stays there until ``end_pin``, even when pillar changes.
 
-    Returns the ``Outcome``. Raises ``Problem`` where the generation is not healthy; then the live one still serves.
+    Returns the ``Outcome``. Raises ``WsgiError`` where the generation is not healthy; then the live one still serves.
     """
     with app_lock(name, "wsgi.rollback", patience=0):
         current = recover(host, name)
         if current is None:
-            raise Problem(f"{name} is not live")
+            raise WsgiError(f"{name} is not live")
         target = _rollback_target(name, current, to)
         app = restored_settings(host, name, target)
         release = Release(name, history.kept_settings(name, target)["release"])
@@ -143,7 +143,7 @@ def _rollback_target(name, current, to):
     if to is None:
         found = history.rollback_rollback_target(name, current.id)
         if found is None:
-            raise Problem(
+            raise WsgiError(
                 f"no generation of {name} from before {current.id} is kept; wsgi:apps:{name}:keep_releases sets how many are"
             )
         return found
@@ -153,7 +153,7 @@ def _rollback_target(name, current, to):
         if to in (entry["generation"], entry.get("release")) and entry["generation"] != current.id:
             return entry["generation"]
     known = list(dict.fromkeys(entry["generation"] for entry in there if entry["generation"] != current.id))
-    raise Problem(
+    raise WsgiError(
         f"{to!r} is not a generation or release that {name} can be rolled back to ({', '.join(known) or 'there is none'})"
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import Problem
+from ..errors import WsgiError
 from ..run.generation import Generation
 
 
@@ -33,7 +33,7 @@ class Outcome:
         """Call a function that comes too late to fail the change. Return whether it succeeded; else note the failure."""
         try:
             function(*arguments, **named)
-        except (Problem, OSError) as error:
+        except (WsgiError, OSError) as error:
             self.failures.append(str(error))
             return False
         return True

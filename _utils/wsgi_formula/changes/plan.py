@@ -19,7 +19,7 @@ METRICS_UNIT = "/etc/systemd/system/wsgi-metrics.socket"
 
 
 def plan_of(host: Host) -> dict[str, Any]:
-    """Return what ``wsgi/init.sls`` needs, as ``wsgi.plan`` documents it. Raises ``Problem`` where pillar is not known."""
+    """Return what ``wsgi/init.sls`` needs, as ``wsgi.plan`` documents it. Raises ``WsgiError`` where pillar is not known."""
     settings = host.settings
     # Apps with domains first: a default site is free before another app takes it.
     apps = sorted(settings.apps, key=lambda name: (not settings.apps[name]["domains"], name))

@@ -15,7 +15,7 @@ from ..app import history
 from ..app.override import active_override, is_override_damaged, set_override_aside, write_override
 from ..app.release import Release
 from ..edge import maintenance
-from ..errors import Problem
+from ..errors import WsgiError
 from ..host import Host
 from ..lock import app_lock
 from ..paths import LIB
@@ -31,7 +31,7 @@ def recover(host: Host, name: str) -> Generation | None:
     Every run that touches an app calls it before it reads what is desired of the app. With ``test=True`` nothing is
     written.
 
-    Returns the live generation, or None. Raises ``Problem`` where something cannot be written.
+    Returns the live generation, or None. Raises ``WsgiError`` where something cannot be written.
     """
     active_override(host, name)
     current = live_generation(host, name)
@@ -46,7 +46,7 @@ def recover(host: Host, name: str) -> Generation | None:
         current = live_generation(host, name)
         failures = settle(current) if current else []
     if failures:
-        raise Problem("\n".join(failures))
+        raise WsgiError("\n".join(failures))
     return current
 
 

@@ -94,7 +94,7 @@ def remove_app(host: Host, name: str) -> None:
     """
     Take an app off this machine, its site first: its traffic ends, then its processes.
 
-    Code, logs and its home folder stay. Raises ``Problem`` where nginx does not accept its files without the site.
+    Code, logs and its home folder stay. Raises ``WsgiError`` where nginx does not accept its files without the site.
     """
     with app_lock(name, "its removal"):
         host.once(Nginx).remove_site(name)
@@ -117,7 +117,7 @@ def run_generation_hooks(generation: Generation, app: Mapping[str, Any], moment:
     outcome : Outcome
         Gets what they printed.
 
-    Raises ``Problem`` with the last lines of the first command that fails.
+    Raises ``WsgiError`` with the last lines of the first command that fails.
     """
     release = Release(generation.name, generation.release)
     account = (generation.uid, generation.gid)

@@ -31,7 +31,7 @@ from ..app.release import Release
 from ..build.hooks import run_hooks
 from ..edge import maintenance, static
 from ..edge.nginx import Nginx
-from ..errors import Problem
+from ..errors import WsgiError
 from ..host import Host
 from ..lock import app_lock
 from ..paths import LIB
@@ -94,7 +94,7 @@ class Switch:
         """
         Bring the new generation live, and retire those before it.
 
-        Returns the ``Outcome``. Raises ``Problem`` where the new generation will not serve: then it is gone again, and
+        Returns the ``Outcome``. Raises ``WsgiError`` where the new generation will not serve: then it is gone again, and
         the old one serves on.
         """
         with app_lock(self.name, "a change"):
@@ -154,16 +154,16 @@ class Switch:
         """
         Remove the new generation; the old one serves on.
 
-        Raises ``Problem`` with what the new generation's log tells of the error, where it tells anything.
+        Raises ``WsgiError`` with what the new generation's log tells of the error, where it tells anything.
         """
         reason: BaseException = error
         if hasattr(self, "new") and history.live_id(self.name) != self.new.id:
             log = getattr(error, "log", self.new.log)
             excerpt = self.new.failure(log)
             retire_generation(self.host, self.name, self.new.id)
-            if isinstance(error, (Problem, OSError)) and excerpt:
-                reason = Problem(f"{error}\n{log} says:\n{excerpt}")
-        if isinstance(error, (Problem, OSError)):
+            if isinstance(error, (WsgiError, OSError)) and excerpt:
+                reason = WsgiError(f"{error}\n{log} says:\n{excerpt}")
+        if isinstance(error, (WsgiError, OSError)):
             with contextlib.suppress(OSError):  # the disk may be full, and that is what the error says
                 history.add(self.host, self.name, "failed", **self._facts, to=self.rollback_to, error=reason)
         if reason is not error:
@@ -186,7 +186,7 @@ class Switch:
         """
         Give the traffic back to the old generation, and remove the new one.
 
-        Raises ``Problem`` in any case, with what made the change fail.
+        Raises ``WsgiError`` in any case, with what made the change fail.
         """
         old, outcome = self.old, self.outcome
         release = Release(self.name, old.release)
@@ -194,14 +194,14 @@ class Switch:
         facts.update({"release": old.release, "server": old.server, "to": old.id, "error": "\n".join(outcome.failures)})
         try:
             go_live(old, "rollback", self._override_before if self.override else None, **facts)
-        except (Problem, OSError) as error:
+        except (WsgiError, OSError) as error:
             why = f"rollback_on_failure: generation {old.id} did not get the traffic back: {error}"
-            raise Problem("\n".join([*outcome.failures, why])) from error
+            raise WsgiError("\n".join([*outcome.failures, why])) from error
         outcome.failures += settle(old)
         forget_cached(self.host, self.name)
         if outcome.attempt(drain, self.new):
             outcome.attempt(retire, self.host, self.name, self.new.id, outcome)
-        raise Problem("\n".join([*outcome.failures, "rollback_on_failure: it was live, and is gone again"]))
+        raise WsgiError("\n".join([*outcome.failures, "rollback_on_failure: it was live, and is gone again"]))
 
     def drain(self) -> None:
         """Wait until the old generation has no connection any more; so for each that a killed run left."""
@@ -307,7 +307,7 @@ def wait_until_healthy(generation: Generation, app: Mapping[str, Any]) -> None:
     """
     Wait until the health check of every worker passes.
 
-    Raises ``Problem`` where the server has ended, or the check's deadline is over.
+    Raises ``WsgiError`` where the server has ended, or the check's deadline is over.
     """
     health = app["health"]
     host = health_host(app)
@@ -317,7 +317,7 @@ def wait_until_healthy(generation: Generation, app: Mapping[str, Any]) -> None:
     while waiting:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise Problem(
+            raise WsgiError(
                 f"generation {generation.id} under {generation.server} was not healthy within "
                 f"{health['deadline']} s (wsgi:apps:{generation.name}:health): {last}."
             )

@@ -1,9 +1,13 @@
 """Certificates of an ACME authority, which certbot obtains and its own timer renews."""
 
+from __future__ import annotations
+
 import os
 import re
+from collections.abc import Callable
 
 from .. import files
+from ..host import Host
 from ..paths import LIB
 from ..pillar.sites import Site, tls_key
 from .certificate import DAY, parse, run_tool
@@ -27,7 +31,7 @@ def lineage(id: str) -> str:
     return f"{CERTBOT}/live/wsgi-{id}"
 
 
-def sites_to_obtain(host) -> "list[Site]":
+def sites_to_obtain(host: Host) -> list[Site]:
     """Return the sites for which certbot has to obtain a certificate."""
     sites = host.settings.sites.values()
     return [site for site in sites if site.tls and site.tls["certificate"] == "acme" and _is_needed(host, site)]
@@ -47,11 +51,11 @@ def _is_needed(host, site):
     )
 
 
-def obtain(host, site: Site) -> None:
+def obtain(host: Host, site: Site) -> None:
     """
     Have certbot obtain the certificate of a site, which nginx has to serve already.
 
-    Raises ``Problem`` with the end of certbot's output when it fails.
+    Raises ``WsgiError`` with the end of certbot's output when it fails.
     """
     settings, names = host.settings.nginx["acme"], site.certificate_names
     files.ensure_dir(WEBROOT, 0o755)
@@ -75,7 +79,7 @@ def _key_type(host):
     return host.settings.nginx["acme"].get("key_type") or "ecdsa"
 
 
-def leftovers(installed: dict, site_path) -> list:
+def leftovers(installed: dict, site_path: Callable[[str], str]) -> list:
     """
     Return the paths of certbot's files for sites that have an ACME certificate no more.
 
@@ -84,7 +88,7 @@ def leftovers(installed: dict, site_path) -> list:
     site_path : callable
         Takes the id of a site and returns the path of its file.
     """
-    found = []
+    found: list[str] = []
     for name in files.list_dir(f"{CERTBOT}/renewal"):
         id = re.fullmatch(r"wsgi-(.+)\.conf", name)
         if id and WEBROOT not in installed.get(site_path(id[1]), ""):

@@ -1,15 +1,18 @@
 """Certificates: reading one, and making a self-signed one."""
 
+from __future__ import annotations
+
 import base64
 import calendar
 import re
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .. import files, step
-from ..errors import Problem
+from ..errors import WsgiError
 from ..redact import tail
 
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
@@ -45,7 +48,7 @@ class Certificate:
     until: int
     ocsp: bool
 
-    def missing(self, domains) -> list:
+    def missing(self, domains: Iterable[str]) -> list:
         """Return those of some host names that the certificate does not cover."""
         known = {name.lower() for name in self.names}
         wild = (domain.lower().partition(".")[2] for domain in domains)
@@ -66,7 +69,7 @@ def parse(text: str) -> Certificate:
         signed = _inner(base64.b64decode(found[1]))[0][1]
         fields = [item for item in _inner(_inner(signed)[0][1]) if item[0] != 0xA0]  # not its version
         until = _inner(fields[3][1])[1]
-        extensions = next((_inner(_inner(content)[0][1]) for tag, content in fields if tag == 0xA3), [])
+        extensions: list = next((_inner(_inner(content)[0][1]) for tag, content in fields if tag == 0xA3), [])
         values = {}
         for _, extension in extensions:
             parts = _inner(extension)
@@ -100,7 +103,7 @@ def _time(tag, text):
     return calendar.timegm(time.strptime(text.decode("ascii"), form))
 
 
-def make_self_signed(names: list) -> "tuple[str, str]":
+def make_self_signed(names: list) -> tuple[str, str]:
     """Make a self-signed certificate for some host names; return its text and its key's."""
     with tempfile.TemporaryDirectory() as folder:  # only root may read it
         files.write(
@@ -118,13 +121,13 @@ def make_self_signed(names: list) -> "tuple[str, str]":
         return tuple(map(files.read, made))
 
 
-def run_tool(command: list, failure: str, env=None) -> None:
+def run_tool(command: list, failure: str, env: Mapping[str, str] | None = None) -> None:
     """
     Run openssl or certbot to its end.
 
     command : list of str
     failure : str
-        The beginning of the ``Problem`` that is raised when the program fails, before the end of its output.
+        The beginning of the ``WsgiError`` that is raised when the program fails, before the end of its output.
     env : dict
         Environment variables beside the usual ones.
     """
@@ -141,8 +144,8 @@ def run_tool(command: list, failure: str, env=None) -> None:
             check=False,
         )
     except FileNotFoundError as error:
-        raise Problem(f"{failure}: {command[0]} is not installed") from error
+        raise WsgiError(f"{failure}: {command[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:
-        raise Problem(f"{failure}: {command[0]} took longer than {TOOL_TIMEOUT} s") from error
+        raise WsgiError(f"{failure}: {command[0]} took longer than {TOOL_TIMEOUT} s") from error
     if done.returncode:
-        raise Problem(f"{failure}:\n{tail(done.stdout)}")
+        raise WsgiError(f"{failure}:\n{tail(done.stdout)}")

@@ -8,10 +8,13 @@ The fast path of an app is a file that has the protocol of its live generation i
 passes requests on without looking for the maintenance marker. Without it, a request takes some microseconds longer.
 """
 
+from __future__ import annotations
+
 import os
 
 from .. import files
-from ..errors import Problem
+from ..errors import WsgiError
+from ..host import Host
 from ..paths import LIB
 
 FOLDER = f"{LIB}/maintenance"
@@ -35,7 +38,7 @@ def page_path(name: str) -> str:
     return f"{FOLDER}/{name}.html"
 
 
-def fast_paths(name: str) -> "dict[str, str]":
+def fast_paths(name: str) -> dict[str, str]:
     """Return the paths of the fast path files of an app, by the names in ``MARKERS``."""
     return {marker: f"{FAST_PATHS}/{name}.{marker}" for marker in MARKERS}
 
@@ -75,18 +78,18 @@ def disable_fast_path(name: str) -> None:
         files.remove(path)
 
 
-def page_changes(host, name: str) -> dict:
+def page_changes(host: Host, name: str) -> dict:
     """
     Return the change that an app's own maintenance page needs.
 
     Returns an empty dict, or the page's path to the local path of its source, or to None for a page to be removed.
-    Raises ``Problem`` where Salt does not serve the source.
+    Raises ``WsgiError`` where Salt does not serve the source.
     """
     url, path = host.settings.apps[name]["maintenance"]["page"], page_path(name)
     source = host.served.file(url) if url else None
     if url and not source:
         key = f"wsgi:apps:{name}:maintenance:page"
-        raise Problem(f"{key}: {url} is not served; is it below a folder in file_roots, or in gitfs?")
+        raise WsgiError(f"{key}: {url} is not served; is it below a folder in file_roots, or in gitfs?")
     return {} if _bytes(path) == (source and _bytes(source)) else {path: source}
 
 

@@ -8,6 +8,8 @@ goes live. So a run that is killed at any moment leaves a tree that nginx has ac
 ``site_files`` renders the files, ``validation`` has nginx test them, ``reload`` reloads nginx.
 """
 
+from __future__ import annotations
+
 import contextlib
 import grp
 import hashlib
@@ -17,9 +19,11 @@ import pwd
 import re
 import shutil
 import time
+from collections.abc import Collection
 
 from .. import diff, files, process
-from ..errors import Problem
+from ..errors import WsgiError
+from ..host import Host
 from ..paths import LIB, PATH, RUN
 from ..redact import tail
 from . import acme, maintenance, nginx_tree, old_layout, ports, reload, tls, validation
@@ -48,16 +52,16 @@ class Nginx:
     them. Contents of files are a str, a ``SecretFile``, or None for a file that is not to be there.
     """
 
-    def __init__(self, host):
+    def __init__(self, host: Host) -> None:
         self.host = host
         self.files = SiteFiles(host)
-        self._installed = None
-        self._version = None
+        self._installed: dict[str, str] | None = None
+        self._version: str | None = None
 
     # The files as they are, and as they should be
 
     @property
-    def installed_files(self) -> "dict[str, str]":
+    def installed_files(self) -> dict[str, str]:
         """Our files that are there, paths to text."""
         if self._installed is None:
             self._version = nginx_tree.version(self.files.own_dir)
@@ -87,7 +91,7 @@ class Nginx:
             self.installed_files.get(path) != text_of(content) for path, content in desired.items()
         )
 
-    def needed_changes(self, *names: str, without_apps=(), shared: bool = True) -> dict:
+    def needed_changes(self, *names: str, without_apps: Collection[str] = (), shared: bool = True) -> dict:
         """
         Return the changes that the sites of some apps need, paths to content.
 
@@ -126,7 +130,7 @@ class Nginx:
         """
         Test the sites of some apps before anything depends on them.
 
-        Raises ``Problem`` when nginx refuses the tree with the changes that they need, a port is in use by another
+        Raises ``WsgiError`` when nginx refuses the tree with the changes that they need, a port is in use by another
         program, or a certificate is not valid.
         """
         with self._locked():
@@ -137,7 +141,7 @@ class Nginx:
         """
         Write the sites of some apps where they differ; nginx loads them with the next reload.
 
-        Returns the changes as ``report`` does. Raises ``Problem`` as ``check`` does, and then changes nothing.
+        Returns the changes as ``report`` does. Raises ``WsgiError`` as ``check`` does, and then changes nothing.
         """
         with self._locked():
             return self._write(names)
@@ -158,7 +162,7 @@ class Nginx:
         return report(self.installed_files, {**self.needed_changes(name), **secrets})
 
     def apply(self, *names: str) -> None:
-        """Write the sites of some apps, and reload nginx where needed. Raises ``Problem`` as ``check`` does."""
+        """Write the sites of some apps, and reload nginx where needed. Raises ``WsgiError`` as ``check`` does."""
         with self._locked():
             self._write(names)
             self._load()
@@ -176,7 +180,7 @@ class Nginx:
         """
         Bring the shared files up to date, reload nginx where needed, and clean up after killed runs.
 
-        Returns whether nginx was reloaded. Raises ``Problem`` as ``check`` does, but reloads nginx first.
+        Returns whether nginx was reloaded. Raises ``WsgiError`` as ``check`` does, but reloads nginx first.
         """
         with self._locked():
             folders = (os.path.dirname(self.files.own_dir), FAST_PATHS)
@@ -187,7 +191,7 @@ class Nginx:
             refused = None
             try:
                 self._validate(live=True)
-            except Problem as problem:
+            except WsgiError as problem:
                 refused = problem
             reloaded = self._load()
             files.set_aside(LOADED)
@@ -196,14 +200,14 @@ class Nginx:
                 raise refused
             return reloaded
 
-    def mend(self) -> "tuple[dict, str]":
+    def mend(self) -> tuple[dict, str]:
         """
         Clean up after a killed run, and have nginx accept the files on the disk, so that it can start.
 
         Files that nginx refuses are replaced by the desired ones; where nginx refuses these too, the sites of their
         apps are left out, so that all others are served.
 
-        Returns the changes as ``report`` does, and a sentence about them, or "". Raises ``Problem`` when nginx
+        Returns the changes as ``report`` does, and a sentence about them, or "". Raises ``WsgiError`` when nginx
         refuses a file that is not ours.
         """
         with self._locked():
@@ -228,7 +232,9 @@ class Nginx:
         settings, raw = self.host.settings, dict(self.host.settings.nginx)
         installed = self.installed_files
         known = [name for name in settings.apps if self.files.app(name).locations in installed and self._renders(name)]
-        names, left_out, shared = [], [], False
+        names: list[str] = []
+        left_out: list[str] = []
+        shared = False
         try:
             while True:
                 try:
@@ -255,20 +261,20 @@ class Nginx:
     def _renders(self, name):
         try:
             return bool(self.desired_files(name))
-        except (Problem, OSError):
+        except (WsgiError, OSError):
             return False
 
-    def find_valid_changes(self, *names: str, without_apps=(), live: bool = False) -> dict:
+    def find_valid_changes(self, *names: str, without_apps: Collection[str] = (), live: bool = False) -> dict:
         """
         Return the changes for some apps that nginx accepts; with ``live``, they go live.
 
         The shared files are among them if nginx accepts them. Otherwise they are left to ``refresh``. Where nginx
         refuses that too, the changes are those of all apps, because each of them has the host's raw directives.
 
-        Raises the ``Problem`` of the first attempt where nginx accepts none.
+        Raises the ``WsgiError`` of the first attempt where nginx accepts none.
         """
         installed = self.installed_files
-        attempts = [(names, True)]
+        attempts: list[tuple] = [(names, True)]
         if self.files.entry in installed:  # else nginx reads none of our files
             there = (name for name in self.host.settings.apps if self.files.app(name).locations in installed)
             attempts += [(names, False), (sorted({*names, *there}), True)]
@@ -276,7 +282,7 @@ class Nginx:
         for several, shared in attempts:
             try:
                 return self._validate(*several, without_apps=without_apps, shared=shared, live=live)
-            except Problem as problem:
+            except WsgiError as problem:
                 problems.append(problem)
         raise problems[0]
 
@@ -388,17 +394,17 @@ class Nginx:
         """
         Have nginx load its files, and wait until it has.
 
-        Raises ``Problem`` when nginx refuses them, and then it goes on with those it has.
+        Raises ``WsgiError`` when nginx refuses them, and then it goes on with those it has.
         """
         validation.test(self.host, self.installed_files)
         master = self._master()
         if master is None:
-            raise Problem("nginx is not running: `systemctl status nginx` shows why")
+            raise WsgiError("nginx is not running: `systemctl status nginx` shows why")
         log = f"{self.host.family['nginx']['log_dir']}/error.log"
         size = os.path.getsize(log) if os.path.exists(log) else 0
         signalled = reload.reload(master)
         if signalled is None:
-            raise Problem(f"nginx kept its old configuration; {log} has:\n{_tail_since(log, size)}")
+            raise WsgiError(f"nginx kept its old configuration; {log} has:\n{_tail_since(log, size)}")
         record = {"nginx": _identity(master), "sites": self._checksum()}
         files.write(LOADED, json.dumps(record) + "\n", 0o644)
         os.utime(LOADED, (signalled, signalled))
@@ -427,7 +433,7 @@ class Nginx:
         return pid if pid and process.is_alive(pid) else None
 
     def _checksum(self):
-        known = dict(self.installed_files)
+        known: dict[str, str | bool] = {**self.installed_files}
         known[""] = os.path.lexists(self.host.family["nginx"]["distribution_site"])
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 

@@ -1,5 +1,7 @@
 """The version and the modules of the installed nginx."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -8,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 
 from .. import files
+from ..host import Host
 from ..paths import PATH, RUN
 
 # The output of `nginx -V`, and the identity of that nginx.
@@ -37,7 +40,7 @@ class NginxBuild:
         return self.version >= (1, 25, 1)
 
 
-def installed_nginx(host) -> NginxBuild:
+def installed_nginx(host: Host) -> NginxBuild:
     """
     Return the ``NginxBuild`` of the installed nginx, or of the newest where none is installed yet.
 
@@ -61,7 +64,7 @@ def installed_nginx(host) -> NginxBuild:
     return NginxBuild(_numbers(known["version"]), modules, _numbers(known["openssl"]))
 
 
-def dynamic_modules(host) -> list:
+def dynamic_modules(host: Host) -> list:
     """Return the names of the modules that the distribution has nginx load, such as ``http_brotli_filter_module``."""
     folder = host.family["nginx"]["modules_dir"]
     texts = [files.read(f"{folder}/{file}") or "" for file in sorted(files.list_dir(folder))]

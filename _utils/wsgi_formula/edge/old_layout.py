@@ -4,6 +4,8 @@ nginx's files as the formula wrote them before it had a tree: in folders beside 
 They are read as if they were in the tree, and go into it with the next change.
 """
 
+from __future__ import annotations
+
 import grp
 import os
 import re
@@ -18,7 +20,7 @@ def is_present(own_dir: str) -> bool:
     return os.path.isfile(f"{os.path.dirname(own_dir)}/proxy.conf") and not os.path.isfile(f"{own_dir}/wsgi.conf")
 
 
-def read_files(own_dir: str, include: str) -> "dict[str, str]":
+def read_files(own_dir: str, include: str) -> dict[str, str]:
     """
     Return the files, their future paths in the tree to the text that they will have there.
 

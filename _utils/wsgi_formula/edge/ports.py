@@ -1,16 +1,18 @@
 """The TCP ports that nginx is to listen on."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import socket
 
 from .. import files
-from ..errors import Problem
+from ..errors import WsgiError
 
 
-def check_free(key: str, port: int, master) -> None:
+def check_free(key: str, port: int, master: int | None) -> None:
     """
-    Raise ``Problem`` when another program than nginx listens on a port.
+    Raise ``WsgiError`` when another program than nginx listens on a port.
 
     key : str
         The pillar key of the port, for the problem.
@@ -28,7 +30,9 @@ def check_free(key: str, port: int, master) -> None:
             pass
     held = {_link(f"/proc/{master}/fd/{fd}") for fd in files.list_dir(f"/proc/{master}/fd")}
     if not any(f"socket:[{inode}]" in held for inode in _listeners(port)):
-        raise Problem(f"{key}: port {port} is in use by another program; `ss -ltnp 'sport = :{port}'` shows which one")
+        raise WsgiError(
+            f"{key}: port {port} is in use by another program; `ss -ltnp 'sport = :{port}'` shows which one"
+        )
 
 
 def _listeners(port):

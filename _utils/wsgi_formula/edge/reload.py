@@ -7,6 +7,8 @@ Salt's modules import this file. On a machine with ACME certificates it is also 
 So it imports nothing but the standard library.
 """
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import json
@@ -15,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 # The same as in `paths`: this file is also a program of its own, which can import no other one of the package.
@@ -38,7 +41,7 @@ RELOAD_TIMEOUT = 10  # seconds
 
 
 @contextlib.contextmanager
-def locked(timeout: float = LOCK_TIMEOUT):
+def locked(timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
     """
     Hold the lock of nginx's files and its reload. The kernel releases the lock of a killed process.
 
@@ -80,7 +83,7 @@ def end_drain() -> None:
             os.symlink(os.path.basename(FAST_PATHS), FAST_PATH_LINK)
 
 
-def reload(master: int):
+def reload(master: int) -> float | None:
     """
     Have nginx load its configuration, which must be valid, without losing a request. Call it within ``locked``.
 
@@ -132,7 +135,7 @@ def _wait(condition):
     return True
 
 
-def main(program: str, lineage: str):
+def main(program: str, lineage: str) -> int | str:
     """
     Reload nginx if one of its sites uses a renewed certificate and its configuration is valid.
 

@@ -6,6 +6,8 @@ Each app has files of its own, its site is a server block that it may share with
 all apps. This module renders them; it changes nothing on the disk.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import glob
@@ -16,6 +18,7 @@ from typing import NamedTuple
 
 from ..app.desired import desired_settings
 from ..app.secrets import htpasswd
+from ..host import Host
 from ..paths import LIB
 from ..pillar import sites
 from ..pillar.edge import METRICS_PORT, METRICS_SOCKET
@@ -141,7 +144,7 @@ class SiteFiles:
     Methods that depend on the files that are there already take them as ``installed``, a dict of paths to text.
     """
 
-    def __init__(self, host):
+    def __init__(self, host: Host) -> None:
         self.host = host
 
     @property
@@ -166,15 +169,20 @@ class SiteFiles:
 
     def app(self, name: str) -> AppPaths:
         """Return the paths of an app's own files."""
-        folders = ("apps", "locations", "proxied", "dispatch")
-        paths = [f"{self.own_dir}/{folder}/{name}.conf" for folder in folders]
-        return AppPaths(*paths, f"{self.own_dir}/private/{name}.htpasswd")
+        own = self.own_dir
+        return AppPaths(
+            upstreams=f"{own}/apps/{name}.conf",
+            locations=f"{own}/locations/{name}.conf",
+            proxied=f"{own}/proxied/{name}.conf",
+            dispatch=f"{own}/dispatch/{name}.conf",
+            passwords=f"{own}/private/{name}.htpasswd",
+        )
 
     def site(self, id: str) -> str:
         """Return the path of a site's server blocks."""
         return f"{self.own_dir}/sites/{id}.conf"
 
-    def cache_dirs(self, name: str) -> "dict[str, str]":
+    def cache_dirs(self, name: str) -> dict[str, str]:
         """Return the folders of an app's cache, by nginx's protocol."""
         # nginx makes a folder for a cache, but not the folder above it.
         folder = self.host.family["nginx"]["cache_dir"]
@@ -288,7 +296,7 @@ class SiteFiles:
         there = len(WORKER.findall(installed.get(self.app(name).upstreams) or ""))
         return app["workers"] if single_process(app, self.host.servers) or not there else there
 
-    def server_blocks(self, site: sites.Site, reuseport: bool = False) -> "list[ServerBlock]":
+    def server_blocks(self, site: sites.Site, reuseport: bool = False) -> list[ServerBlock]:
         """
         Return the server blocks of a site: its own, the redirect to HTTPS, and the redirect to its first domain.
 
@@ -343,7 +351,8 @@ class SiteFiles:
 
     def _unknown_hosts(self, site_texts, page):
         """Return the server blocks for unknown hosts: one for each port on which no site is the default."""
-        nginx, ports = self.host.settings.nginx, {}
+        nginx = self.host.settings.nginx
+        ports: dict[int, set[str]] = {}
         if not (nginx["manage"] and nginx["default_site"]):
             return []
         for text in site_texts:
@@ -360,7 +369,7 @@ class SiteFiles:
             if "default_server" not in options
         ]
 
-    def _names_bucket(self, names, installed) -> "int | None":
+    def _names_bucket(self, names: list, installed: dict) -> int | None:
         """
         Return the server_names_hash_bucket_size for some host names: NAMES_BUCKET where one of them is long, else None.
 
@@ -390,7 +399,7 @@ def has_fast_path(app: dict, nginx: dict) -> bool:
     return not (app["cors"] or not app["request_buffering"] or raw)
 
 
-def text_of(content) -> "str | None":
+def text_of(content: str | SecretFile | None) -> str | None:
     """Return the text of a file's content."""
     return content.text if isinstance(content, SecretFile) else content
 

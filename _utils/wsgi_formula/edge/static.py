@@ -7,17 +7,23 @@ A tree also has the files of older releases whose names are not in its own relea
 generation refer to them.
 """
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import os
 import pwd
 import re
 import stat
+from collections.abc import Mapping
+from typing import Any
 
 from .. import files
+from ..app.release import Release
 from ..build import ownership
 from ..build.ownership import FILE
-from ..errors import Problem
+from ..errors import WsgiError
+from ..host import Host
 from ..paths import LIB, SRV
 from ..pillar import sites
 
@@ -32,7 +38,7 @@ def root(name: str) -> str:
     return f"{SRV}/{name}/static"
 
 
-def served(name: str, app: dict) -> dict:
+def served(name: str, app: Mapping[str, Any]) -> dict:
     """
     Return the variables of the templates for the files of an app.
 
@@ -58,9 +64,9 @@ def served(name: str, app: dict) -> dict:
     return {"paths": paths, "pages": {code: _place(name, path) for code, path in sorted(app["error_pages"].items())}}
 
 
-def check(name: str, app: dict, release) -> None:
+def check(name: str, app: Mapping[str, Any], release: Release) -> None:
     """
-    Raise ``Problem`` where a release that was never live lacks a path that nginx is to serve.
+    Raise ``WsgiError`` where a release that was never live lacks a path that nginx is to serve.
 
     release : Release
     """
@@ -68,16 +74,16 @@ def check(name: str, app: dict, release) -> None:
         _refuse(_lacking(name, app, release))
 
 
-def outdated(name: str, app: dict, release) -> list:
+def outdated(name: str, app: Mapping[str, Any], release: Release) -> list:
     """Return the paths that nginx does not serve from this release yet."""
     return [path for path in release_paths(app) if (_live(name, path) or "").rpartition("-")[0] != release.id]
 
 
-def build(host, name, app, release):
+def build(host: Host, name: str, app: Mapping[str, Any], release: Release) -> dict[str, str]:
     """
     Make the trees that ``publish`` links to, where they are missing.
 
-    Returns a dict of paths to trees, without the paths whose live tree is of this release. Raises ``Problem`` where
+    Returns a dict of paths to trees, without the paths whose live tree is of this release. Raises ``WsgiError`` where
     neither this release nor the live tree has a path.
     """
     wanted = outdated(name, app, release)
@@ -97,7 +103,7 @@ def build(host, name, app, release):
     return trees
 
 
-def publish(host, name, app, release):
+def publish(host: Host, name: str, app: Mapping[str, Any], release: Release) -> None:
     """Have nginx serve the files of a release, and those of older releases whose names it does not have."""
     for path, tree in build(host, name, app, release).items():
         files.replace_symlink(os.path.basename(tree), f"{_folder(name, path)}/live")
@@ -125,7 +131,7 @@ def forget(name: str, configuration: str) -> None:
             files.remove(f"{root(name)}/{folder}")
 
 
-def warnings(host, name: str, app: dict) -> list:
+def warnings(host: Host, name: str, app: Mapping[str, Any]) -> list:
     """Return sentences about paths of the machine that nginx cannot read, each with its pillar key."""
     user = host.family["nginx"]["user"]
     found = []
@@ -136,7 +142,7 @@ def warnings(host, name: str, app: dict) -> list:
     return found
 
 
-def prepare_home(host, name, app, user):
+def prepare_home(host: Host, name: str, app: Mapping[str, Any], user: pwd.struct_passwd) -> None:
     """
     Make an app's home, which only the app can write to, and the folders in it that nginx is to serve.
 
@@ -161,7 +167,7 @@ def prepare_home(host, name, app, user):
             _share(here, f"{home}/{path}", user.pw_uid, nginx)
 
 
-def home_differs(host, name, app):
+def home_differs(host: Host, name: str, app: Mapping[str, Any]) -> bool:
     """Return whether the folders in an app's home need ``prepare_home``. Their files are not checked."""
     return any(files.group_of(f"{_home(name)}/{path}") != _nginx(host).pw_gid for path in _in_home(name, app))
 
@@ -185,7 +191,7 @@ def _in_home(name, app):
     return [os.path.relpath(path, _home(name)) for path in paths if path.startswith(f"{_home(name)}/")]
 
 
-def release_paths(app: dict) -> list:
+def release_paths(app: Mapping[str, Any]) -> list:
     """Return the paths in an app's releases that nginx is to serve."""
     return list(dict.fromkeys(path.rstrip("/") for _, path, _ in _said(app) if not path.startswith("/")))
 
@@ -208,7 +214,7 @@ def _lacking(name, app, release):
 
 def _refuse(lacking):
     if lacking:
-        raise Problem("\n".join(lacking.values()))
+        raise WsgiError("\n".join(lacking.values()))
 
 
 def _folder(name, path):
@@ -238,7 +244,7 @@ def _target(folder):
 
 def _union(releases, path):
     """Return the files of a path in some releases, names to files; the first release with a name has precedence."""
-    found = {}
+    found: dict[str, str] = {}
     for release in releases:
         taken = {*found}
         folders = {folder for name in taken for folder in _above(name)}
@@ -272,7 +278,7 @@ def _walk(release, folder, above, entered, seen):
         if entry.name.startswith("."):
             continue
         if next(seen) > MOST_FILES:
-            raise Problem(
+            raise WsgiError(
                 f"{entered[0]} contains more than {MOST_FILES} files; is this the folder that nginx should serve?"
             )
         real = _real(release, entry.path) if entry.is_symlink() else entry.path

@@ -5,16 +5,21 @@ Each run writes it at its end, even when states have failed, and so does each de
 with a password.
 """
 
+from __future__ import annotations
+
 import base64
 import contextlib
 import hashlib
 import pwd
 import re
 import time
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from .. import files
 from ..app import history
 from ..app.secrets import htpasswd
+from ..host import Host
 from ..paths import LIB
 from ..redact import without_credentials
 from . import tls
@@ -33,7 +38,7 @@ ERROR = 300  # the most characters of an error that are shown; `wsgi.history` ha
 CONTENT = re.compile(r'data-content="([0-9a-f]+)"')
 
 
-def values(host):
+def values(host: Host) -> dict | None:
     """Return the variables of nginx's templates for the page, a dict, or None without a status page."""
     page = host.settings.status_page
     if page is None:
@@ -47,19 +52,19 @@ def values(host):
     }
 
 
-def passwords(host):
+def passwords(host: Host) -> str | None:
     """Return the content of the page's password file, or None for none."""
     page = host.settings.status_page
     users = page["basic_auth"].get("users") if page else None
     return htpasswd(host, "wsgi:status_page:basic_auth:users", users) if users else None
 
 
-def passwords_path(host):
+def passwords_path(host: Host) -> str:
     """Return the path of the page's password file, a name that no app can have."""
     return f"{host.family['nginx']['own_dir']}/private/_status.htpasswd"
 
 
-def facts(host, apps, failures=()):
+def facts(host: Host, apps: Mapping[str, dict], failures: Iterable[tuple[str, str]] = ()) -> dict:
     """
     Return the content of the page, a dict for its template.
 
@@ -77,7 +82,7 @@ def facts(host, apps, failures=()):
     }
 
 
-def content(facts):
+def content(facts: Mapping[str, Any]) -> str:
     """Return a hash of a page's content without what differs each time, such as response times."""
     apps = {
         name: {fact: value for fact, value in app.items() if fact != "health"} for name, app in facts["apps"].items()
@@ -88,13 +93,13 @@ def content(facts):
     return files.digest({**facts, "apps": apps, "changes": changes})
 
 
-def written():
+def written() -> str | None:
     """Return the ``content`` of the page on the disk, or None."""
     found = CONTENT.search(files.read(PAGE) or "")
     return found and found[1]
 
 
-def write(host, facts):
+def write(host: Host, facts: Mapping[str, Any]) -> None:
     """Write the page, so that only nginx can read it."""
     now = time.localtime()
     text = host.render(

@@ -5,6 +5,8 @@ A certificate from pillar or sdb is written beside nginx's files, and a certific
 site with an ACME certificate has a self-signed one until certbot has obtained it, so that nginx can start.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import re
@@ -14,7 +16,8 @@ import time
 
 from .. import files
 from ..app.secrets import resolve_sdb
-from ..errors import Problem
+from ..errors import WsgiError
+from ..host import Host
 from ..pillar.sites import Site, tls_key
 from .acme import WEBROOT, lineage
 from .certificate import CERTIFICATE, DAY, make_self_signed, parse
@@ -57,7 +60,7 @@ def _texts_of_run(host):
     return {}
 
 
-def paths(host, site: Site) -> "tuple[str, str]":
+def paths(host: Host, site: Site) -> tuple[str, str]:
     """Return the paths of the certificate and the key that nginx reads for a site with TLS."""
     certificate = site.tls["certificate"]
     obtained = f"{lineage(site.id)}/fullchain.pem", f"{lineage(site.id)}/privkey.pem"
@@ -69,7 +72,7 @@ def paths(host, site: Site) -> "tuple[str, str]":
     return tuple(value if value.startswith("/") else written for value, written in pairs)
 
 
-def texts(host, site: Site) -> "dict[str, str]":
+def texts(host: Host, site: Site) -> dict[str, str]:
     """Return the texts of a site's certificate and key that are in pillar or sdb, by their paths."""
     if site.tls is None or site.tls["certificate"] in ("acme", "self_signed"):
         return {}
@@ -85,7 +88,7 @@ def texts(host, site: Site) -> "dict[str, str]":
     return found
 
 
-def values(host, site: Site) -> "dict | None":
+def values(host: Host, site: Site) -> dict | None:
     """
     Return the variables of the templates for a site's certificate, or None for a site without TLS.
 
@@ -124,17 +127,17 @@ def _reuseport(host, site):
     return site.id == next((id for id in default if id in http3), min(http3, default=None))
 
 
-def profile(host) -> "dict[str, str]":
+def profile(host: Host) -> dict[str, str]:
     """Return the directives of ``wsgi:nginx:tls_profile``: ``protocols``, ``ciphers`` and ``curves``."""
     post_quantum = (POST_QUANTUM,) if host.once(installed_nginx).openssl >= POST_QUANTUM_SINCE else ()
     return {**PROFILES[host.settings.nginx["tls_profile"]], "curves": ":".join(post_quantum + CURVES)}
 
 
-def check(host, site: Site) -> list:
+def check(host: Host, site: Site) -> list:
     """
     Check the TLS settings of a site, before anything depends on them.
 
-    Returns a list of warnings. Raises ``Problem`` for settings that do not work.
+    Returns a list of warnings. Raises ``WsgiError`` for settings that do not work.
     """
     if site.tls is None:
         return []
@@ -144,7 +147,7 @@ def check(host, site: Site) -> list:
         return []
     certificate = _checked_pair(host, site, key)
     if certificate.left() < 0:
-        raise Problem(f"{key}:certificate: the certificate expired on {_day(certificate.until)}")
+        raise WsgiError(f"{key}:certificate: the certificate expired on {_day(certificate.until)}")
     warnings = []
     missing = certificate.missing([*site.domains, *site.redirect_domains])
     if missing:
@@ -158,12 +161,12 @@ def _check_http(host, site, key):
     nginx = host.once(installed_nginx)
     installed = f"nginx {'.'.join(map(str, nginx.version))}"
     if site.tls["http3"] and "http_v3_module" not in nginx.modules:
-        raise Problem(f"{key}:http3: true is not available: {installed} is built without HTTP/3; remove http3")
+        raise WsgiError(f"{key}:http3: true is not available: {installed} is built without HTTP/3; remove http3")
     if nginx.http2_directive:
         return
     for other in host.settings.sites.values():
         if other.tls and other.tls["listen"] == site.tls["listen"] and other.tls["http2"] != site.tls["http2"]:
-            raise Problem(
+            raise WsgiError(
                 f"{key}:http2: {str(site.tls['http2']).lower()} differs from"
                 f" {tls_key(other, host.settings.apps)}:http2, and {installed} has one setting for all sites of port"
                 f" {site.tls['listen']}; set both to the same value"
@@ -182,13 +185,13 @@ def _checked_pair(host, site, key):
         try:
             certificate = parse(pair[0])
         except ValueError as error:
-            raise Problem(f"{key}:certificate: {error}") from error
+            raise WsgiError(f"{key}:certificate: {error}") from error
         try:
             # With an empty password, OpenSSL does not ask the terminal for one.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(f"{folder}/certificate", f"{folder}/key", password="")
         except (ssl.SSLError, ValueError) as error:
-            raise Problem(f"{key}:{_refusal(pair[0], error)}") from error
+            raise WsgiError(f"{key}:{_refusal(pair[0], error)}") from error
     return certificate
 
 
@@ -211,9 +214,9 @@ def _read(key, path):
     try:
         text = files.read(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise Problem(f"{key}: {path!r} cannot be read: {error}") from error
+        raise WsgiError(f"{key}: {path!r} cannot be read: {error}") from error
     if text is None:
-        raise Problem(f"{key}: {path!r} does not exist")
+        raise WsgiError(f"{key}: {path!r} does not exist")
     return text
 
 
@@ -229,12 +232,12 @@ def _private(host, stem):
 # Self-signed certificates
 
 
-def self_signed_paths(host, id: str) -> "tuple[str, str]":
+def self_signed_paths(host: Host, id: str) -> tuple[str, str]:
     """Return the paths of the self-signed certificate of a site and of its key."""
     return _private(host, f"{id}.self-signed")
 
 
-def due(host, site: Site) -> bool:
+def due(host: Host, site: Site) -> bool:
     """Return whether a site needs a new self-signed certificate."""
     return site.tls is not None and paths(host, site) == self_signed_paths(host, site.id) and _is_outdated(host, site)
 
@@ -249,12 +252,12 @@ def _is_outdated(host, site):
     return not os.path.exists(key) or found.left() < SELF_SIGNED_LEFT or bool(missing)
 
 
-def unknown_paths(host) -> "tuple[str, str] | None":
+def unknown_paths(host: Host) -> tuple[str, str] | None:
     """Return the paths of the certificate for unknown hosts; None where nginx can reject the handshake instead."""
     return None if host.once(installed_nginx).version >= REJECT_SINCE else self_signed_paths(host, "unknown")
 
 
-def missing(host, sites: list) -> dict:
+def missing(host: Host, sites: list) -> dict:
     """Return the self-signed certificates that some sites need: the paths of each and its key to host names."""
     needed = {self_signed_paths(host, site.id): site.certificate_names for site in sites if due(host, site)}
     unknown = unknown_paths(host)
@@ -263,13 +266,15 @@ def missing(host, sites: list) -> dict:
     return needed
 
 
-def prepare(host, sites: list) -> "dict[str, str]":
+def prepare(host: Host, sites: list) -> dict[str, str]:
     """Return the texts of the self-signed certificates that some sites need, by path; each is made once per run."""
-    known, found = host.once(_texts_of_run), {}
+    known = host.once(_texts_of_run)
+    found: dict[str, str] = {}
     for pair, names in missing(host, sites).items():
-        if (pair, *names) not in known:
-            known[(pair, *names)] = make_self_signed(names)
-        found.update(zip(pair, known[(pair, *names)]))
+        key = (pair, *names)
+        if key not in known:
+            known[key] = make_self_signed(names)
+        found.update(zip(pair, known[key]))
     return found
 
 

@@ -1,13 +1,18 @@
 """Test nginx's configuration, and explain to which app or pillar key a failure belongs."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
+from typing import Any
 
 from .. import files
-from ..errors import Problem
+from ..errors import WsgiError
+from ..host import Host
 from ..paths import PATH
 from ..redact import tail
 from . import nginx_tree
@@ -33,7 +38,7 @@ IN_PLACE = 'mount -n --bind "$1" "$2" && mount -n --bind "$3" "$4" || exit 70; s
 NOT_MOUNTED = 70
 
 
-class Refused(Problem):
+class Refused(WsgiError):
     """
     nginx does not accept its configuration.
 
@@ -43,13 +48,13 @@ class Refused(Problem):
         Our files that nginx has read, paths to text.
     """
 
-    def __init__(self, problem: str, message: str, texts: dict):
+    def __init__(self, problem: str, message: str, texts: dict) -> None:
         super().__init__(problem)
         self.message = message
         self.texts = texts
 
 
-def test(host, installed: dict, staged=None, changes=()) -> None:
+def test(host: Host, installed: dict, staged: str | None = None, changes: Mapping[str, Any] | None = None) -> None:
     """
     Have nginx test its configuration.
 
@@ -60,18 +65,19 @@ def test(host, installed: dict, staged=None, changes=()) -> None:
     changes : dict
         The changes in that tree, paths to content.
 
-    Raises ``Refused``, or ``Problem`` where nginx is missing or an nginx that is not managed does not fit.
+    Raises ``Refused``, or ``WsgiError`` where nginx is missing or an nginx that is not managed does not fit.
     """
     nginx, manages = shutil.which("nginx", path=PATH), host.settings.nginx["manage"]
     if nginx is None:
-        raise Problem("nginx is not installed" + ("" if manages else "; wsgi:nginx:manage: false leaves that to you"))
-    changes, include = dict(changes), SiteFiles(host).include
-    with _in_place(host, staged, changes.get(include)) if staged else contextlib.nullcontext([]) as command:
-        command = [*command, nginx, "-t" if manages else "-T"]
+        raise WsgiError("nginx is not installed" + ("" if manages else "; wsgi:nginx:manage: false leaves that to you"))
+    changes, include = dict(changes or {}), SiteFiles(host).include
+    with contextlib.ExitStack() as stack:
+        prefix = stack.enter_context(_in_place(host, staged, changes.get(include))) if staged else []
+        command = [*prefix, nginx, "-t" if manages else "-T"]
         env = {**os.environ, "PATH": PATH}
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=env, check=False)
     if staged and (done.returncode == NOT_MOUNTED or done.stderr.startswith("unshare: ")):
-        raise Problem(f"nginx could not test the new files, which needs a mount namespace: {tail(done.stderr)}")
+        raise WsgiError(f"nginx could not test the new files, which needs a mount namespace: {tail(done.stderr)}")
     if done.returncode:
         texts = {**installed, **{path: text_of(content) for path, content in changes.items()}}
         changed = [text for text in map(text_of, changes.values()) if text]
@@ -81,16 +87,16 @@ def test(host, installed: dict, staged=None, changes=()) -> None:
 
 
 def _check_unmanaged(host, include, configuration):
-    """Raise ``Problem`` where an nginx that is not managed lacks what the sites need."""
+    """Raise ``WsgiError`` where an nginx that is not managed lacks what the sites need."""
     family = host.family["nginx"]
     if f"# configuration file {include}:" not in configuration:
-        raise Problem(
+        raise WsgiError(
             f"wsgi:nginx:manage: false, and nginx does not read {include}: "
             f"it needs `include {family['conf_dir']}/*.conf;` in its http block"
         )
     user = USER.search(configuration)
     if user and user[1] != family["user"]:
-        raise Problem(
+        raise WsgiError(
             f"wsgi:nginx:manage: false, and nginx runs as {user[1]!r}, but the sockets of the apps belong to "
             f"{family['user']!r}: it needs `user {family['user']};`"
         )
@@ -116,7 +122,7 @@ def _in_place(host, staged, include_text):
         yield [*namespace, staged, own, other, include]
 
 
-def explain_failure(host, message: str, texts: dict, changed: list) -> str:
+def explain_failure(host: Host, message: str, texts: dict, changed: list) -> str:
     """
     Return what nginx refuses: the pillar key of the raw directives that its message points to, if it does so.
 
@@ -135,7 +141,7 @@ def explain_failure(host, message: str, texts: dict, changed: list) -> str:
     return "nginx -t refuses the configuration" + (f", which has {' and '.join(keys)}" if keys else "")
 
 
-def refused_apps(host, refused: Refused) -> list:
+def refused_apps(host: Host, refused: Refused) -> list:
     """Return the names of the apps whose file nginx has refused; none for a shared file or a file that is not ours."""
     own, place, texts = SiteFiles(host).own_dir, PLACE.search(refused.message), refused.texts
     if place:
@@ -146,7 +152,7 @@ def refused_apps(host, refused: Refused) -> list:
     else:
         named = QUOTED.findall(refused.message)
         found = [path for path, text in texts.items() if text and any(f" {name};" in text for name in named)]
-    apps = []
+    apps: list[str] = []
     for path in found:
         kind, _, name = path[len(own) + 1 :].rpartition("/") if path.startswith(f"{own}/") else ("", "", "")
         if kind == "sites":

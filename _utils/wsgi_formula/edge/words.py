@@ -4,10 +4,13 @@ The settings of an app for nginx in nginx's own language: variables, patterns an
 This module is pure: it reads no file and starts nothing.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import math
 import re
+from collections.abc import Collection
 
 from ..pillar import edge_defaults
 from ..pillar.edge_defaults import SECONDS
@@ -49,7 +52,7 @@ def values(name: str, app: dict) -> dict:
     }
 
 
-def auth_realm(name: str, app: dict):
+def auth_realm(name: str, app: dict) -> str:
     """Return the argument of ``auth_basic``: the realm, or the variable that holds it where some paths are open."""
     settings = app["basic_auth"]
     return settings and (variable(name, "realm") if settings["except"] else f'"{settings["realm"]}"')
@@ -65,7 +68,7 @@ def cors_headers(name: str, app: dict) -> list:
     return found + ([("Access-Control-Allow-Credentials", "true")] if cors["credentials"] else [])
 
 
-def added_headers(name: str, app: dict, own=(), internal: bool = False) -> list:
+def added_headers(name: str, app: dict, own: Collection[str] = (), internal: bool = False) -> list:
     """
     Return the headers that nginx adds to the responses of a location.
 
@@ -131,7 +134,7 @@ def cookies_pattern(cookies: list) -> str:
     return r'"~(^|[;,\s])(' + "|".join(map(re.escape, cookies)) + r')\s*="'
 
 
-def waits(limits: dict) -> "dict[str, int]":
+def waits(limits: dict) -> dict[str, int]:
     """
     Return the seconds after which a client that has met a limit may retry: the longest of the limits of a path.
 

@@ -17,7 +17,7 @@ from ..app import history
 from ..app.release import Release
 from ..build.environment import Environment
 from ..build.hooks import hook_variables
-from ..errors import Problem
+from ..errors import WsgiError
 from ..paths import ETC, LIB, LOG, PATH, RUN, TMPFILES
 from ..pillar.edge import METRICS_PORT
 from ..pillar.schema import PLACEHOLDER
@@ -434,7 +434,7 @@ def _version(host, app, release):
     )
     found = re.search(r"\d[\w.+-]*", done.stdout)
     if done.returncode or not found:
-        raise Problem(f"{' '.join(command)} failed:\n{tail(done.stdout)}")
+        raise WsgiError(f"{' '.join(command)} failed:\n{tail(done.stdout)}")
     return found.group()
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .. import files, process
-from ..errors import Problem
+from ..errors import WsgiError
 from ..paths import LOG
 from . import managers, processes
 from .managers import MANAGERS
@@ -39,7 +39,7 @@ SETTLED = 1  # second
 KEEPERS = {"emperor": "systemd"}
 
 
-class Failed(Problem):
+class Failed(WsgiError):
     """A program that does not come up; ``log`` is the file that tells why."""
 
     def __init__(self, sentence, log):
@@ -340,7 +340,7 @@ def _keepers(app):
 
 def check_programs(name, app):
     """
-    Raise a ``Problem`` for times of an app's ``schedule`` that systemd, who alone knows, does not take.
+    Raise a ``WsgiError`` for times of an app's ``schedule`` that systemd, who alone knows, does not take.
 
     name : str
         The app.
@@ -363,7 +363,7 @@ def check_programs(name, app):
                 f"`systemd-analyze calendar` explains them: {' '.join(done.stdout.split())}"
             )
     if found:
-        raise Problem("\n".join(found))
+        raise WsgiError("\n".join(found))
 
 
 def start_programs(generation):

@@ -6,7 +6,7 @@ import os
 import subprocess
 
 from ... import process
-from ...errors import Problem
+from ...errors import WsgiError
 
 # Starts a program as its user, in a cgroup of its own, and has nginx find its sockets.
 LAUNCH = "/usr/local/lib/wsgi/launch"
@@ -72,7 +72,7 @@ class Daemon:
 def wait_for_socket(path, service):
     """A process manager that this run has started may not listen yet; one that has lost its socket never will."""
     if not process.wait_until(lambda: os.path.exists(path), BOOT_TIME):
-        raise Problem(
+        raise WsgiError(
             f"{service} has no socket {path}: was it removed? `systemctl restart {service}` makes it again, and "
             "restarts the apps that it holds."
         )

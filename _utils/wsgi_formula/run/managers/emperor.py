@@ -9,7 +9,7 @@ import shlex
 import socket
 
 from ... import files, process
-from ...errors import Problem
+from ...errors import WsgiError
 from ...paths import ETC, RUN
 from .base import BOOT_TIME, WITH_ENVIRONMENT, systemctl
 
@@ -54,7 +54,7 @@ class Emperor:
     def _renew(self, program):
         """An emperor that runs since before vassals were started as root would refuse each of them."""
         if self._vassals():
-            raise Problem(
+            raise WsgiError(
                 f"{program.key} can't start: the emperor still runs with an older /etc/wsgi/emperor.ini. "
                 "Restart it, and the apps that it holds, when they may be away for a moment: "
                 "systemctl restart wsgi-emperor; then apply again."
