@@ -141,7 +141,7 @@ def roll_back(host: Host, name: str, to: str | None = None, pin: bool = False) -
 
 def _rollback_target(name, current, to):
     if to is None:
-        found = history.rollback_rollback_target(name, current.id)
+        found = history.rollback_target(name, current.id)
         if found is None:
             raise WsgiError(
                 f"no generation of {name} from before {current.id} is kept; wsgi:apps:{name}:keep_releases sets how many are"
