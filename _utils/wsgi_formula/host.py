@@ -55,9 +55,7 @@ class Host:
         self.wanted = {}
         self.overrides = {}
         self.overrides_read = {}  # as they were on the disk
-        self.certificates = {}  # of tls.texts
-        self.nginx_files = self.nginx_version = None  # nginx.installed_files
-        self.nginx_built = None  # nginx.nginx_build
+        self.made = {}  # by `once`
 
     def _bytecode_cache(self):
         """Most of what a run with nothing to do costs would be to compile the templates once more."""
@@ -114,6 +112,17 @@ class Host:
         defaults, system = self._yaml("defaults.yaml"), self.grains.get("osfinger", "")
         said = plain.plain(self.pillar.get("wsgi"))
         return load.load(said, defaults, self.family, self.servers, system)
+
+    def once(self, make):
+        """
+        Return what a function or a class makes of this host; it is made once per run.
+
+        make : callable
+            Takes the host: ``host.once(Nginx)`` is the run's ``Nginx``.
+        """
+        if make not in self.made:
+            self.made[make] = make(self)
+        return self.made[make]
 
     def render(self, template, **values):
         """

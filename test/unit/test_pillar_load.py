@@ -663,8 +663,8 @@ def test_two_apps_cannot_have_the_same_domain_and_port(load):
         }
     )
     assert settings.problems == [
-        "wsgi:apps:blog:domains: 'b.example.com' on port 80 is shop's already",
-        "wsgi:apps:shop:domains: 'b.example.com' on port 80 is blog's already",
+        "wsgi:apps:blog:domains: 'b.example.com' on port 80 belongs to app shop already",
+        "wsgi:apps:shop:domains: 'b.example.com' on port 80 belongs to app blog already",
     ]
     assert (list(settings.apps), settings.broken) == (["wiki"], {"shop", "blog"})
 
@@ -672,8 +672,8 @@ def test_two_apps_cannot_have_the_same_domain_and_port(load):
 def test_two_apps_cannot_be_the_default_site_of_a_port(load):
     settings = load({"apps": {"shop": HELLO, "blog": HELLO, "wiki": {**HELLO, "listen": 8080}}})
     assert settings.problems == [
-        "wsgi:apps:blog:domains: the default site (no domains) on port 80 is shop's already",
-        "wsgi:apps:shop:domains: the default site (no domains) on port 80 is blog's already",
+        "wsgi:apps:blog:domains: the default site (no domains) on port 80 belongs to app shop already",
+        "wsgi:apps:shop:domains: the default site (no domains) on port 80 belongs to app blog already",
     ]
     assert list(settings.apps) == ["wiki"]
 

@@ -11,7 +11,7 @@ from ..app.desired import desired_app, desired_release, restored_settings
 from ..app.override import active_override, deploy_override, describe_override, forget_cached, set_override
 from ..app.release import Release
 from ..build.source import with_revision
-from ..edge import nginx
+from ..edge.nginx import Nginx
 from ..errors import WsgiError
 from ..host import Host
 from ..lock import app_lock
@@ -105,7 +105,7 @@ def _converge(host, name):
 def _update_site(host, outcome):
     """Update nginx's files for the live generation; a failure is reported, and does not undo the change."""
     try:
-        nginx.apply(host, outcome.generation.name)
+        host.once(Nginx).apply(outcome.generation.name)
     except (WsgiError, OSError) as error:
         outcome.failures.append(str(error))
 
@@ -141,7 +141,7 @@ def roll_back(host: Host, name: str, to: str | None = None, pin: bool = False) -
 
 def _rollback_target(name, current, to):
     if to is None:
-        found = history.rollback_rollback_target(name, current.id)
+        found = history.rollback_target(name, current.id)
         if found is None:
             raise WsgiError(
                 f"no generation of {name} from before {current.id} is kept; wsgi:apps:{name}:keep_releases sets how many are"

@@ -29,7 +29,8 @@ from ..app import history
 from ..app.override import check_override_unchanged, dated_override, forget_cached
 from ..app.release import Release
 from ..build.hooks import run_hooks
-from ..edge import maintenance, nginx, static
+from ..edge import maintenance, static
+from ..edge.nginx import Nginx
 from ..errors import WsgiError
 from ..host import Host
 from ..lock import app_lock
@@ -121,7 +122,7 @@ class Switch:
     def validate(self) -> None:
         """Check all that can be checked before anything is touched."""
         check_override_unchanged(self.host, self.name)
-        nginx.check(self.host, self.name)
+        self.host.once(Nginx).check(self.name)
         check_programs(self.name, self.app)
         static.check(self.name, self.app, self.release)
 

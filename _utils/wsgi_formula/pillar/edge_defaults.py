@@ -6,7 +6,7 @@ This module is pure: it reads no file and starts nothing.
 
 import itertools
 
-# Of those words that are none as long as nothing is said: each needs one key, and has these.
+# The defaults of settings that are off until pillar has them; each needs one key then.
 DEFAULTS = {
     "basic_auth": {"realm": "Restricted", "users": {}, "except": []},
     "cache": {
@@ -33,10 +33,10 @@ LIMIT_DEFAULTS = {"path": "/", "rate": None, "burst": None, "connections": None}
 
 SECONDS = {"s": 1, "m": 60}
 
-# What nginx says for a whole site where its TLS has these keys.
+# The headers of a whole site where its TLS has these keys.
 TLS_HEADERS = {"hsts": "Strict-Transport-Security", "http3": "Alt-Svc"}
 
-# Of these an answer may have several, each with its own meaning.
+# A response may have several of these headers, each with its own meaning.
 SEVERAL = ("link", "set-cookie", "vary")
 
 CORS_HEADERS = [
@@ -47,62 +47,58 @@ CORS_HEADERS = [
 
 def complete(app):
     """
-    An app's words with what they leave unsaid.
+    Return the settings of an app for nginx with their defaults.
 
     app : dict
         Its merged settings.
 
-    Returns a dict of its keys to their values.
-
     .. code-block:: python
 
-        >>> whole({**app, "limits": {"login": {"rate": "5r/m"}}})["limits"]
+        >>> complete({**app, "limits": {"login": {"rate": "5r/m"}}})["limits"]
         {'login': {'path': '/', 'rate': '5r/m', 'burst': 4, 'connections': None}}
     """
     found = {key: app[key] and {**defaults, **app[key]} for key, defaults in DEFAULTS.items()}
-    return {**found, "limits": {name: _limit(said) for name, said in app["limits"].items()}}
+    return {**found, "limits": {name: _limit(limit) for name, limit in app["limits"].items()}}
 
 
 def conflicts(app):
     """
-    What of an app's words can't be done.
+    Yield the conflicts among the settings of an app: a key below the app's, and the end of a problem.
 
     app : dict
-        Its settings, after ``whole``.
-
-    Yields a key below the app's, and a sentence's end.
+        Its settings, after ``complete``.
     """
     for key, needed in NEEDED.items():
         if app[key] and not app[key][needed]:
-            yield f"{key}:{needed}", f"missing; {key} does nothing without"
+            yield f"{key}:{needed}", f"missing; {key} has no effect without it"
     for name, limit in app["limits"].items():
         if not limit["rate"] and not limit["connections"]:
             yield f"limits:{name}:rate", "missing; a limit needs a rate, connections, or both"
     if app["cache"] and not app["buffering"]:
-        yield "cache", "can't be had with buffering: false: nginx keeps what it has read whole"
+        yield "cache", "is not available with buffering: false, because nginx caches only buffered responses"
     if app["cors"] and app["cors"]["credentials"] and "*" in app["cors"]["origins"]:
-        yield "cors:credentials", "can't be had with origins: ['*']: browsers refuse that; name the origins"
+        yield "cors:credentials", "is not available with origins: ['*'], because browsers refuse it; list the origins"
     for key, headers in _own_headers(app).items():
         for header in overridden(app, headers):
-            yield f"response_headers:{header}", f"can't be had with {key}, which says it"
+            yield f"response_headers:{header}", f"is not available with {key}, which sets this header"
 
 
 def overridden(app, headers):
-    """Those of some headers that an app's ``response_headers`` say, as these write them: a list."""
+    """Return those of some headers that an app's ``response_headers`` have too, as they spell them."""
     lower = {header.lower() for header in headers}
     return [header for header in app["response_headers"] if header.lower() in lower]
 
 
 def replaced_headers(app):
-    """The names of the headers that nginx sets and an app's own give way to."""
+    """Return the names of the headers that nginx hides from an app's response, because it adds its own."""
     pillars = [header for header in app["response_headers"] if header.lower() not in SEVERAL]
-    # Of an answer that limits have nothing to do with, the app's Retry-After stays; of TLS' see tls.jinja.
+    # The app's own Retry-After stays where no limit was met; macros/tls.jinja hides the headers of TLS.
     own = {key: headers for key, headers in _own_headers(app).items() if key in ("cors", "cache")}
     return [*itertools.chain(*own.values()), *pillars]
 
 
 def _own_headers(app):
-    """What nginx says where an app's words ask for it: their keys to the names of headers."""
+    """Return the headers that nginx adds for an app's settings: keys to the names of headers."""
     tls = app["tls"] or {}
     found = {
         "cors": CORS_HEADERS if app["cors"] else [],
@@ -113,9 +109,9 @@ def _own_headers(app):
     return {key: headers for key, headers in found.items() if headers}
 
 
-def _limit(said):
-    limit = {**LIMIT_DEFAULTS, **said}
+def _limit(limit):
+    limit = {**LIMIT_DEFAULTS, **limit}
     if limit["rate"] and limit["burst"] is None:
-        # So many at once, and then one for each that its time has come.
+        # As many requests at once as the rate allows in its whole time, and then one at a time.
         limit["burst"] = int(limit["rate"].split("r/")[0]) - 1
     return limit

@@ -184,7 +184,9 @@ class Loader:
             app[kind] = {name: merge(defaults, program) for name, program in app[kind].items()}
         app["tls"] = sites.whole_tls(app["tls"])
         if not (app["domains"] or self.settings.nginx["manage"]):
-            self._problem(f"{key}:domains", "missing; with wsgi:nginx:manage: false the default site is another hand's")
+            self._problem(
+                f"{key}:domains", "missing; with wsgi:nginx:manage: false, the default site is not the formula's"
+            )
         app.update(edge_defaults.complete(app))
         for where, sentence in edge_defaults.conflicts(app):
             # What was said and had a problem is left out of what is merged.
