@@ -30,8 +30,8 @@ from wsgi_formula.pillar import schema
 from wsgi_formula.pillar.edge import STATUS_PAGE
 from wsgi_formula.pillar.schema import APP
 from wsgi_formula.redact import without_credentials
-from wsgi_formula.run.generation import adopt, desired_id, live_generation
-from wsgi_formula.run.programs import log_of
+from wsgi_formula.run.generation import live_generation
+from wsgi_formula.run.prepare import adopt, desired_id
 
 UNRENDERED = "The pillar does not render"
 
@@ -228,7 +228,7 @@ def restart(app, saltenv=None):
             id = desired_id(host, wanted, release)
             if current:
                 adopt(current, id, wanted, release)
-            if current is None or current.hash != id:
+            if current is None or current.desired_id != id:
                 raise WsgiError(f"pillar has changed since the live generation of {app} was made: run state.apply wsgi")
             return _changed(Switch(host, app, wanted, release, id).run())["generation"]
 
@@ -421,7 +421,7 @@ def logs(app, lines=50, process=None, saltenv=None):
     names = [name for kind in ("processes", "schedule") for name in current.record["settings"].get(kind, {})]
     if process not in names:
         raise CommandExecutionError(f"{process!r} is not a process of {app} ({', '.join(names) or 'it has none'})")
-    return current.log_tail(lines, log_of(current, process))
+    return current.log_tail(lines, current.log_of(process))
 
 
 def _plan(saltenv):

@@ -32,15 +32,10 @@ from wsgi_formula.errors import WsgiError
 from wsgi_formula.host import Host
 from wsgi_formula.lock import app_lock
 from wsgi_formula.paths import ETC, LIB, LOG, SRV
-from wsgi_formula.run.generation import (
-    adopt,
-    desired_id,
-    generation_ids,
-    live_generation,
-    replacement_reason,
-    settings_record,
-)
-from wsgi_formula.run.programs import check_programs
+from wsgi_formula.run.generation import generation_ids, live_generation
+from wsgi_formula.run.jobs import check_schedule
+from wsgi_formula.run.prepare import adopt, desired_id, replacement_reason
+from wsgi_formula.run.record import settings_record
 
 # systemd keeps this link for each service that runs: unit_export_invocation_id in its src/core/unit.c.
 INVOCATION = "/run/systemd/units/invocation:{}"
@@ -160,10 +155,10 @@ def generation_live(name):
         id = desired_id(host, app, release)
         if current:
             adopt(current, id, app, release)
-        reason = replacement_reason(host, current, id)
+        reason = replacement_reason(current, id)
         if reason:
             return _replaced(host, name, app, release, current, id, reason)
-        left = generation_ids(host, name, keep=current)
+        left = generation_ids(name, keep=current)
         pending = current.record.get("pending_hooks")
         if not left and not pending:
             return _result(
@@ -178,7 +173,7 @@ def _replaced(host, name, app, release, current, id, reason):
     """Replace the live generation by the desired one."""
     changes = _difference(current, id, app, release)
     if __opts__["test"]:
-        check_programs(name, app)
+        check_schedule(name, app)
         return _result(name, None, f"Generation {id} of {name} would go live: {reason}.", changes)
     outcome = Switch(host, name, app, release, id).run()
     changes["generation"]["new"] = outcome.generation.id

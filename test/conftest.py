@@ -81,6 +81,14 @@ def pytest_runtest_logreport(report):
     SECONDS[report.nodeid.partition("::")[0]] += report.duration
 
 
+def pytest_sessionfinish(session):
+    """Fail kitchen's verifier for a suite that has no test, where every test is skipped."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.option.hosts and not {"passed", "failed", "error"} & {*reporter.stats}:
+        reporter.write_line(f"\nNo test uses the machine of the suite {os.environ.get('KITCHEN_SUITE')}.", red=True)
+        session.exitstatus = session.exitstatus or pytest.ExitCode.NO_TESTS_COLLECTED
+
+
 def pytest_terminal_summary(terminalreporter):
     if SECONDS:
         terminalreporter.section("slowest files")

@@ -36,6 +36,12 @@ def kitchen():
     return yaml.safe_load((ROOT / "kitchen.yml").read_text())
 
 
+@cache
+def servers():
+    """Return wsgi/servers.yaml: the name of each server -> its row."""
+    return yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
+
+
 def platforms():
     return [platform["name"] for platform in kitchen()["platforms"]]
 

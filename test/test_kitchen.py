@@ -1,5 +1,6 @@
 """kitchen.yml, which both Test Kitchen and these tests read."""
 
+import os
 import subprocess
 
 import harness
@@ -13,9 +14,9 @@ def test_every_suite_has_apps():
     assert all(wsgi["apps"] for wsgi in harness.suites().values())
 
 
-def test_every_server_is_in_the_matrix():
-    rows = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
-    assert {app["server"] for app in harness.suites()["servers"]["apps"].values()} == set(rows)
+def test_every_suite_has_a_test():
+    tests = (ROOT / "test/integration/test_suites.py").read_text()
+    assert [suite for suite in harness.suites() if f'"{suite}"' not in tests] == []
 
 
 def test_every_debian_is_tested_with_every_salt():
@@ -54,3 +55,26 @@ def test_kitchen_boots_systemd_with_the_options_of_the_tests():
     driver = harness.kitchen()["driver"]
     options = {**driver["run_options"], "volume": driver["volume"], "cgroupns": [driver["run_options"]["cgroupns"]]}
     assert {name: driver.get(name, options.get(name)) for name in SYSTEMD} == SYSTEMD
+
+
+def verify(suite, container):
+    """Run the verifier's command as Kitchen does, for a suite that it has converged in a container."""
+    variables = {"KITCHEN_SUITE": suite, "KITCHEN_PLATFORM": "debian-12", "KITCHEN_CONTAINER_ID": container}
+    command = harness.kitchen()["verifier"]["command"]
+    return subprocess.run(
+        command, shell=True, check=False, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True
+    )
+
+
+def test_the_verifier_runs_the_tests_of_the_suite_that_kitchen_converged(suite_machine):
+    machine = suite_machine("uwsgi")
+    machine.exec("mkdir /tmp/kitchen && ln -s /etc /srv /tmp/kitchen")  # where Kitchen has them
+    verified = verify("uwsgi", machine.name)
+    assert verified.returncode == 0, verified.stdout
+    assert " 1 passed" in verified.stdout
+
+
+def test_the_verifier_fails_a_suite_that_has_no_test():
+    verified = verify("untested", "none")
+    assert verified.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert "No test uses the machine of the suite untested." in verified.stdout

@@ -40,7 +40,7 @@ class Host:
         self.saltenv = saltenv
         self.opts = opts or {}
         self._templates = jinja2.Environment(
-            loader=jinja2.FunctionLoader(self._template),
+            loader=jinja2.FunctionLoader(self.file_text),
             undefined=jinja2.StrictUndefined,
             keep_trailing_newline=True,
             trim_blocks=True,
@@ -48,7 +48,7 @@ class Host:
             autoescape=lambda name: name.endswith(".html.jinja"),
             bytecode_cache=self._bytecode_cache(),
         )
-        self._template_text = {}
+        self._file_texts = {}
         self.served = Served(self)
         # What others look up once per run: sources and interpreters; what is wanted of each app, and said instead of pillar.
         self.resolved = {}
@@ -152,10 +152,11 @@ class Host:
         known.update((name, _Macros(self._templates, path, known)) for name, path in templates.items())
         return known
 
-    def template_text(self, template):
-        """The source of one of the formula's templates, for ids that must change with it."""
-        self._templates.get_template(template)
-        return self._template_text[template]
+    def file_text(self, path):
+        """Return the text of a file below ``wsgi/``, read once in a run; raise ``Problem`` where it is not served."""
+        if path not in self._file_texts:
+            self._file_texts[path] = self.text(f"salt://wsgi/{path}")
+        return self._file_texts[path]
 
     def text(self, url):
         """Return the text of one of the formula's files; raises ``WsgiError`` where it is not served."""
@@ -173,10 +174,6 @@ class Host:
     def known_apps():
         """The names of the apps that have something on this machine that runs."""
         return sorted(name for name in files.list_dir(ETC) if os.path.isfile(f"{ETC}/{name}/app.json"))
-
-    def _template(self, name):
-        self._template_text[name] = self.text(f"salt://wsgi/{name}")
-        return self._template_text[name]
 
     def _yaml(self, name, otherwise=None):
         url = f"salt://wsgi/{name}"

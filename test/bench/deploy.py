@@ -1,12 +1,11 @@
-"""What a deploy costs: a change of one line of a Django app with more than 30 dependencies, and the way
-back, next to the plain way on the same machine: git pull, pip install, supervisorctl restart. Prints a table in Markdown.
+"""Measure a deploy: a change of one line of a Django app with more than 30 dependencies, and its rollback, compared to
+the plain way on the same machine: git pull, pip install, supervisorctl restart. Prints a table in Markdown.
 
 ~/.cache/wsgi-formula/venv/bin/python test/bench/deploy.py [--runs 7] [--keep]
 
-(The virtual environment is test/run's.) All kinds of run take turns on one machine, so that all meet
-the same weather, and clients send requests meanwhile. Exits with 1 when a goal is missed: a change is
-live within 1.5 × the app's health check and a run that has nothing to do, a rollback within 2 s and the
-health check, and neither loses a request.
+(The virtual environment is test/run's.) All kinds of run take turns on one machine, while clients send requests. Exits
+with 1 when a goal is missed: a change is live within 1.5 × the app's health check plus a run that has nothing to do, a
+rollback within 2 s plus the health check, and neither loses a request.
 """
 
 import json
@@ -110,7 +109,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def answer(connection, host, path="/"):
-    """Status and body; None where none comes."""
+    """Return status and body, or None if there is no response."""
     with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
         connection.request("GET", path, headers={"Host": host, "Connection": "close"})
         found = connection.getresponse()
@@ -141,7 +140,7 @@ def empty():
 
 
 def health():
-    """Starts the live generation's server once more, as its process manager does."""
+    """Start the live generation's server once more, as its process manager does."""
     id = os.path.basename(os.readlink("/var/lib/wsgi/live/shop"))
     program = configparser.ConfigParser(interpolation=None)
     program.read(f"/etc/supervisor/conf.d/wsgi-shop.{id}.conf")
@@ -179,7 +178,7 @@ def load(host):
 
 
 def under_load(command, host, version):
-    """Seconds to the first answer of a version through nginx, and to the command's end; requests, and those lost."""
+    """Return the seconds to the first response of a version and to the end of the command, and the requests and losses."""
     with load(host) as report, tempfile.TemporaryFile("w+") as output:
         begun = time.monotonic()
         process = subprocess.Popen(command, stdout=output, stderr=output)
@@ -216,14 +215,14 @@ print(json.dumps(turns[1:]))  # the first warms up
 
 KINDS = {
     "change": "change, `state.apply wsgi`",
-    "rollback": "way back, `wsgi.rollback`",
+    "rollback": "rollback, `wsgi.rollback`",
     "plain": "change, the plain way",
 }
 HEAD = "| what | seconds | to plain | goal | | lost |\n| --- | --- | --- | --- | --- | --- |"
 
 
 def prepare(machine):
-    """The app, served by the formula and by plain means, at its version v0."""
+    """Serve the app at its version v0, by the formula and in the plain way."""
     requirements = Path(__file__).with_name("django-requirements.txt").read_text()
     machine.exec("git init -q --bare -b main /srv/shop.git && git init -q -b main /srv/work")
     for name, text in {"shop.py": APP, "version.py": "VERSION = 'v0'\n", "requirements.txt": requirements}.items():
@@ -242,7 +241,7 @@ def prepare(machine):
 
 
 def table(turns):
-    """The lines of the table, and whether a goal is missed."""
+    """Return the lines of the table, and whether a goal is missed."""
     empty, health = (statistics.median(turn[kind] for turn in turns) for kind in ("empty", "health"))
     goals = {"change": 1.5 * health + empty, "rollback": 2 + health}
     plain = statistics.median(turn["plain"]["live"] for turn in turns)

@@ -1,11 +1,11 @@
-"""What a run costs that has nothing to do: `salt-call state.apply wsgi` for 1, 10 and 100 apps,
-as a ratio to a run of one state, test.nop, with the same pillar. Prints a table in Markdown.
+"""Measure a run that has nothing to do: `salt-call state.apply wsgi` for 1, 10 and 100 apps, as a ratio to a run of
+one state, test.nop, with the same pillar. Prints a table in Markdown.
 
 ~/.cache/wsgi-formula/venv/bin/python test/bench/idle.py [--apps 1 10 100] [--runs 15] [--keep]
 
-(The virtual environment is test/run's.) The two kinds of run take turns on one machine, so that
-both meet the same weather. Exits with 1 when a goal is missed: a ratio of 1.2 for 1 app and of
-1.5 for 100. The first run with 100 apps builds as many environments, which takes some minutes.
+(The virtual environment is test/run's.) The two kinds of run take turns on one machine. Exits with 1 when a goal is
+missed: a ratio of 1.2 for 1 app and of 1.5 for 100. The first run with 100 apps builds as many environments, which
+takes some minutes.
 """
 
 import json
@@ -17,7 +17,7 @@ from machine import arguments, booted, where
 GOALS = {1: 1.2, 100: 1.5}
 HEAD = "| apps | test.nop | wsgi | ratio | goal | |\n| --- | --- | --- | --- | --- | --- |"
 
-# In the machine, so that Docker's own time is none of it.
+# This runs in the machine, so that Docker's own time is not measured.
 TAKE_TURNS = """
 import json, subprocess, sys, time
 seconds = {"wsgi": [], "nothing": []}
@@ -33,7 +33,7 @@ print(json.dumps({sls: taken[1:] for sls, taken in seconds.items()}))  # the fir
 
 
 def pillar(count):
-    """The smallest apps there are: no requirement, one worker, half of them under each process manager."""
+    """Return a pillar with minimal apps: no requirement, one worker, half of them under each process manager."""
     app = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "workers": 1}
     return {
         "defaults": app,
@@ -49,7 +49,7 @@ def pillar(count):
 
 
 def measure(machine, count, runs):
-    """The seconds of each run with so many apps, and of each that does nothing."""
+    """Return the seconds of each run with this number of apps, and of each run of test.nop."""
     machine.pillar(pillar(count))
     machine.apply()
     report = machine.exec(["python3", "-c", TAKE_TURNS, runs])
@@ -57,7 +57,7 @@ def measure(machine, count, runs):
 
 
 def row(count, seconds):
-    """A line of the table, and whether the goal is met."""
+    """Return a line of the table, and whether the goal is met."""
     wsgi, nothing = (statistics.median(seconds[sls]) for sls in ("wsgi", "nothing"))
     ratio = wsgi / nothing
     goal = GOALS.get(count)

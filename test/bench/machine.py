@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, the machine they run on, and the line that says which it was."""
+"""The options, the machine and the line about the machine that all benchmarks share."""
 
 import argparse
 import contextlib
@@ -14,21 +14,23 @@ import harness
 
 
 def arguments(text, runs):
-    """A parser of what every benchmark takes; `text` is its docstring, `runs` how often it measures."""
+    """Return a parser with the options of every benchmark; `text` is its docstring, `runs` the default of --runs."""
     parser = argparse.ArgumentParser(description=text.split("\n\n")[0])
-    parser.add_argument("--runs", type=int, default=runs, help="of each kind; the median counts (default: %(default)s)")
+    parser.add_argument(
+        "--runs", type=int, default=runs, help="runs per kind; the median counts (default: %(default)s)"
+    )
     parser.add_argument("--platform", default="debian-12")
-    parser.add_argument("--keep", action="store_true", help="leave the machine for a look")
+    parser.add_argument("--keep", action="store_true", help="keep the machine")
     return parser
 
 
-# A look at a file costs more on the layers of an image than on any machine's disk.
+# stat() costs more on the layers of an image than on any machine's disk.
 ON_DISK = ["/var/lib/wsgi", "/var/log"]
 
 
 @contextlib.contextmanager
 def booted(options):
-    """A machine for as long as the `with` body runs."""
+    """Boot a machine for the body of a `with` statement."""
     container.ensure_docker()
     machine = harness.Machine.boot(options.platform, volumes=ON_DISK)
     try:
@@ -41,7 +43,7 @@ def booted(options):
 
 
 def where(machine):
-    """The machine and the versions, in one line."""
+    """Return a line about the machine and the versions."""
     cpu = machine.exec("sed -n 's/^model name.*: //p' /proc/cpuinfo | sort | uniq -c | sed 's/^ *//; s/ / × /'")
     versions = [machine.exec(command).stdout.strip() for command in ("salt-call --version", "python3 --version")]
     os_name = machine.exec(". /etc/os-release && echo $PRETTY_NAME").stdout.strip()

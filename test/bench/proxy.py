@@ -1,26 +1,26 @@
-"""What the site in front of an app costs, and what other sites cost: requests per second and the 99th
-percentile of their times, as ratios, on loopback; and what it goes to. Prints two tables in Markdown.
+"""Measure requests per second and the 99th percentile of the response time through the formula's site and through
+other sites, on loopback, and the processor time that nginx takes for a request. Prints two tables in Markdown.
 
 ~/.cache/wsgi-formula/venv/bin/python test/bench/proxy.py [--runs 5] [--seconds 3] [--keep]
 
-(The virtual environment is test/run's.) For each server, the same app with as many workers is asked
-through our site and in other ways, all of which take turns, so that all meet the same weather:
+(The virtual environment is test/run's.) For each server, the same app with the same number of workers gets requests
+through the formula's site and in these ways, which take turns on one machine:
 
-direct    the server itself on a TCP port, with no proxy
-example   what the server's own project shows for nginx: gunicorn's examples/nginx.conf, the Nginx page of
+direct    the server itself on a TCP port, without nginx
+example   the nginx configuration that the server's project shows: gunicorn's examples/nginx.conf, the Nginx page of
           uWSGI's documentation
 piku      the template of https://github.com/piku/piku
-tuned     what a hand could do that thinks of nothing but speed: connections kept where the server keeps
-          them, few headers, no access log
+tuned     a configuration that is made for speed alone: connections kept where the server keeps them, few headers, no
+          access log
 return    nginx alone: `return 200`
 
-A ratio is ours over theirs: of requests per second, above 1 means that ours is faster; of times, below 1.
-The second table is of the processor's time that nginx takes for a request, in µs: through our site as it
-is; without its access log, without its request id, without its looks at the disk, and without all three;
-and through the others.
+A ratio is the formula's figure divided by the other one: for requests per second, more than 1 means that the formula
+is faster; for times, less than 1. The second table shows nginx's processor time for a request, in µs: through the
+formula's site; without its access log, without its request id, without its stat() calls, and without all three; and
+through the others.
 
-Exits with 1 when a goal is missed: never slower than example and piku, neither in requests nor in time;
-and 0.9 of the requests of tuned.
+Exits with 1 when a goal is missed: never slower than example and piku, neither in requests nor in time; and 0.9 of
+the requests of tuned.
 """
 
 import re
@@ -41,7 +41,7 @@ SERVERS = {
 DIRECT, OTHERS = 9000, 9100  # the first ports of each kind
 SITES = ("example", "piku", "tuned", "return")
 # Ours without some of what it does.
-LESS = {"no log": {"log"}, "no id": {"id"}, "no look": {"look"}, "none of them": {"log", "id", "look"}}
+LESS = {"no log": {"log"}, "no id": {"id"}, "no stat()": {"look"}, "none of them": {"log", "id", "look"}}
 LESS_PORT = 9200  # the first
 COMBINED = "access_log /var/log/nginx/others.log combined;"
 
@@ -179,14 +179,13 @@ def start_direct(machine, server, port):
     name, own = slug(server), SERVERS[server][0]
     generation = machine.status(name)["generation"]
     folder, copy = f"/etc/wsgi/{name}/{generation}", f"/root/direct/{name}"
-    socket = f"/run/wsgi/{name}/{generation}/{'uwsgi' if own['server'] == 'uwsgi' else 'http'}.sock"
     machine.exec(f"mkdir -p /root/direct && cp -r {folder} {copy}")
     # uWSGI hangs up after each answer; a client has to be told.
     uwsgi = f"http-socket = 127.0.0.1:{port}\\nadd-header = Connection: close"
-    machine.exec(f"sed -i 's#unix:{socket}#127.0.0.1:{port}#; s#^socket = {socket}#{uwsgi}#' {copy}/*")
+    machine.exec(f"sed -i 's#^socket = .*#{uwsgi}#' {copy}/*.ini", check=False)
     command = {
         "uwsgi": f"uwsgi --ini {copy}/uwsgi.ini",
-        "gunicorn": f"/srv/wsgi/{name}/releases/*/environment/bin/gunicorn --config {copy}/gunicorn.conf.py",
+        "gunicorn": f"/srv/wsgi/{name}/releases/*/environment/bin/gunicorn --config {copy}/gunicorn.conf.py --bind 127.0.0.1:{port}",
     }[own["server"]]
     unit = f"systemd-run --quiet --unit=direct-{name} --working-directory=/srv/wsgi/{name}"
     machine.exec(f"{unit} --setenv=LANG=C.UTF-8 sh -c 'exec {command}'")

@@ -240,7 +240,7 @@ import os, subprocess, sys, types
 sys.path.insert(0, "/srv/formula/_utils")
 from wsgi_formula import process
 from wsgi_formula.run.managers import MANAGERS, Circus, Gaffer
-line = MANAGERS[{manager!r}].line(["/usr/bin/python3", "-c", {ARRIVED!r}, *{ARGUMENTS!r}])
+line = MANAGERS[{manager!r}].command_line(["/usr/bin/python3", "-c", {ARRIVED!r}, *{ARGUMENTS!r}])
 {RUN[manager]}
 """
     served.put("/root/words.py", program)

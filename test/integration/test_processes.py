@@ -201,7 +201,10 @@ def test_invalid_calendar_is_refused_before_anything_is_switched(served, converg
     before = find_traces(served, name)
     jobs = {"job": {**apps[name]["schedule"]["job"], "calendar": "dayly"}}
     run = converge(name, ok=False, schedule=jobs)
-    assert f"wsgi:apps:{name}:schedule:job:calendar: 'dayly'" in run.states[f"{name}-live"]["comment"]
+    assert (
+        f"wsgi:apps:{name}:schedule:job:calendar: systemd does not accept 'dayly'"
+        in run.states[f"{name}-live"]["comment"]
+    )
     assert find_traces(served, name) == before
     assert "'dayly'" in served.apply(test=True, ok=False).states[f"{name}-live"]["comment"]
 
@@ -257,7 +260,7 @@ def test_process_that_would_not_start_after_a_reboot_makes_a_new_generation(serv
     )
     run = served.apply()
     assert run.changed == {f"{name}-live"}
-    assert f"{name}'s worker 2 was not to come back after a reboot" in run.states[f"{name}-live"]["comment"]
+    assert f"{name}'s worker 2 would not have started after a reboot" in run.states[f"{name}-live"]["comment"]
     assert served.status(name)["generation"] == f"{old}-2"
     assert not re.search(rf"{old}(?!-2)", find_traces(served, name))
 

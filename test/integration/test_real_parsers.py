@@ -1,6 +1,5 @@
 """Values that pass validation are accepted by the programs that read them: nginx, supervisor, systemd, circus, uWSGI, sh."""
 
-import ast
 import contextlib
 import json
 import os
@@ -18,8 +17,10 @@ from wsgi_formula.app.release import Release
 
 # Found since `values` was imported.
 from wsgi_formula.edge.nginx import Nginx
-from wsgi_formula.run.generation import Generation, generation_files, new_record
+from wsgi_formula.run.generation import Generation
 from wsgi_formula.run.managers.base import WITH_ENVIRONMENT
+from wsgi_formula.run.prepare import generation_files
+from wsgi_formula.run.record import new_record
 
 FOLDER = "/tmp/values"
 LONG = "ec2-203-0-113-255.eu-central-1.compute.amazonaws.com"
@@ -99,18 +100,20 @@ def process_cases(host, name, folder):
             job = next((job for job in generation.jobs if base == job.service), None)
             program = expected.get(base[len("wsgi-") : -len(".service")])
             command = job.command if job else program.command if program else None
-            prefix = [*(program.launch if program else []), WITH_ENVIRONMENT, generation.config_dir]
-            case = {**case, "kind": "systemd", "words": command and [*prefix, *command]}
+            words = program.wrapped(command) if program else [WITH_ENVIRONMENT, generation.config_dir, *(command or [])]
+            case = {**case, "kind": "systemd", "words": command and words}
         elif path.startswith("/etc/supervisor"):
             program = expected[base[len("wsgi-") : -len(".conf")]]
-            case = {**case, "kind": "supervisor", "words": program.manager._wrapped(program)}
+            case = {**case, "kind": "supervisor", "words": program.wrapped(program.command)}
         elif path.startswith("/etc/wsgi/circus"):
             program = expected[base[: -len(".ini")]]
-            case = {**case, "kind": "circus", "words": program.manager._wrapped(program)}
+            words = program.wrapped(program.command, program.manager._logger(program))
+            case = {**case, "kind": "circus", "words": words}
         elif base == "uwsgi.ini":
             case = {**case, "kind": "uwsgi", "says": list(plain_lines(app["server_options"].get("uwsgi", {})))}
-        elif base.endswith(".py"):
-            ast.parse(text, path)
+        elif base == "settings.json":
+            options = app["server_options"].get(app["server"], {})
+            assert json.loads(text)["server_options"] == options, path
             continue
         else:
             continue

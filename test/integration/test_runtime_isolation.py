@@ -97,7 +97,8 @@ def processes_of(machine, user):
 OLD_LAYOUT = """
 set -e
 cd /etc/wsgi/NAME/ID
-sed -i 's/ID[.]own/ID/; s/^umask = .*/umask = 0/' gunicorn.conf.py
+sed -i 's/ID[.]own/ID/' settings.json
+sed -i 's/^umask = .*/umask = 0/' gunicorn.conf.py
 sed -i '/"layout": /d' generation.json
 sed -i 's/^command=.* -- /command=/; s/^directory/user=wsgi-NAME\\numask=007\\ndirectory/' /etc/supervisor/conf.d/wsgi-NAME.ID.conf
 cd /run/wsgi/NAME

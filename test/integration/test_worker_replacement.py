@@ -6,25 +6,21 @@ import json
 import time
 
 import pytest
-from harness import wait_for
+from harness import servers, wait_for
 from pillars import app
 
 GUNICORN = ["{environment}/bin/gunicorn", "--bind=unix:{socket}", "--workers=1", "gated:application"]
+ROWS = {name: row for name, row in servers().items() if row.get("replaces_late") is not True}
 APPS = {
-    "uwsgi": {"server": "uwsgi"},
-    "gunicorn": {"server": "gunicorn"},
+    **{name: {"server": name, "interface": row["interfaces"][0]} for name, row in ROWS.items()},
     "gunicorn-threads": {"server": "gunicorn", "threads": 4},
     "gunicorn-asgi": {"server": "gunicorn", "interface": "asgi"},
     "waitress": {"server": "waitress", "threads": 2},
-    "granian": {"server": "granian"},
-    "uvicorn": {"server": "uvicorn", "interface": "asgi"},
-    "hypercorn": {"server": "hypercorn"},
-    "cheroot": {"server": "cheroot"},
-    "bjoern": {"server": "bjoern"},
+    "hypercorn": {"server": "hypercorn", "interface": "wsgi"},
     # It listens before it loads the app.
     "command": {"server": "command", "command": GUNICORN, "requirements": ["gunicorn==27.0.1"]},
 }
-SPAWNED = ["waitress", "granian", "uvicorn", "hypercorn", "cheroot", "bjoern", "command"]
+SPAWNED = [name for name, own in APPS.items() if servers()[own["server"]].get("spawned")]
 # Under these, the app's module is not the main program.
 WITH_MULTIPROCESSING = [name for name in APPS if name != "uwsgi"]
 MAX_REQUESTS = 40
@@ -33,7 +29,7 @@ MAX_REQUESTS = 40
 def settings_of(name, **settings):
     own = {
         "source": "salt://apps/gated",
-        "application": "gated:asgi_application" if APPS[name].get("interface") else "gated:application",
+        "application": "gated:asgi_application" if APPS[name].get("interface") == "asgi" else "gated:application",
         "domains": [f"{name}.example.com"],
         "workers": 1,
         "health": {"deadline": 60},

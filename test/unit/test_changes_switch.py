@@ -23,8 +23,8 @@ from wsgi_formula.changes.switch import Switch, finish
 from wsgi_formula.edge import maintenance, static
 from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.errors import WsgiError
-from wsgi_formula.run import generation
-from wsgi_formula.run.generation import Generation, generation_ids, live_generation, write_record
+from wsgi_formula.run import generation, record
+from wsgi_formula.run.generation import Generation, generation_ids, live_generation
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOP = {"source": "/srv/shop", "application": "shop:app", "env": {"PASSWORD": "hunter2"}}
@@ -37,7 +37,19 @@ def machine(tmp_path, monkeypatch):
     places = {name: str(tmp_path / name) for name in ("ETC", "LIB", "LOG", "RUN", "SRV", "TMPFILES")}
     for path in places.values():
         os.mkdir(path)
-    for module in (files, generation, history, override, maintenance, lock, release, recovery, retirement, switch):
+    for module in (
+        files,
+        generation,
+        record,
+        history,
+        override,
+        maintenance,
+        lock,
+        release,
+        recovery,
+        retirement,
+        switch,
+    ):
         for name, path in places.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, path)
@@ -49,15 +61,15 @@ def machine(tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, lambda *_, **__: None)
     for module, names in {
         Nginx: ["check"],
-        switch: ["check_programs", "start_programs", "wait_until_healthy", "wait_until_settled", "drain"],
+        switch: ["check_schedule", "wait_until_healthy", "drain"],
         retirement: ["drain"],
-        generation: ["stop_programs"],
+        Generation: ["start", "wait_for_processes", "stop"],
         static: ["check", "build", "publish", "prune"],
     }.items():
         for name in names:
             monkeypatch.setattr(module, name, lambda *_, **__: None)
     monkeypatch.setattr(retirement, "program_folders", lambda host: {})
-    monkeypatch.setattr(recovery, "hand_over_schedule", lambda old, new: (tmp_path / "schedule").write_text(new.id))
+    monkeypatch.setattr(Generation, "take_over_schedule", lambda new, _: (tmp_path / "schedule").write_text(new.id))
     monkeypatch.setattr(switch, "prepare_generation", prepare)
 
     def hooks(generation, app, moment, outcome):
@@ -93,7 +105,7 @@ def prepare(host, name, app, release, id):
     new = Generation(host, name, id, record)
     os.makedirs(new.config_dir)
     os.makedirs(new.runtime_dir)
-    write_record(new)
+    new.write_record()
     return new
 
 
@@ -177,7 +189,7 @@ def test_records_are_true_when_a_switch_is_killed_at_any_file_operation(machine,
         # The hook runs again if it was killed, and never for a generation without traffic.
         assert retired == ({"old"} if live != "old" else {"bad"} if entries else set())
         assert lines(machine, "schedule") == [live]
-        assert generation_ids(None, "shop") == [live]
+        assert generation_ids("shop") == [live]
         assert staged(machine) == []
         assert "going_live" not in live_generation(machine.host(), "shop").record
         seen.add((live, bool(entries)))
@@ -219,6 +231,15 @@ def test_link_of_a_killed_older_formula_is_removed(machine):
     assert not os.path.exists(shortcut)
 
 
+def test_log_that_a_killed_run_was_writing_is_removed(machine):
+    deploy_on(machine, "old")
+    folder = machine.path / "LOG/shop"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{files.STAGED}4194305-1-0a").touch()  # no process has such a PID
+    next_run(machine)
+    assert staged(machine) == []
+
+
 def test_dry_run_settles_nothing_but_reports_the_settled_state(machine, monkeypatch):
     deploy_on(machine, "old")
     number = 1
@@ -238,7 +259,7 @@ def test_dry_run_settles_nothing_but_reports_the_settled_state(machine, monkeypa
 STEPS = {
     "validate": (Nginx, "check"),
     "build": (switch, "prepare_generation"),
-    "start": (switch, "start_programs"),
+    "start": (Generation, "start"),
     "ready": (switch, "wait_until_healthy"),
     "live": (files, "replace_symlink"),
 }
@@ -255,7 +276,7 @@ def test_step_that_fails_before_the_traffic_moves_leaves_the_old_generation_live
     with pytest.raises(WsgiError, match=f"{step} failed"):
         deploy_on(machine, "good")
     assert history.live_id("shop") == "old"
-    assert generation_ids(None, "shop") == ["old"]
+    assert generation_ids("shop") == ["old"]
     assert [entry["event"] for entry in history.entries("shop")] == ["live", "failed"]
     assert active_override(machine.host(), "shop")["source"] == "/srv/old"
     assert lines(machine, "before_retire") == []
@@ -267,7 +288,7 @@ def test_step_that_fails_after_the_traffic_has_moved_is_reported_and_finished_by
 ):
     deploy_on(machine, "old")
     module, name = {
-        "settle": (recovery, "hand_over_schedule"),
+        "settle": (Generation, "take_over_schedule"),
         "drain": (retirement, "drain"),
         "retire": (retirement, "retire_generation"),
     }[step]
@@ -282,7 +303,7 @@ def test_step_that_fails_after_the_traffic_has_moved_is_reported_and_finished_by
     assert (outcome.generation.id, history.live_id("shop")) == ("good", "good")
     assert history.entries("shop")[-1]["error"] == f"{step} failed"
     next_run(machine)
-    assert generation_ids(None, "shop") == ["good"]
+    assert generation_ids("shop") == ["good"]
     assert lines(machine, "schedule") == ["good"]
 
 

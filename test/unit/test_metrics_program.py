@@ -182,7 +182,7 @@ def flood():
 def test_oversized_answer_on_the_stats_socket_is_dropped(
     program, counted, tmp_path, monkeypatch, answering, said, patience, told
 ):
-    monkeypatch.setattr(program, "PATIENCE", patience)
+    monkeypatch.setattr(program, "TIMEOUT", patience)
     with socket.socket(socket.AF_UNIX) as stats:
         stats.bind(str(tmp_path / "run/stats.sock"))
         answering(stats, said())
@@ -192,7 +192,7 @@ def test_oversized_answer_on_the_stats_socket_is_dropped(
 
 
 def test_silent_stats_socket_does_not_block_the_metrics(program, counted, tmp_path, monkeypatch):
-    monkeypatch.setattr(program, "PATIENCE", 0.1)
+    monkeypatch.setattr(program, "TIMEOUT", 0.1)
     with socket.socket(socket.AF_UNIX) as stats:
         stats.bind(str(tmp_path / "run/stats.sock"))
         stats.listen(1)

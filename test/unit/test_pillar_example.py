@@ -1,12 +1,10 @@
-"""pillar.example has every key and default; the examples in docs/edge.md are valid."""
+"""pillar.example names every key of the pillar, each with its default."""
 
 import re
-import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
-from pillars import HELLO
 from wsgi_formula.pillar import edge, schema
 from wsgi_formula.pillar.edge import NGINX, RAW, STATUS_PAGE
 from wsgi_formula.pillar.schema import APP, HEALTH, MAINTENANCE, TOP
@@ -15,8 +13,6 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "pillar.example").read_text()
 PILLAR = yaml.safe_load(TEXT)["wsgi"]
 DEFAULTS = yaml.safe_load((ROOT / "wsgi/defaults.yaml").read_text())
-EDGE_PAGE = (ROOT / "docs/edge.md").read_text()
-ANY_APP = {**HELLO, "domains": ["shop.example.com"]}
 MAPPINGS = [
     getattr(schema, name)
     for name in ("HEALTH", "HOOKS", "HOOK", "PROCESS", "SCHEDULED", "MAINTENANCE", "SOURCE_LIMITS")
@@ -75,17 +71,3 @@ def test_the_shipped_defaults_have_every_key_of_the_schema_and_no_other():
 def test_the_shipped_defaults_keep_the_schemas_rules(load):
     own = {key: value for key, value in DEFAULTS["app"].items() if value is not None}
     assert load({"apps": {}, "defaults": own, "nginx": DEFAULTS["nginx"]}).problems == []
-
-
-def examples():
-    """Yield the examples of docs/edge.md as pillars; settings of an app alone are given to one."""
-    for number, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", EDGE_PAGE, re.MULTILINE | re.DOTALL)):
-        said = yaml.safe_load(textwrap.dedent(text).replace("…", f"salt${'a' * 86}"))
-        wsgi = said.get("wsgi") or {"apps": {"shop": said}}
-        yield pytest.param(wsgi, id=f"{number}-{'-'.join(said if 'wsgi' not in said else wsgi)}")
-
-
-@pytest.mark.parametrize("wsgi", list(examples()))
-def test_examples_in_docs_edge_are_valid(load, wsgi):
-    apps = {name: {**ANY_APP, **app} for name, app in wsgi.get("apps", {"shop": {}}).items()}
-    assert load({**wsgi, "apps": apps}).problems == []

@@ -576,8 +576,8 @@ def test_gaffer_is_refused_without_python_2_in_favour_of_circus(make_host, manag
     wsgi = {"apps": {"shop": {**HELLO, "process_manager": manager}}}
     (problem,) = make_host(wsgi).settings.problems
     assert problem.split(": ", 1)[1] == (
-        "'gaffer' is not to be had on Debian-12: gaffer runs on Python 2.7 alone, which no later Debian has; "
-        "circus took its place"
+        "'gaffer' is not to be had on Debian-12: gaffer runs on Python 2.7 only, which no later Debian has; "
+        "circus replaces it"
     )
     assert make_host(wsgi, system="Debian-11").settings.problems == []
 
@@ -588,8 +588,8 @@ def test_unavailable_server_is_refused_and_the_available_ones_named(make_host):
     settings = make_host({"apps": apps}, system="Debian-11").settings
     (problem,) = settings.problems
     assert problem == (
-        "wsgi:apps:shop:server: 'granian' is not available on Debian-11: granian 2.5.7, the newest for its Python 3.9, "
-        "has known holes (CVE-2026-42544, CVE-2026-42545); choose another one "
+        "wsgi:apps:shop:server: 'granian' is not available on Debian-11: granian 2.5.7, the newest for Python 3.9, "
+        "has known vulnerabilities (CVE-2026-42544, CVE-2026-42545); choose another one "
         f"({', '.join(name for name in ROWS if name not in ('granian', 'passenger'))})"
     )
     assert list(settings.apps) == ["other"]

@@ -14,7 +14,8 @@ def rows(page):
 def test_table_has_a_row_for_each_platform():
     page = results.PAGE.read_text()
     assert list(rows(page)) == ["platform", "---", *harness.platforms()]
-    assert results.with_table(page, {}, "2026-01-01") == page
+    same = results.with_table(page, {}, "2026-01-01") == page
+    assert same, "write it with: test/run test/matrix --write-results"
 
 
 def test_page_explains_each_column():

@@ -1,11 +1,13 @@
 """Generations: the files of the server, its process manager and environment, the site, and what changes the id."""
 
+import json
 import os
 import pwd
 import re
 import runpy
 import shlex
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +25,9 @@ from wsgi_formula.edge.site_files import MACROS, known_domains
 from wsgi_formula.errors import WsgiError
 from wsgi_formula.pillar.schema import APP
 from wsgi_formula.pillar.servers import long_options
-from wsgi_formula.run.generation import Generation, desired_id, generation_files, new_record, settings_record
+from wsgi_formula.run.generation import Generation
+from wsgi_formula.run.prepare import desired_id, generation_files
+from wsgi_formula.run.record import new_record, settings_record
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVERS = ["uwsgi", "gunicorn"]
@@ -93,20 +97,27 @@ def make_conf(make_files, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "wsgi/common")
 
     def conf_of(own=None):
-        path = tmp_path / "gunicorn.conf.py"
-        path.write_text(make_files(own)["gunicorn.conf.py"], encoding="utf-8")
-        return runpy.run_path(str(path))
+        files = make_files(own)
+        for name in ("gunicorn.conf.py", "wsgi_worker.py", "settings.json"):
+            (tmp_path / name).write_text(files[name], encoding="utf-8")
+        monkeypatch.delitem(sys.modules, "wsgi_worker", raising=False)
+        return runpy.run_path(str(tmp_path / "gunicorn.conf.py"))
 
     return conf_of
+
+
+def program_settings(files):
+    """What a generation's programs read."""
+    return json.loads(files["settings.json"])
 
 
 # The server's configuration
 
 
-def test_portable_settings_are_rendered_for_gunicorn(make_conf):
+def test_portable_settings_are_rendered_for_gunicorn(make_conf, tmp_path):
     own = {"workers": 3, "threads": 2, "request_timeout": 7, "graceful_timeout": 8}
     conf = make_conf(own)
-    assert (conf["wsgi_app"], conf["pythonpath"]) == ("wsgi_application:application", "/etc/wsgi/shop/0123456789")
+    assert (conf["wsgi_app"], conf["pythonpath"]) == ("wsgi_application:application", str(tmp_path))
     assert conf["bind"] == "unix:/run/wsgi/shop/0123456789.own/http.sock"
     assert (conf["workers"], conf["threads"], conf["worker_class"]) == (3, 2, "gthread")
     # The guard comes first.
@@ -130,7 +141,7 @@ def test_uwsgi_with_threads_recycles_workers_itself(make_files):
     assert (options["processes"], options["threads"], options["max-requests"]) == ("3", "2", "90")
     assert (options["reload-on-rss"], options["evil-reload-on-rss"]) == ("200", "400")
     assert not {"cheaper", "master-fifo"} & {*options}
-    assert "max_requests" not in files["wsgi_application.py"]
+    assert program_settings(files)["guarded"] == []
 
 
 def test_cheaper_option_of_pillar_is_kept_for_uwsgi(make_files):
@@ -158,8 +169,15 @@ def test_options_reach_gunicorn_unchanged(make_conf, value):
 
 
 def test_unknown_option_is_refused_by_the_configuration_of_gunicorn(make_conf):
-    with pytest.raises(ValueError, match="server_options:gunicorn has no such settings: worker_clas"):
-        make_conf({"server_options": {"gunicorn": {"worker_clas": "gevent"}}})
+    with pytest.raises(SystemExit, match="wsgi:apps:shop:server_options:gunicorn: gunicorn has no such settings: wro"):
+        make_conf({"server_options": {"gunicorn": {"wrong": 1, "backlog": 64}}})
+
+
+def test_worker_class_of_gunicorn_without_threads_is_refused_with_threads(make_conf):
+    options = {"server_options": {"gunicorn": {"worker_class": "gevent"}}}
+    assert make_conf(options)["worker_class"] == "gevent"
+    with pytest.raises(SystemExit, match="wsgi:apps:shop:server_options:gunicorn:worker_class: 'gevent' does not"):
+        make_conf({**options, "threads": 2})
 
 
 def test_options_are_rendered_for_uwsgi_and_lists_are_repeated(make_files):
@@ -188,10 +206,11 @@ def test_options_of_another_server_change_nothing(make_files, server, other):
 
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("setting", ["workers", "threads", "graceful_timeout"])
-def test_option_that_a_setting_renders_is_reserved(make_host, make_files, server, setting):
-    row = make_host({}).servers[server]
-    text = make_files({"server": server, setting: 777})[row["config"]]
-    holding = re.findall(r"^([\w-]+) = 77[78]$", text, re.MULTILINE)  # 778: with a place for a successor
+def test_option_that_a_setting_renders_is_reserved(make_host, make_files, make_conf, server, setting):
+    own, row = {"server": server, setting: 777}, make_host({}).servers[server]
+    options = make_conf(own) if server == "gunicorn" else dict(options_of(make_files(own)["uwsgi.ini"]))
+    # 778: with a place for a successor
+    holding = [option for option, value in options.items() if str(value) in ("777", "778")]
     assert setting in [row["reserved"].get(option) for option in holding], holding
 
 
@@ -222,6 +241,8 @@ def test_vassal_names_the_uwsgi_to_run(make_files):
     files = make_files({"server": "uwsgi"})
     assert set(files) == {
         "uwsgi.ini",
+        "settings.json",
+        "wsgi_worker.py",
         "wsgi_application.py",
         "launch",
         "env",
@@ -278,16 +299,36 @@ def test_options_of_a_server_without_a_file_become_arguments(options, words):
 def test_guard_enforces_limits_that_the_server_does_not_support(make_files):
     own = {"request_timeout": 7, "graceful_timeout": 8, "max_requests": 90, "memory_limit": 200}
     kept = {
-        server: set(
-            re.findall(r"^    (\w+)=\d+,$", make_files({**own, "server": server})["wsgi_application.py"], re.MULTILINE)
-        )
+        server: {*program_settings(make_files({**own, "server": server}))["guarded"]}
         for server in ("uwsgi", "gunicorn", "waitress")
     }
     assert kept == {
-        "uwsgi": {"graceful_timeout", "max_requests", "memory_limit"},
-        "gunicorn": {"graceful_timeout", "request_timeout", "max_requests", "memory_limit"},
-        "waitress": {"graceful_timeout", "request_timeout", "max_requests"},
+        "uwsgi": {"max_requests", "memory_limit"},
+        "gunicorn": {"request_timeout", "max_requests", "memory_limit"},
+        "waitress": {"request_timeout", "max_requests"},
     }
+
+
+def test_guard_ignores_settings_that_are_off(make_files):
+    assert program_settings(make_files({"max_requests": 0}))["guarded"] == ["request_timeout"]
+
+
+@pytest.mark.parametrize("server", ["gunicorn", "waitress", "passenger"])
+def test_worker_program_reads_each_of_its_settings(make_files, tmp_path, server):
+    files = make_files({"server": server})
+    for name in ("wsgi_worker.py", "settings.json"):
+        (tmp_path / name).write_text(files[name])
+    worker = runpy.run_path(str(tmp_path / "wsgi_worker.py"))
+    assert vars(worker["SETTINGS"]) == program_settings(files)
+    assert (worker["SETTINGS"].server, worker["SETTINGS"].ping_interval) == (server, 20)
+    assert (worker["SETTINGS"].socket is None) == (server == "waitress")
+    assert bool(worker["SETTINGS"].distribution) == (server == "passenger")
+
+
+@pytest.mark.parametrize("server", ["bjoern", "waitress"])
+def test_worker_program_of_a_server_is_copied_unchanged(make_files, server):
+    name = f"{server}_worker.py"
+    assert make_files({"server": server})[name] == (ROOT / "wsgi" / server / name).read_text()
 
 
 def test_server_of_one_process_is_spawned_once_per_worker(make_files):
@@ -673,12 +714,21 @@ def test_removed_variable_makes_a_new_generation(make_id):
     assert make_id({**BASE, "env": {"A": "1"}}) != make_id(BASE)
 
 
-@pytest.mark.parametrize("template", ["uwsgi/uwsgi.ini.jinja", "supervisor/program.conf.jinja"])
-def test_changed_template_makes_a_new_generation(make_app, template):
-    host, app, release = make_app({**BASE, "process_manager": "supervisor"})
+@pytest.mark.parametrize(
+    ("server", "source"),
+    [
+        ("uwsgi", "uwsgi/uwsgi.ini.jinja"),
+        ("uwsgi", "supervisor/program.conf.jinja"),
+        ("uwsgi", "common/wsgi_application.py"),
+        ("waitress", "common/wsgi_worker.py"),
+        ("waitress", "waitress/waitress_worker.py"),
+    ],
+)
+def test_changed_template_or_program_makes_a_new_generation(make_app, server, source):
+    host, app, release = make_app({**BASE, "server": server, "process_manager": "supervisor"})
     before = desired_id(host, app, release)
-    assert host.template_text(template)
-    host._template_text[template] += "\n"
+    assert host.file_text(source)
+    host._file_texts[source] += "\n"
     assert desired_id(host, app, release) != before
 
 

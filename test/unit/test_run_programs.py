@@ -14,29 +14,19 @@ import pytest
 from pillars import HELLO
 from wsgi_formula import files, process
 from wsgi_formula.errors import WsgiError
-from wsgi_formula.run import generation, processes, programs
-from wsgi_formula.run.generation import LAYOUT, Generation, settings_record
+from wsgi_formula.run import generation, jobs, programs, unit_processes
+from wsgi_formula.run.generation import Generation
+from wsgi_formula.run.jobs import Job, check_schedule
 from wsgi_formula.run.managers import MANAGERS, emperor
+from wsgi_formula.run.managers.base import Program
 from wsgi_formula.run.managers.circus import Circus
 from wsgi_formula.run.managers.emperor import Emperor
 from wsgi_formula.run.managers.gaffer import Gaffer
 from wsgi_formula.run.managers.supervisor import Supervisor
 from wsgi_formula.run.managers.systemd import Systemd
-from wsgi_formula.run.processes import MARK
-from wsgi_formula.run.programs import (
-    Failed,
-    Job,
-    Program,
-    _time,
-    check_programs,
-    check_running,
-    hand_over_schedule,
-    known_programs,
-    managers_of,
-    program_status,
-    stop_programs,
-    wait_until_settled,
-)
+from wsgi_formula.run.programs import ProgramFailed, check_running, known_programs, managers_of
+from wsgi_formula.run.record import LAYOUT, settings_record
+from wsgi_formula.run.unit_processes import MARK
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = {"command": "celery worker --name '100% \"it\"'", "count": 2, "graceful_timeout": 7}
@@ -85,7 +75,7 @@ class Manager:
         self.failing = failing
         self.down = down
 
-    def failed(self, unit):
+    def failure_reason(self, unit):
         return "it ended" if unit == self.failing else None
 
     def pid(self, unit):
@@ -144,7 +134,7 @@ def test_process_has_its_own_graceful_timeout_or_that_of_its_app(make_generation
 def test_generation_of_an_older_formula_has_only_its_server(make_generation):
     generation = make_generation(BESIDE, "processes", "schedule")
     assert [part.unit for part in generation.parts] == ["shop.0123456789"]
-    assert program_status(generation) == {}
+    assert generation.program_status() == {}
 
 
 @pytest.mark.parametrize(
@@ -187,7 +177,7 @@ def test_process_under_supervisor_has_a_section_of_its_own(make_generation):
 @pytest.mark.parametrize("word", ["%(here)s", "%%(here)s", "it's %(here)s", "%", "%s", " ;x", "%(host_node_name)s"])
 def test_supervisor_gets_each_argument_unchanged(word):
     """It replaces %(here)s, then expands %, then splits like a shell."""
-    line = Supervisor.line(["run", word])
+    line = Supervisor.command_line(["run", word])
     assert shlex.split(line.replace("%(here)s", "/etc") % {}) == ["run", word]
 
 
@@ -234,8 +224,8 @@ def test_invalid_calendar_is_named(monkeypatch, load, tmp_path):
     jobs = {"one": {"command": "a", "calendar": "daily"}, "two": {"command": "b", "calendar": "dayly"}}
     app = load({"apps": {"shop": {**HELLO, "schedule": jobs}}}).apps["shop"]
     with pytest.raises(WsgiError) as problem:
-        check_programs("shop", app)
-    assert str(problem.value).startswith("wsgi:apps:shop:schedule:two:calendar: 'dayly' is no time")
+        check_schedule("shop", app)
+    assert str(problem.value).startswith("wsgi:apps:shop:schedule:two:calendar: systemd does not accept 'dayly'; ")
     assert "schedule:one" not in str(problem.value)
 
 
@@ -243,21 +233,21 @@ def test_failed_process_is_reported_with_its_own_log(make_generation):
     generation = make_generation(BESIDE)
     for program in generation.programs:
         program.manager = Manager(failing="shop.0123456789.worker.2")
-    with pytest.raises(Failed, match="wsgi:apps:shop:processes:worker: number 2 ") as failed:
+    with pytest.raises(ProgramFailed, match="wsgi:apps:shop:processes:worker: number 2 ") as failed:
         check_running(generation.programs)
     assert failed.value.log == "/var/log/wsgi/shop/0123456789.worker.log"
 
 
 def test_process_without_a_pid_is_not_up(make_generation, monkeypatch):
-    monkeypatch.setattr(programs, "SETTLED", 0.01)
-    monkeypatch.setattr(programs, "BOOT_TIME", 0)
-    generation = make_generation(BESIDE)
-    for program in generation.programs:
+    monkeypatch.setattr(generation, "MIN_UPTIME", 0.01)
+    monkeypatch.setattr(generation, "BOOT_TIME", 0)
+    shop = make_generation(BESIDE)
+    for program in shop.programs:
         program.manager = Manager(down=["shop.0123456789.worker.1"])
-    with pytest.raises(Failed, match="number 1 .* has no process"):
-        wait_until_settled(generation)
-    generation.programs[1].manager.down = generation.programs[2].manager.down = ()
-    wait_until_settled(generation)
+    with pytest.raises(ProgramFailed, match="number 1 .* does not keep running"):
+        shop.wait_for_processes()
+    shop.programs[1].manager.down = shop.programs[2].manager.down = ()
+    shop.wait_for_processes()
 
 
 def test_programs_of_a_generation_are_stopped_in_parallel(make_generation, monkeypatch):
@@ -266,39 +256,39 @@ def test_programs_of_a_generation_are_stopped_in_parallel(make_generation, monke
     together = threading.Barrier(len(generation.parts), timeout=20)
     for kind in (Program, Job):
         monkeypatch.setattr(kind, "stop", lambda part: together.wait())
-    stop_programs(generation)
+    generation.stop()
 
 
 def test_old_schedule_stops_before_the_new_one_starts(make_generation, monkeypatch):
     seen = []
-    monkeypatch.setattr(Job, "rest", lambda job: seen.append(("rests", job.generation.id)))
+    monkeypatch.setattr(Job, "pause", lambda job: seen.append(("pauses", job.generation.id)))
     monkeypatch.setattr(Job, "start", lambda job: seen.append(("starts", job.generation.id)))
     old, new = make_generation(BESIDE), make_generation(BESIDE)
     old.id = "9876543210"
-    hand_over_schedule(None, new)
-    hand_over_schedule(old, new)
-    assert seen == [("starts", new.id), ("rests", old.id), ("starts", new.id)]
+    new.take_over_schedule([])
+    new.take_over_schedule([old])
+    assert seen == [("starts", new.id), ("pauses", old.id), ("starts", new.id)]
 
 
 def test_times_of_systemd_are_converted():
-    assert _time("Mon 2026-11-23 06:10:00 UTC") == "2026-11-23 06:10:00"
-    assert _time("n/a") is None
-    assert _time("") is None
+    assert jobs._time("Mon 2026-11-23 06:10:00 UTC") == "2026-11-23 06:10:00"
+    assert jobs._time("n/a") is None
+    assert jobs._time("") is None
 
 
 def test_log_is_complete_once_its_writer_has_caught_up(monkeypatch, tmp_path):
     append, log = str(ROOT / "wsgi/common/append"), tmp_path / "log"
-    monkeypatch.setattr(processes, "APPEND", append)
+    monkeypatch.setattr(unit_processes, "APPEND", append)
     with subprocess.Popen(["/bin/sh", append, str(log)], stdin=subprocess.PIPE, text=True) as writer:
         try:
             # Its command line is there a moment after its start.
-            assert process.wait_until(lambda: list(processes._running(append, str(log))), 10)
+            assert process.wait_until(lambda: list(unit_processes._running(append, str(log))), 10)
             os.kill(writer.pid, signal.SIGSTOP)
             writer.stdin.write("one\ntwo\n")
             writer.stdin.flush()
-            assert not processes.wait_for_log(str(log), patience=0)
+            assert not unit_processes.wait_for_log(str(log), patience=0)
             os.kill(writer.pid, signal.SIGCONT)
-            assert processes.wait_for_log(str(log), patience=60)
+            assert unit_processes.wait_for_log(str(log), patience=60)
             assert log.read_text() == "one\ntwo\n"
         finally:
             writer.kill()
@@ -309,16 +299,16 @@ def test_circus_is_asked_again_to_stop_a_restarted_watcher(monkeypatch):
     circus = Circus(None)
     with subprocess.Popen(["sleep", "600"]) as child:
 
-        def answer(question, patience):
-            if question["command"] == "list":
+        def respond(request, patience):
+            if request["command"] == "list":
                 return {"status": "ok", "pids": [child.pid]}
-            asked.append(question["properties"]["nostop"])
+            asked.append(request["properties"]["nostop"])
             child.kill()
             child.wait()
             reason = "arbiter is already running arbiter_manage_watchers command"
             return {"status": "ok"} if len(asked) > 1 else {"status": "error", "reason": reason}
 
-        monkeypatch.setattr(circus, "_answer", answer)
+        monkeypatch.setattr(circus, "_exchange", respond)
         try:
             circus.stop("shop.0123456789", patience=10)
         finally:
@@ -371,7 +361,7 @@ def test_only_processes_of_the_unit_are_killed_whatever_their_parent():
     other = subprocess.Popen(["sleep", "987"], env={**environment, MARK: f"{unit}.worker.1"})
     try:
         assert process.is_alive(int(orphan.stdout))
-        processes.kill_unit(unit, me)
+        unit_processes.kill_unit(unit, me)
         assert not process.is_alive(int(orphan.stdout))
         assert other.poll() is None
     finally:

@@ -1,22 +1,17 @@
 """docs/servers.md, which describes every server and has the table of portable settings.
 
-Run as a program, it rewrites that table: python test/unit/test_servers_doc.py
+test/run unit -n 0 -k servers_doc --write-results writes that table.
 """
 
 import re
-import sys
-from pathlib import Path
 
+import harness
 import pytest
-import yaml
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "_utils"))
-
+from container import ROOT
 from wsgi_formula.pillar.servers import PORTABLE_SETTINGS
 
 DOC = ROOT / "docs/servers.md"
-SERVERS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
+SERVERS = harness.servers()
 PROCESS_MANAGERS = {name for row in SERVERS.values() for name in row["process_managers"]}
 BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"
 
@@ -43,8 +38,12 @@ def parts():
     return before, found, after
 
 
-def test_table_of_settings_matches_servers_yaml():
-    assert parts()[1] == table(), "to mend it: python test/unit/test_servers_doc.py"
+def test_table_of_settings_matches_servers_yaml(pytestconfig):
+    before, found, after = parts()
+    if pytestconfig.getoption("write_results"):
+        DOC.write_text(before + BEGIN + table() + END + after)
+    else:
+        assert found == table(), "write it with: test/run unit -n 0 -k servers_doc --write-results"
 
 
 @pytest.mark.parametrize("name", [*SERVERS, *sorted(PROCESS_MANAGERS)])
@@ -52,8 +51,3 @@ def test_each_server_has_five_lines(name):
     section = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", DOC.read_text(), re.MULTILINE | re.DOTALL)
     assert section, f"docs/servers.md has no section '### {name}'"
     assert len(re.findall("^- ", section[1], re.MULTILINE)) == 5
-
-
-if __name__ == "__main__":
-    before, _, after = parts()
-    DOC.write_text(before + BEGIN + table() + END + after)

@@ -239,14 +239,21 @@ def test_failed_successor_is_retried_while_the_old_worker_serves(spawned, tmp_pa
     eventually(lambda: ask(each.links[0]) != old)
 
 
-@pytest.mark.parametrize("word", ["rebind", "unlink", "deaf"])
-def test_worker_that_lost_its_socket_is_replaced(spawned, word):
+@pytest.mark.parametrize(
+    ("word", "fault"),
+    [
+        ("rebind", "has lost its socket to another process"),
+        ("unlink", "has lost its socket"),
+        ("deaf", "does not listen any more"),
+    ],
+)
+def test_worker_that_lost_its_socket_is_replaced(spawned, word, fault):
     """A child of the app may bind the path of the socket."""
     each = spawned(1)
     old = ask(each.links[0], word)
     eventually(lambda: answers(each.links[0]), 30)
     assert ask(each.links[0]) != old
-    assert f"(pid {old}) l" in each.log.read_text()
+    assert f"(pid {old}) {fault}; it is replaced" in each.log.read_text()
     eventually(lambda: gone(old))
 
 

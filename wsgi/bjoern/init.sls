@@ -1,4 +1,4 @@
-# bjoern is compiled into each app's own environment, by its release.
+# The release of each app compiles bjoern into its virtual environment.
 include:
   - wsgi.common
 

@@ -1,3 +1,3 @@
-# Cheroot is installed into each app's own environment, by its release.
+# The release of each app installs cheroot into its virtual environment.
 include:
   - wsgi.common

@@ -1,5 +1,4 @@
-# circus, in an environment of its own. Watchers are added to it and taken away one by one; it is
-# never restarted.
+# circus, in a virtual environment of its own. Watchers are added and removed one by one; circus is never restarted.
 include:
   - wsgi.common
 
@@ -19,7 +18,7 @@ circus-environment:
     - makedirs: true
     - mode: '0755'
 
-# A change of the unit or of circus.ini takes effect when the administrator restarts it: that
+# A change of the unit or of circus.ini takes effect when the administrator restarts circus: that
 # restarts every app that it holds.
 /etc/systemd/system/wsgi-circus.service:
   wsgi.file_installed:

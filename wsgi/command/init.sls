@@ -1,3 +1,3 @@
-# Whatever program the app's own requirements, or the machine, bring.
+# The program comes from the app's requirements, or is on the machine already.
 include:
   - wsgi.common

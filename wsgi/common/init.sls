@@ -1,4 +1,4 @@
-# What every server and process manager stands on.
+# The packages and programs that every server and process manager needs.
 {%- set family = salt['wsgi.plan']().family %}
 
 wsgi-python:
@@ -13,7 +13,7 @@ wsgi-logrotate:
   wsgi.file_installed:
     - source: salt://wsgi/common/logrotate.conf
 
-{#- What others import comes first: workers may start at any moment. #}
+{#- A module comes before those that import it: workers may start at any moment. #}
 {%- for program in ['wsgi_process.py', 'wsgi_successor.py', 'wsgi_guard.py', 'append', 'launch', 'logged', 'spawn', 'with-environment'] %}
 
 /usr/local/lib/wsgi/{{ program }}:

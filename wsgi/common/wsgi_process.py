@@ -1,4 +1,8 @@
-"""What the formula's programs that keep a server alive have in common."""
+"""
+Functions that the programs share which keep a server alive, ``spawn`` and ``bridge``.
+
+Their names stay: a program that starts while this file is updated may be that of before.
+"""
 
 import contextlib
 import ctypes
@@ -7,8 +11,8 @@ import signal
 import socket
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-CONNECTING, CONNECTED = "02", "03"  # socket_state of linux/net.h; a connection is the first until it is accepted
-# Administrators send them to other servers; by default each would end or halt a process.
+CONNECTING, CONNECTED = "02", "03"  # socket_state of linux/net.h; a connection is CONNECTING until it is accepted
+# Signals that administrators send to other servers out of habit. By default each ends or stops a process.
 HABITUAL = {
     signal.SIGHUP,
     signal.SIGUSR1,
@@ -22,10 +26,9 @@ HABITUAL = {
 
 def unix_sockets():
     """
-    The unix sockets of this machine that have a path.
+    Yield ``(path, listens)`` of each unix socket of this machine that has a path.
 
-    Yields ``(path, listens)``; a connection stands there under its server's path, from the
-    moment of connect(), accepted or not.
+    A connection is listed under its server's path, from the moment of connect(), accepted or not.
     """
     for path, listens, _, _ in _unix_table():
         yield path, listens
@@ -33,8 +36,8 @@ def unix_sockets():
 
 def unix_connections(path):
     """
-    Return what the kernel knows of one unix socket: whether a process listens there, whether a
-    connection waits to be accepted, and the inodes of those that are accepted (a set of str).
+    Return three facts about the unix socket at a path: whether a process listens, whether a connection waits to be
+    accepted, and the inodes of the accepted connections (a set of str).
     """
     found = [fields for fields in _unix_table() if fields[0] == path]
     listens = any(listens for _, listens, _, _ in found)
@@ -54,7 +57,7 @@ def _unix_table():
 
 
 def notify(state):
-    """Tell systemd, where it asked: https://www.freedesktop.org/software/systemd/man/sd_notify.html"""
+    """Notify systemd, if it started this service: https://www.freedesktop.org/software/systemd/man/sd_notify.html"""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -64,8 +67,9 @@ def notify(state):
 
 class Publisher:
     """
-    What has nginx find a worker's socket: the part of ``launch`` that stays root. Where nobody has been launched, as in
-    a test, there is none, and nothing to do.
+    The client of the part of ``launch`` that stays root, which shows a worker's socket to nginx.
+
+    Without ``launch``, as in a test, ``publish`` does nothing.
     """
 
     def __init__(self):
@@ -76,7 +80,7 @@ class Publisher:
             self._channel.settimeout(10)
 
     def publish(self, path):
-        """Have nginx find a socket from now on. Raises OSError when it will not."""
+        """Have nginx find a socket from now on; raise OSError where ``launch`` refuses it."""
         if not self._channel:
             return
         self._channel.send(os.path.basename(path).encode())
@@ -87,12 +91,12 @@ class Publisher:
 
 def become_child(handled, at_end=signal.SIGKILL):
     """
-    What a new child does first: it takes no orders meant for its parent, and does not outlive it.
+    Unblock the parent's signals in a new child, and have the kernel end the child with its parent.
 
     handled : set of int
         The signals that the parent has blocked to wait for them.
     at_end : int
-        The signal that it gets when the parent is gone.
+        The signal that the child gets when the parent ends.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, at_end)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)

@@ -1,13 +1,14 @@
 """
-How a worn worker is replaced: its successor is started first, and takes over when it has loaded the app.
+Replaces a worker that has reached a limit: its successor starts first, and takes over when it has loaded the app.
 
-``of_this_process()`` is the guard's view of it, in a worker:
+``of_this_process()`` returns the worker's own server as an object with three methods, which the guard calls:
 
 - ``ask()`` has a successor started. It may be called again and again.
-- ``relieved()`` says whether that one is there.
+- ``relieved()`` returns whether the successor serves.
 - ``leave()`` ends this worker when its requests are answered, relieved or not.
 
-The functions below ``Gunicorn`` are hooks of gunicorn's, which its configuration imports.
+The functions below ``Gunicorn`` are hooks, which gunicorn's configuration imports. The names of these methods and hooks
+stay: a worker that starts while this file is updated may get the guard, or a configuration, of before.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ import time
 
 
 def of_this_process():
-    """Return the way in which this worker is replaced; see the module."""
+    """Return the object that replaces this worker, as the module explains it."""
     if os.environ.get("WSGI_SPAWN_LINK"):
         return Spawned()
     if _gunicorn_worker is not None:
@@ -33,7 +34,7 @@ def of_this_process():
 
 
 class Alone:
-    """A worker whose server starts another one when it has ended."""
+    """A worker whose server starts another one only when this one has ended."""
 
     end_signal = signal.SIGTERM
 
@@ -49,13 +50,13 @@ class Alone:
     def leave(self):
         if not self._leaves:
             self._leaves = True
-            # Python's handlers run in the main thread. A signal to the process may go to the thread that sends it, and
-            # would not wake a main thread that waits.
+            # Python's handlers run in the main thread. The kernel may give a signal to the process to the thread that
+            # sends it, which would not wake a main thread that waits.
             signal.pthread_kill(threading.main_thread().ident, self.end_signal)
 
 
 class Spawned(Alone):
-    """A worker of ``spawn``, which moves nginx to the successor and ends this one."""
+    """A worker of ``spawn``, which leads nginx to the successor and ends this worker."""
 
     def __init__(self):
         super().__init__()
@@ -64,28 +65,28 @@ class Spawned(Alone):
         self._name = os.path.basename(os.environ["WSGI_SPAWN_SOCKET"])
 
     def ask(self):
-        with contextlib.suppress(ProcessLookupError):  # it has just gone, and this worker is about to
+        with contextlib.suppress(ProcessLookupError):  # spawn has just ended, and ends this worker
             os.kill(self._spawn, signal.SIGUSR1)
 
     def relieved(self):
-        """Whether nginx finds another worker in the place of this one already."""
+        """Return whether nginx's link leads to another worker already."""
         with contextlib.suppress(OSError):
             return os.readlink(self._link) != self._name
         return False
 
     def leave(self):
-        pass  # it is told to
+        pass  # spawn sends SIGTERM
 
 
-# What gunicorn's processes know of each other: a byte for each worker, at its age. Only that
-# worker makes itself worn, only its successor relieves it, and only the master makes it fresh.
+# Memory that gunicorn's processes share, with the state of each worker in the byte at its age. Only that worker sets
+# DUE (for replacement), only its successor RELIEVED, and only the master FRESH.
 _states = mmap.mmap(-1, mmap.PAGESIZE)
-FRESH, WORN, RELIEVED = range(3)
-_gunicorn_worker = None  # the one that this process is
+FRESH, DUE, RELIEVED = range(3)
+_gunicorn_worker = None  # gunicorn's object of this process
 
 
 class Gunicorn(Alone):
-    """A worker of gunicorn's, whose master would else start the successor when it has ended."""
+    """A worker of gunicorn, whose master by itself starts a successor only when this one has ended."""
 
     def __init__(self, worker):
         super().__init__()
@@ -93,7 +94,7 @@ class Gunicorn(Alone):
 
     def ask(self):
         if _state(self._worker.age) == FRESH:
-            _set_state(self._worker.age, WORN)
+            _set_state(self._worker.age, DUE)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._worker.ppid, signal.SIGTTIN)
 
@@ -102,36 +103,36 @@ class Gunicorn(Alone):
 
 
 def pre_fork(server, worker):
-    """Find, in the master, whose successor a new worker is: it goes by its age, which is never given twice."""
+    """Find, in the master, which worker a new one replaces, by its age: gunicorn gives each age only once."""
     global _gunicorn_worker
     _gunicorn_worker = worker
     _set_state(worker.age, FRESH)
     others = server.WORKERS.values()
     taken = {other.replaces for other in others}
-    worn = (other.age for other in others if _state(other.age) == WORN and other.age not in taken)
-    worker.replaces = next(worn, None)
-    # A worker that has not booted when it fails ends the master, and with it those that serve.
+    due = (other.age for other in others if _state(other.age) == DUE and other.age not in taken)
+    worker.replaces = next(due, None)
+    # When a worker fails that has not booted, the master ends, and with it the workers that serve.
     worker.booted = worker.replaces is not None
 
 
 def post_worker_init(worker):
-    """In a new worker that has loaded the app: take over."""
+    """Take over, in a new worker that has loaded the app."""
     if worker.replaces is not None:
         _set_state(worker.replaces, RELIEVED)
 
 
 def child_exit(server, worker):
-    """In the master, when a worker has ended."""
-    if worker.replaces is not None and _state(worker.replaces) == WORN:
-        _set_state(worker.replaces, FRESH)  # its successor failed: it asks for another one
+    """Count the workers again, in the master, when one has ended."""
+    if worker.replaces is not None and _state(worker.replaces) == DUE:
+        _set_state(worker.replaces, FRESH)  # its successor failed, and it asks for another one
     nworkers_changed(server, None, None)
 
 
 def nworkers_changed(server, new, old):
-    """In the master, at SIGTTIN too: there is to be one worker more for each that is worn."""
-    worn = sum(_state(worker.age) != FRESH for worker in server.WORKERS.values())
-    if server.num_workers != server.cfg.workers + worn:
-        server.num_workers = server.cfg.workers + worn
+    """Have the master, at SIGTTIN too, keep one worker more for each that is to be replaced."""
+    due = sum(_state(worker.age) != FRESH for worker in server.WORKERS.values())
+    if server.num_workers != server.cfg.workers + due:
+        server.num_workers = server.cfg.workers + due
 
 
 def _state(age):
@@ -144,26 +145,26 @@ def _set_state(age, state):
 
 class Uwsgi(Alone):
     """
-    A worker of uWSGI's, which has a place for one more than it keeps (``cheaper``): there the
-    successor of a worn worker is started. One worker is replaced at a time.
+    A worker of uWSGI, which has a place for one more worker than it keeps (``cheaper``): the successor starts there, so
+    that one worker at a time is replaced.
     """
 
     end_signal = signal.SIGHUP
     GO_CHEAP = 15  # UWSGI_GO_CHEAP_CODE of uwsgi.h: the exit status of a worker whose place is to stay empty
-    CERTAIN = 0.5  # second for which a successor must have been there: a place tells of its last worker for a moment
+    SETTLE_TIME = 0.5  # seconds for which a successor must have been there: uWSGI lists an ended worker for a moment
 
     def __init__(self, uwsgi):
         super().__init__()
         self._uwsgi = uwsgi
-        self._path = uwsgi.opt.get("master-fifo")  # None where pillar has a cheaper of its own
+        self._path = uwsgi.opt.get("master-fifo")  # None where server_options set cheaper
         self._fifo = None
-        self._since = None  # when there were enough workers without this one
+        self._since = None  # when there were enough workers first without this one
 
     def ask(self):
         if self._path is None:
             self.leave()
             return
-        with contextlib.suppress(OSError):  # another worker is being replaced
+        with contextlib.suppress(OSError):  # another worker holds the lock, since it is being replaced
             if self._fifo is None:
                 self._fifo = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             fcntl.lockf(self._fifo, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,23 +175,23 @@ class Uwsgi(Alone):
                 os.write(self._fifo, b"+")
 
     def relieved(self):
-        return self._path is None or (self._since is not None and time.monotonic() >= self._since + self.CERTAIN)
+        return self._path is None or (self._since is not None and time.monotonic() >= self._since + self.SETTLE_TIME)
 
     def leave(self):
         if self._path is not None and self.relieved() and not self._leaves:
             self._uwsgi.atexit = functools.partial(self._exit, getattr(self._uwsgi, "atexit", None))
         super().leave()
 
-    def _exit(self, of_the_app):
+    def _exit(self, atexit_of_app):
         try:
-            if of_the_app:
-                of_the_app()
+            if atexit_of_app:
+                atexit_of_app()
         finally:
             os._exit(self.GO_CHEAP)
 
 
 def _serves(place):
-    """Whether a worker of uWSGI's is alive, which its master may not know yet, and has loaded the app."""
+    """Return whether uWSGI's worker in a place has loaded the app and lives; its master may not know of its end yet."""
     if not place.get("apps") or place.get("status") == "cheap":
         return False
     with contextlib.suppress(OSError), open(f"/proc/{place['pid']}/stat", errors="replace") as stat:

@@ -1,4 +1,4 @@
-# An emperor of our own: the distribution's runs as www-data, and can't give each app its user.
+# The formula's own emperor: the distribution's runs as www-data, and can't give each app its user.
 include:
   - wsgi.common
   - wsgi.uwsgi
@@ -12,7 +12,7 @@ include:
   wsgi.file_installed:
     - source: salt://wsgi/emperor/emperor.ini
 
-# A change of the unit or of emperor.ini takes effect when the administrator restarts it: that
+# A change of the unit or of emperor.ini takes effect when the administrator restarts the emperor: that
 # restarts every app that it holds.
 /etc/systemd/system/wsgi-emperor.service:
   wsgi.file_installed:

@@ -1,5 +1,5 @@
-# gaffer, on the Python 2.7 that it needs and Debian 11 is the last to have, in an environment of its
-# own. Jobs are added to it and taken away one by one; it is never restarted.
+# gaffer, in a virtual environment of its own, with the Python 2.7 that it needs, which Debian 11 is the last to have.
+# Jobs are added and removed one by one; gaffer is never restarted.
 include:
   - wsgi.common
 
@@ -38,7 +38,7 @@ gaffer-environment:
     - makedirs: true
     - mode: '0755'
 
-# A change of the unit or of gafferd.ini takes effect when the administrator restarts it: that
+# A change of the unit or of gafferd.ini takes effect when the administrator restarts gaffer: that
 # restarts every app that it holds.
 /etc/systemd/system/wsgi-gaffer.service:
   wsgi.file_installed:

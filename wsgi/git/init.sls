@@ -1,4 +1,4 @@
-# What fetches code from repositories, with the ssh that it may need for that.
+# git, with ssh, to fetch code from repositories.
 git-packages:
   pkg.installed:
     - pkgs: {{ salt['wsgi.plan']().family.packages.git | json }}

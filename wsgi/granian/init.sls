@@ -1,3 +1,3 @@
-# Granian is installed into each app's own environment, by its release.
+# The release of each app installs granian into its virtual environment.
 include:
   - wsgi.common

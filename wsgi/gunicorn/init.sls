@@ -1,3 +1,3 @@
-# gunicorn is installed into each app's own environment, by its release.
+# The release of each app installs gunicorn into its virtual environment.
 include:
   - wsgi.common

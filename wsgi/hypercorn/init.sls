@@ -1,3 +1,3 @@
-# Hypercorn is installed into each app's own environment, by its release.
+# The release of each app installs hypercorn into its virtual environment.
 include:
   - wsgi.common

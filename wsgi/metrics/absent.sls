@@ -1,9 +1,9 @@
-# Nobody asks for metrics any more. The package stays: it may serve others.
+# Removes the metrics. The package stays: it may have other users.
 metrics-services:
   service.dead:
     - names: [wsgi-metrics.socket, wsgi-metrics.service, prometheus-nginx-exporter]
     - enable: false
-    # After the servers that tell it something.
+    # Only after the servers that send it datagrams.
     - order: last
 
 metrics-files:

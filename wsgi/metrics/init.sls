@@ -1,8 +1,8 @@
-# What Prometheus gets from this host: nginx's numbers by the distribution's exporter, the apps' by a program of our own.
+# Metrics for Prometheus: nginx's from the distribution's exporter, those of the apps from a program of the formula.
 {%- set plan = salt['wsgi.plan']() %}
 {%- set context = {'port': plan.metrics_port, 'socket': plan.metrics_socket, 'user': plan.family.nginx.user} %}
 
-# There before the package, which starts it.
+# Before the package, which starts the exporter.
 /etc/systemd/system/prometheus-nginx-exporter.service.d/wsgi.conf:
   wsgi.file_installed:
     - source: salt://wsgi/metrics/nginx-exporter.conf.jinja
@@ -17,7 +17,7 @@ nginx-exporter-package:
 nginx-exporter-service:
   wsgi.service_running:
     - name: prometheus-nginx-exporter
-    # It ends where nginx doesn't answer.
+    # The exporter ends if nginx does not answer.
     - order: last
     - require:
       - pkg: nginx-exporter-package
@@ -35,7 +35,7 @@ nginx-exporter-service:
     - context: {{ context | json }}
 {%- endfor %}
 
-# It is started by the first who has something to tell or to ask.
+# systemd starts the program at the first datagram or request.
 metrics-socket:
   wsgi.service_running:
     - name: wsgi-metrics.socket

@@ -1,5 +1,5 @@
-# mod_wsgi is compiled into each app's own environment, by its release. Without the package
-# `apache2`, which would have Apache listen on port 80: express runs one for each app.
+# The release of each app compiles mod_wsgi into its virtual environment. The package `apache2` is not needed, whose
+# Apache would listen on port 80: mod_wsgi-express runs an Apache for each app.
 {%- set family = salt['wsgi.plan']().family %}
 include:
   - wsgi.common

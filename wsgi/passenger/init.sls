@@ -1,4 +1,4 @@
-# Passenger, the distribution's: the core alone, which needs no module of nginx.
+# The distribution's Passenger: only its core, which needs no module of nginx.
 {%- set family = salt['wsgi.plan']().family %}
 include:
   - wsgi.common

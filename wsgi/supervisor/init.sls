@@ -1,5 +1,4 @@
-# The distribution's supervisor. Programs are added to it and taken away one by one; it is
-# never restarted.
+# The distribution's supervisor. Programs are added and removed one by one; supervisord is never restarted.
 supervisor-package:
   pkg.installed:
     - pkgs: {{ salt['wsgi.plan']().family.packages.supervisor | json }}

@@ -1,8 +1,8 @@
-# systemd runs already. Each generation has units of its own, which come and go with it.
+# systemd runs already. Each generation has units of its own.
 include:
   - wsgi.common
 
-# What starts at boot is linked here; a system may have none yet.
+# Services that start at boot are linked here; a system may not have the folder yet.
 systemd-wants:
   file.directory:
     - names:

@@ -1,4 +1,4 @@
-# uv, for apps that say installer: uv, and from then on for those that leave the choice.
+# uv, for apps with installer: uv; from then on also for apps that leave installer out.
 include:
   - wsgi.common
 

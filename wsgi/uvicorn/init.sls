@@ -1,3 +1,3 @@
-# Uvicorn is installed into each app's own environment, by its release.
+# The release of each app installs uvicorn into its virtual environment.
 include:
   - wsgi.common

@@ -1,4 +1,4 @@
-# uWSGI, the distribution's. Its Python plugin works with an environment of the same Python.
+# The distribution's uWSGI. Its Python plugin works with a virtual environment of the same Python version.
 uwsgi-package:
   pkg.installed:
     - pkgs: {{ salt['wsgi.plan']().family.packages.uwsgi | json }}

@@ -1,3 +1,3 @@
-# Waitress is installed into each app's own environment, by its release.
+# The release of each app installs waitress into its virtual environment.
 include:
   - wsgi.common

@@ -17,7 +17,8 @@ from ..host import Host
 from ..lock import app_lock
 from ..pillar.source import parse_source
 from ..redact import without_credentials
-from ..run.generation import adopt, desired_id, live_generation, replacement_reason
+from ..run.generation import live_generation
+from ..run.prepare import adopt, desired_id, replacement_reason
 from .outcome import Outcome
 from .recovery import recover
 from .switch import Switch
@@ -91,8 +92,9 @@ def _converge(host, name):
             override["ref"] = revision.get("ref")
     id = desired_id(host, app, release)
     current = live_generation(host, name)
-    adopt(current, id, app, release)
-    if replacement_reason(host, current, id):
+    if current:
+        adopt(current, id, app, release)
+    if current is None or replacement_reason(current, id):
         outcome = Switch(host, name, app, release, id, override=lambda _: override).run()
     else:
         outcome = Outcome(current)

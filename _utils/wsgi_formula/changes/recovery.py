@@ -19,8 +19,7 @@ from ..errors import WsgiError
 from ..host import Host
 from ..lock import app_lock
 from ..paths import LIB
-from ..run.generation import Generation, generation_ids, live_generation, load_generation, write_record
-from ..run.programs import hand_over_schedule
+from ..run.generation import Generation, generation_ids, live_generation, load_generation
 from .outcome import Outcome
 
 
@@ -70,11 +69,10 @@ def settle(generation: Generation) -> list[str]:
     release = Release(name, generation.release)
     if release.record:
         outcome.attempt(release.remember, files.group_of(f"{release.path}/release.json"), live=facts["at"])
-    before = [load_generation(host, name, id) for id in generation_ids(host, name, keep=generation)]
-    for old in [old for old in before if old] or [None]:
-        outcome.attempt(hand_over_schedule, old, generation)
+    others = [load_generation(host, name, id) for id in generation_ids(name, keep=generation)]
+    outcome.attempt(generation.take_over_schedule, [other for other in others if other])
     if not outcome.failures:
         del generation.record["going_live"]
-        if not outcome.attempt(write_record, generation):
+        if not outcome.attempt(generation.write_record):
             generation.record["going_live"] = facts
     return outcome.failures

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,8 +48,8 @@ def retire(host: Host, name: str, id: str, outcome: Outcome) -> None:
         environment of the generation.
     """
     generation = load_generation(host, name, id)
-    settings = generation and history.kept_settings(name, id)
-    if settings and generation.record.get("went_live"):
+    settings = history.kept_settings(name, id)
+    if generation and settings and generation.record.get("went_live"):
         app = {"user": generation.user, **settings["settings"], "hooks": host.settings.apps[name]["hooks"]}
         outcome.attempt(run_generation_hooks, generation, app, "before_retire", outcome)
     retire_generation(host, name, id)
@@ -66,7 +65,7 @@ def drain_others(host: Host, name: str, outcome: Outcome) -> list[str]:
     Returns the ids of those that may be retired: generations without a connection, and remains of others.
     """
     drained = []
-    for id in generation_ids(host, name, keep=outcome.generation):
+    for id in generation_ids(name, keep=outcome.generation):
         generation = load_generation(host, name, id)
         if generation is None or outcome.attempt(drain, generation):
             drained.append(id)
@@ -103,7 +102,7 @@ def remove_app(host: Host, name: str) -> None:
             drain(last)
         files.remove(f"{LIB}/live/{name}")
         files.remove(f"{LIB}/live/{name}.new")
-        for id in generation_ids(host, name):
+        for id in generation_ids(name):
             retire_generation(host, name, id)
         files.remove(f"{RUN}/{name}")
 
@@ -148,17 +147,18 @@ def _prune(host, name, app, current):
 
 def _releases_in_use(host, name):
     """Return the ids of the releases that a generation on this machine runs."""
-    generations = [load_generation(host, name, id) for id in generation_ids(host, name)]
+    generations = [load_generation(host, name, id) for id in generation_ids(name)]
     return {generation.release for generation in generations if generation}
 
 
 def _prune_logs(name, keep):
-    logs = [f"{LOG}/{name}/{log}" for log in files.list_dir(f"{LOG}/{name}")]
+    # Those that begin with a dot are what killed runs were writing.
+    logs = [f"{LOG}/{name}/{log}" for log in files.list_dir(f"{LOG}/{name}") if not log.startswith(".")]
     logs.sort(key=os.path.getmtime, reverse=True)
-    kept = {}
+    kept: set[str] = set()
     for log in logs:
-        id = re.match(r"[^.]+", os.path.basename(log)).group()
+        id = os.path.basename(log).partition(".")[0]
         if id == keep.id or id in kept or len(kept) < KEEP_LOGS:
-            kept[id] = True
+            kept.add(id)
         else:
             files.remove(log)

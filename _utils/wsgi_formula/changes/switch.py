@@ -37,8 +37,10 @@ from ..lock import app_lock
 from ..paths import LIB
 from ..pillar.servers import health_host
 from ..run import probe
-from ..run.generation import Generation, free_id, prepare_generation, retire_generation, write_record
-from ..run.programs import check_programs, check_running, start_programs, wait_until_settled
+from ..run.generation import Generation, retire_generation
+from ..run.jobs import check_schedule
+from ..run.prepare import prepare_generation
+from ..run.programs import check_running
 from .outcome import Outcome
 from .recovery import recover, settle
 from .retirement import drain, drain_others, retire, retire_others, run_generation_hooks
@@ -123,24 +125,23 @@ class Switch:
         """Check all that can be checked before anything is touched."""
         check_override_unchanged(self.host, self.name)
         self.host.once(Nginx).check(self.name)
-        check_programs(self.name, self.app)
+        check_schedule(self.name, self.app)
         static.check(self.name, self.app, self.release)
 
     def build(self) -> None:
         """Write the configuration of the new generation, and run the before_live commands in its release."""
-        id = free_id(self.name, self.id)
-        self.new = prepare_generation(self.host, self.name, self.app, self.release, id)
+        self.new = prepare_generation(self.host, self.name, self.app, self.release, self.id)
         self.outcome = Outcome(self.new)
         self._run_before_live()
 
     def start(self) -> None:
         """Start the server and the programs beside it."""
-        start_programs(self.new)
+        self.new.start()
 
     def ready(self) -> None:
         """Wait until the health check of every worker passes, and the programs beside the server run."""
         wait_until_healthy(self.new, self.app)
-        wait_until_settled(self.new)
+        self.new.wait_for_processes()
 
     def live(self) -> None:
         """Move the traffic to the new generation."""
@@ -180,15 +181,15 @@ class Switch:
         """Run the after_live commands; with ``rollback_on_failure``, give the traffic back where one fails."""
         succeeded = run_after_live(self.app, self.outcome)
         if not succeeded and self.app["rollback_on_failure"] and self.old:
-            self.roll_back()
+            self.roll_back(self.old)
 
-    def roll_back(self) -> None:
+    def roll_back(self, old: Generation) -> None:
         """
         Give the traffic back to the old generation, and remove the new one.
 
         Raises ``WsgiError`` in any case, with what made the change fail.
         """
-        old, outcome = self.old, self.outcome
+        outcome = self.outcome
         release = Release(self.name, old.release)
         facts = {fact: release.record.get(fact) for fact in ("source", "revision")}
         facts.update({"release": old.release, "server": old.server, "to": old.id, "error": "\n".join(outcome.failures)})
@@ -265,7 +266,7 @@ def run_after_live(app: Mapping[str, Any], outcome: Outcome) -> bool:
     if not outcome.attempt(run_generation_hooks, generation, app, "after_live", outcome):
         return False
     if generation.record.pop("pending_hooks", None):
-        outcome.attempt(write_record, generation)
+        outcome.attempt(generation.write_record)
     return True
 
 
@@ -291,7 +292,7 @@ def go_live(generation: Generation, event: str, override: dict | None, **facts: 
     if override is not None:
         becomes_true["override"] = dated_override(host, override)
     generation.record["going_live"] = becomes_true
-    write_record(generation)
+    generation.write_record()
     for folder in (LIB, f"{LIB}/live"):
         files.ensure_dir(folder, 0o755)
     maintenance.disable_fast_path(name)
@@ -321,7 +322,7 @@ def wait_until_healthy(generation: Generation, app: Mapping[str, Any]) -> None:
                 f"generation {generation.id} under {generation.server} was not healthy within "
                 f"{health['deadline']} s (wsgi:apps:{generation.name}:health): {last}."
             )
-        check_running(generation.programs[:1])
+        check_running([generation.server_program])
         # One after the other, so that each has passed once.
         while waiting and os.path.exists(waiting[0]):
             try:

@@ -16,8 +16,8 @@ from ..app.release import Release
 from ..host import Host
 from ..paths import LIB
 from ..run import probe
-from ..run.generation import Generation, health_check_of, live_generation
-from ..run.programs import program_status
+from ..run.generation import Generation, live_generation
+from ..run.record import health_check_of
 from . import maintenance
 
 PATIENCE = 10  # seconds for the health checks of all apps on the status page
@@ -76,7 +76,7 @@ def _status(host, name, deadline, processes):
 
 def _processes(current):
     pids = current.pids
-    beside = program_status(current)
+    beside = current.program_status()
     all_pids = [*pids]
     for mains in beside.get("processes", {}).values():
         all_pids += [pid for main in mains for pid in process.descendants(main)]

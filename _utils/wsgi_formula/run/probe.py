@@ -1,36 +1,31 @@
 """
-Speaks to a server's socket as nginx would: HTTP or the uwsgi protocol, standard library only.
+Requests to a server's socket, as nginx would send them, and the connections that the socket has.
 """
 
+from __future__ import annotations
+
+import contextlib
 import http.client
 import os
-import socket
 import struct
+from typing import Any
 
 from .. import process
+from .unix_http import UnixConnection, connect
 
 HEADERS = {"User-Agent": "wsgi-formula", "Connection": "close"}
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path, timeout):
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self):
-        self.sock = _connect(self._path, self.timeout)
-
-
 class _Socket:
-    """What http.client.HTTPResponse wants of a socket."""
+    """The part of a socket that ``http.client.HTTPResponse`` needs."""
 
-    def __init__(self, sock):
+    def __init__(self, sock: Any) -> None:
         self.makefile = sock.makefile
 
 
-def request_status(protocol, path, target, host, timeout):
+def request_status(protocol: str, path: str, target: str, host: str, timeout: float) -> int:
     """
-    Ask a server for a page.
+    Send a server a GET request, and return the status of its response.
 
     protocol : str
         ``http`` or ``uwsgi``.
@@ -41,36 +36,30 @@ def request_status(protocol, path, target, host, timeout):
     timeout : float
         Seconds.
 
-    Returns the response's status, an int. Raises OSError when nobody answers in time and
-    ``http.client.HTTPException`` when the answer is not HTTP.
+    Raises OSError when no response comes in time, and ``http.client.HTTPException`` when it is not HTTP.
 
     .. code-block:: python
 
-        >>> status("uwsgi", "/run/wsgi/hello/6f1d8b2c90/uwsgi.sock", "/healthz", "localhost", 5)
+        >>> request_status("uwsgi", "/run/wsgi/hello/6f1d8b2c90/uwsgi.sock", "/healthz", "localhost", 5)
         200
     """
     if protocol == "http":
-        connection = _UnixConnection(path, timeout)
-        try:
+        with contextlib.closing(UnixConnection(path, timeout)) as connection:
             connection.request("GET", target, headers={"Host": host, **HEADERS})
             return connection.getresponse().status
-        finally:
-            connection.close()
-    with _connect(path, timeout) as sock:
+    with connect(path, timeout) as sock:
         sock.sendall(uwsgi_request(target, host))
-        response = http.client.HTTPResponse(_Socket(sock), method="GET")
+        response = http.client.HTTPResponse(_Socket(sock), method="GET")  # type: ignore[arg-type]
         response.begin()
         return response.status
 
 
-def uwsgi_request(target, host):
+def uwsgi_request(target: str, host: str) -> bytes:
     """
-    A GET request in the uwsgi protocol.
+    Return a GET request in the uwsgi protocol: https://uwsgi-docs.readthedocs.io/en/latest/Protocol.html
 
     target, host : str
         The request's path, with its query, and its Host header.
-
-    Returns bytes. The format: https://uwsgi-docs.readthedocs.io/en/latest/Protocol.html
     """
     path, _, query = target.partition("?")
     variables = {
@@ -94,20 +83,10 @@ def uwsgi_request(target, host):
     return struct.pack("<BHB", 0, len(body), 0) + body
 
 
-def count_connections(folder):
+def count_connections(folder: str) -> int:
     """
-    How many connections the unix sockets in a folder have, accepted or waiting to be. In folders
-    below it may be what a server's processes speak over with each other.
+    Return how many connections the unix sockets in a folder have, accepted or not.
+
+    Sockets in folders below it, over which a server's processes talk to each other, do not count.
     """
     return sum(1 for path, listens in process.unix_sockets() if os.path.dirname(path) == folder and not listens)
-
-
-def _connect(path, timeout):
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.settimeout(timeout)
-        sock.connect(path)
-    except BaseException:
-        sock.close()
-        raise
-    return sock

@@ -2,80 +2,91 @@
 Supervisor.
 """
 
+from __future__ import annotations
+
 import contextlib
 import http.client
 import re
 import shlex
-import socket
 import xmlrpc.client
+from collections.abc import Sequence
+from typing import Any
 
 from ... import files, process
-from .base import BOOT_TIME, Daemon
+from ..unix_http import UnixConnection
+from .base import BOOT_TIME, Program, SocketManager
 
 
-class Supervisor(Daemon):
-    """The distribution's supervisord."""
+class Supervisor(SocketManager):
+    """The distribution's supervisord: each unit is a *program*, and alone in its group."""
 
-    # Of https://supervisord.org/subprocess.html#process-states, those a start can't recover from.
+    # The states that a start does not recover from: https://supervisord.org/subprocess.html#process-states
     FAILED = ("BACKOFF", "EXITED", "FATAL")
     ALREADY_ADDED = 90  # http://supervisord.org/api.html
     templates = ("supervisor/program.conf.jinja",)
 
+    @property
+    def folder(self) -> str:
+        """Return the folder of the programs' files."""
+        return self.host.family["supervisor"]["conf_dir"]
+
     def _path(self, unit):
-        return f"{self.host.family['supervisor']['conf_dir']}/wsgi-{unit}.conf"
+        return f"{self.folder}/wsgi-{unit}.conf"
 
     @staticmethod
-    def line(command):
+    def command_line(command: Sequence[str]) -> str:
         """
-        A command as a program's section has it: it expands %, and a comment begins in quotes too. Before that it puts
-        a folder in the place of %(here)s, whatever stands before it: quotes that end and begin keep that apart.
+        Return a command for a program: supervisord expands ``%``, and a comment begins within quotes, too.
+
+        Before that, it replaces ``%(here)s`` even after another ``%``: quotes within keep that apart.
         """
         quoted = shlex.join(command).replace("%", "%%").replace("%(here)s", "%''(here)s")
         return re.sub(r"(?<=\s)(?=[;#])", "''", quoted)
 
-    def start(self, program):
-        """Have supervisord read the program's section, and start that program alone."""
-        process.wait_until(self._answers, BOOT_TIME)
+    def start(self, program: Program) -> None:
+        """Have supervisord read its files again, and start this program alone."""
+        process.wait_until(self._responds, BOOT_TIME)
         with self._rpc() as rpc:
             rpc.supervisor.reloadConfig()
             try:
                 rpc.supervisor.addProcessGroup(program.unit)
             except xmlrpc.client.Fault as fault:
-                if fault.faultCode != self.ALREADY_ADDED:  # as it has where it has come up this moment
+                if fault.faultCode != self.ALREADY_ADDED:  # supervisord that has just come up has read the file
                     raise
 
-    def stop(self, unit, patience):
-        """Stop a program and take it away; supervisord waits its own stopwaitsecs and kills."""
+    def stop(self, unit: str, patience: float) -> None:
+        """Stop a program and remove it. supervisord waits for ``stopwaitsecs`` and kills it then."""
         files.remove(self._path(unit))
         with self._rpc(patience) as rpc:
-            with contextlib.suppress(xmlrpc.client.Fault):  # it isn't known, or is stopped already
+            with contextlib.suppress(xmlrpc.client.Fault):  # it is unknown, or stopped already
                 rpc.supervisor.stopProcessGroup(unit)
             with contextlib.suppress(xmlrpc.client.Fault):
                 rpc.supervisor.removeProcessGroup(unit)
             rpc.supervisor.reloadConfig()
 
-    def failed(self, unit):
-        """Why a program that was just started will not come up, or None."""
+    def failure_reason(self, unit: str) -> str | None:
+        """Return why a program that was just started will not come up: its state tells."""
         info = self._info(unit)
         if info is None:
             return "supervisord does not know it"
         if info["statename"] in self.FAILED:
-            return f"supervisord says {info['statename']}: {info['spawnerr'] or info['description']}"
+            return f"supervisord reports {info['statename']}: {info['spawnerr'] or info['description']}"
         return None
 
-    def pid(self, unit):
-        """The PID of a program, or None."""
+    def pid(self, unit: str) -> int | None:
+        """Return the PID of a program's process, or None."""
         info = self._info(unit)
         return (info and info["pid"]) or None
 
-    def _answers(self):
+    def _responds(self):
         try:
             with self._rpc() as rpc:
                 return bool(rpc.supervisor.getState())
         except (OSError, xmlrpc.client.Fault):
             return False
 
-    def _info(self, unit):
+    def _info(self, unit: str) -> Any:
+        """Return what supervisord knows of a program, a dict; None where it knows nothing, or does not run."""
         try:
             with self._rpc() as rpc:
                 return rpc.supervisor.getProcessInfo(unit)
@@ -88,14 +99,13 @@ class Supervisor(Daemon):
 
 
 class _UnixTransport(xmlrpc.client.Transport):
-    def __init__(self, path, timeout):
+    """XML-RPC over a unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
         super().__init__()
         self._path = path
         self._timeout = timeout
 
-    def make_connection(self, host):
-        connection = http.client.HTTPConnection(host, timeout=self._timeout)
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(self._timeout)
-        connection.sock.connect(self._path)
-        return connection
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        """Return a connection to the socket, whatever the URL names."""
+        return UnixConnection(self._path, self._timeout)
