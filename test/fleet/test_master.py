@@ -102,8 +102,8 @@ def test_lists_in_pillar_reach_the_configuration_of_the_server(served):
     master.salt("*", "state.apply", "wsgi")
     for minion in master.minions.values():
         generation = minion.status("hello")["generation"]
-        written = minion.exec(f"cat /etc/wsgi/hello/{generation}/gunicorn.conf.py").stdout
-        assert f"'reload_extra_files': {files}" in written
+        written = json.loads(minion.exec(f"cat /etc/wsgi/hello/{generation}/settings.json").stdout)
+        assert written["server_options"]["reload_extra_files"] == files
 
 
 @pytest.fixture(scope="module")
