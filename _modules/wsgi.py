@@ -18,8 +18,9 @@ from wsgi_formula.changes.deploy import deploy_app, end_pin, roll_back
 from wsgi_formula.changes.plan import plan_of
 from wsgi_formula.changes.recovery import recover
 from wsgi_formula.changes.switch import Switch
-from wsgi_formula.edge import nginx, status_page
+from wsgi_formula.edge import status_page
 from wsgi_formula.edge.maintenance import is_in_maintenance, marker_path, set_maintenance
+from wsgi_formula.edge.site_files import SiteFiles
 from wsgi_formula.edge.status import known_names, made_of, status_for_page, status_of_apps
 from wsgi_formula.errors import WsgiError
 from wsgi_formula.host import Host
@@ -131,9 +132,9 @@ def settings(app=None, saltenv=None):
         salt-call wsgi.settings hello
     """
     found = _host(saltenv).settings
-    apps = {name: schema.shown(each, APP) for name, each in found.apps.items()}
+    apps = {name: schema.hide_secrets(each, APP) for name, each in found.apps.items()}
     if app is None:
-        page = schema.shown(found.status_page or {}, STATUS_PAGE)
+        page = schema.hide_secrets(found.status_page or {}, STATUS_PAGE)
         shown = {"apps": apps, "nginx": found.nginx, **({"status_page": page} if page else {})}
     else:
         shown = apps[_known_app(app, apps)]
@@ -161,7 +162,7 @@ def validate(saltenv=None):
     if errors:
         __context__["retcode"] = 1
         return [f"{UNRENDERED}: {error}" for error in errors]
-    problems = [*host.settings.problems, *host.served.differing()]
+    problems = [*host.settings.messages, *host.served.differing()]
     if problems:
         __context__["retcode"] = 1
     return [*problems, *(f"warning: {sentence}" for sentence in release_hazards(host))] or True
@@ -381,7 +382,7 @@ def maintenance(app, state=None, saltenv=None):
         wanted = {"on": True, "true": True, "off": False, "false": False}.get(str(state).lower())
         if wanted is None:
             raise CommandExecutionError(f"{state!r} is not a state of maintenance; it must be on or off")
-        if wanted and marker_path(app) not in (files.read(nginx.paths(host, app)[1]) or ""):
+        if wanted and marker_path(app) not in (files.read(SiteFiles(host).app(app).locations) or ""):
             raise CommandExecutionError(f"nginx has no site of {app} yet: run state.apply wsgi")
         set_maintenance(app, wanted)
         _update_status_page(host)
@@ -507,7 +508,7 @@ def _changed(outcome, host=None):
 def _valid_app(host, app):
     """Return an app's name, where pillar has it and it has no problem."""
     _check_modules(host)
-    found = [problem for problem in host.settings.problems if problem.startswith(f"wsgi:apps:{app}:")]
+    found = [str(problem) for problem in host.settings.problems if problem.app == app]
     if app in host.settings.broken and found:
         raise CommandExecutionError("\n".join(found))
     return _known_app(app, host.settings.apps)

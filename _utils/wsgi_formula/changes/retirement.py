@@ -6,18 +6,18 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from .. import files, process
 from ..app import history
 from ..app.override import active_override
 from ..app.release import Release, prune_releases
 from ..build.hooks import run_hooks
-from ..edge import maintenance, nginx, static
+from ..edge import maintenance, static
+from ..edge.nginx import Nginx
 from ..host import Host
 from ..lock import app_lock
 from ..paths import ETC, LIB, LOG, RUN, TMPFILES
+from ..pillar.app import App
 from ..run import probe
 from ..run.generation import Generation, generation_ids, live_generation, load_generation, retire_generation
 from ..run.managers.systemd import Systemd
@@ -71,7 +71,7 @@ def drain_others(host: Host, name: str, outcome: Outcome) -> list[str]:
     return drained
 
 
-def retire_others(host: Host, name: str, app: Mapping[str, Any], ids: list[str], outcome: Outcome) -> None:
+def retire_others(host: Host, name: str, app: App, ids: list[str], outcome: Outcome) -> None:
     """
     Retire drained generations of an app, and forget what no rollback leads to any more.
 
@@ -95,7 +95,7 @@ def remove_app(host: Host, name: str) -> None:
     Code, logs and its home folder stay. Raises ``WsgiError`` where nginx does not accept its files without the site.
     """
     with app_lock(name, "its removal"):
-        nginx.remove_site(host, name)
+        host.once(Nginx).remove_site(name)
         last = live_generation(host, name)
         if last:
             drain(last)
@@ -106,7 +106,7 @@ def remove_app(host: Host, name: str) -> None:
         files.remove(f"{RUN}/{name}")
 
 
-def run_generation_hooks(generation: Generation, app: Mapping[str, Any], moment: str, outcome: Outcome) -> None:
+def run_generation_hooks(generation: Generation, app: App, moment: str, outcome: Outcome) -> None:
     """
     Run the commands of an app for one moment, as its user, with a generation's code and environment.
 
@@ -128,7 +128,7 @@ def _prune(host, name, app, current):
     _prune_logs(name, keep=current)
     kept = prune_releases(name, app["keep_releases"], _releases_in_use(host, name))
     pinned = active_override(host, name).get("pinned")
-    history.forget_settings(name, kept, app["keep_releases"], current.id, pinned)
+    history.forget_settings(name, kept, app["keep_releases"], *filter(None, (current.id, pinned)))
     static.prune(name)
     files.remove_staged(
         TMPFILES,
