@@ -20,8 +20,8 @@ def test_a_server_has_its_states_and_its_program(name):
     folder, config = ROOT / "wsgi" / name, SERVERS[name]["config"]
     assert (folder / "init.sls").is_file(), f"wsgi/{name}/init.sls is missing"
     if config:
-        programs = [config, f"{config}.jinja"]
-        assert any((folder / program).is_file() for program in programs), f"wsgi/{name} has none of {programs}"
+        program = config if config.endswith(".py") else f"{config}.jinja"
+        assert (folder / program).is_file(), f"wsgi/{name}/{program} is missing"
 
 
 def test_pillar_example_lists_every_server():
