@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Opens a page in a headless Chromium as a screen of some size, and prints, in JSON, what expressions come to there.
+"""Opens a page in a headless Chromium, and prints the values of JavaScript expressions on it as JSON.
 
     browser.py --width 390 --height 844 --dark --screenshot page.png http://127.0.0.1/ '{"title": "document.title"}'
 
-`console` is added to them: what the browser complained of. Standard library only; it speaks the DevTools protocol,
+`console` is added to them: the errors of the browser. Standard library only; it speaks the DevTools protocol,
 https://chromedevtools.github.io/devtools-protocol, over two pipes.
 """
 
@@ -35,7 +35,7 @@ class Browser:
         read, commands = os.pipe()
         answers, write = os.pipe()
 
-        # It wants them as 3 and 4.
+        # Chromium expects them as 3 and 4.
         shell = ["sh", "-c", f'exec "$@" 3<&{read} 4>&{write}', "sh", *CHROMIUM]
         self.process = subprocess.Popen(shell, stderr=subprocess.DEVNULL, pass_fds=(read, write))
         os.close(read)
@@ -46,7 +46,7 @@ class Browser:
         self.session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
 
     def call(self, method, **params):
-        """What a method of the protocol returns."""
+        """Call a method of the protocol, and return its result."""
         message = {"id": next(self.ids), "method": method, "params": params}
         if self.session:
             message["sessionId"] = self.session

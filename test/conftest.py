@@ -1,9 +1,9 @@
-"""Tiers of tests, and fixtures: machines, and the converged machine of each suite in kitchen.yml.
+"""Tiers of tests, and the fixtures of machines and of the converged suites of kitchen.yml.
 
 pytest                                          the files and tests that pytest.ini names as `quick`
 pytest --all, pytest --matrix                   all tests; --matrix on every platform with every Salt
-pytest test/unit/test_x.py, pytest -k word      what these choose among all tests
-pytest --keep                                   leaves the machines for a look, and says their names
+pytest test/unit/test_x.py, pytest -k word      a selection from all tests
+pytest --keep                                   keeps the machines for inspection, and prints their names
 pytest --platform debian-13                     on another platform
 pytest --hosts=docker://root@ID                 in kitchen's verifier: only the tests of that suite, on the
                                                 machine that kitchen converged
@@ -57,7 +57,7 @@ def pytest_configure(config):
 
 
 def copy_of_the_checkout(folder):
-    """Return a copy of the checkout, which all machines of this run get: an edit changes nothing while they run."""
+    """Return a copy of the checkout for all machines of this run, which edits do not change."""
     copy = Path(folder) / "checkout"
     ignored = (ROOT / ".gitignore").read_text().replace("/", "").split()
     shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", *ignored))
@@ -107,7 +107,7 @@ def pytest_runtest_setup(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Adds to a failed test's report the logs of the machines that it used, or got from a fixture."""
+    """Add to a failed test's report the logs of the machines that it used or got from a fixture."""
     report = yield
     if report.failed:
         fixtures = {value for value in item.funcargs.values() if isinstance(value, harness.Machine)}
@@ -118,10 +118,10 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_unconfigure(config):
-    """Also after Ctrl-C, and for a machine whose boot was interrupted."""
+    """Remove all machines of the session, also after Ctrl-C or an interrupted boot."""
     try:
         machines = client().containers.list(all=True, filters={"label": SESSION})
-    except DockerException:  # it does not answer, and no test has had a machine
+    except DockerException:  # Docker does not answer, so no test has had a machine
         return
     if machines and config.getoption("keep"):
         print("Left running:", *(machine.short_id for machine in machines))
@@ -133,7 +133,7 @@ def pytest_unconfigure(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A file's tests go to one worker, all of test/fleet to the same, so that its master is booted once."""
+    """Give the tests of a file to one worker, and all of test/fleet to the same, so that its master boots once."""
     if config.getoption("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
@@ -148,15 +148,15 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def session_label():
-    """The label of every container and network of this session; the end of the session removes them by it."""
+    """The label of all containers and networks of this session, by which its end removes them."""
     return SESSION
 
 
 @pytest.fixture(scope="session")
 def machine_factory(request, session_label):
-    """machine_factory(provisioned=True, platform=None) boots a Machine, which lives until the session's end.
+    """machine_factory(provisioned=True, platform=None) boots a Machine, which lives until the session ends.
 
-    provisioned=False starts from a system without the formula's packages: for tests of the first run."""
+    provisioned=False boots a system without the formula's packages, for tests of the first run."""
     if request.config.getoption("hosts"):
         pytest.skip("needs a machine of its own; --hosts gives kitchen's")
 
@@ -178,7 +178,7 @@ def machine(machine_factory, request):
 
 @pytest.fixture
 def fresh_machine(machine_factory, request):
-    """A machine for one test: packages installed, pillar empty, no app."""
+    """A machine for one test, with the packages installed, an empty pillar and no app."""
     machine = machine_factory()
     yield machine
     if not request.config.getoption("keep"):
@@ -187,7 +187,7 @@ def fresh_machine(machine_factory, request):
 
 @pytest.fixture(scope="session")
 def suite_machine(request):
-    """suite_machine("uwsgi") is the machine of that suite, converged once a session. Leave it as it was."""
+    """suite_machine("uwsgi") returns the machine of that suite, converged once a session. Tests must leave it as it was."""
     hosts = request.config.getoption("hosts")
     machines = {}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The one place that says how systemd is made to run in a container, kitchen.yml apart.
+# The options with which systemd runs in a container; kitchen.yml has them too.
 SYSTEMD = {
     # systemd mounts (SYS_ADMIN), which Docker's seccomp and AppArmor profiles forbid on their own;
     # start-stop-daemon reads /proc/PID/exe of other users' processes (SYS_PTRACE).
@@ -29,11 +29,11 @@ SYSTEMD = {
 
 
 class CommandFailed(AssertionError):
-    """A command ended with another code than 0; the text holds the command and what it said."""
+    """A command ended with another code than 0; the text has the command and its output."""
 
 
 def docker(*args, check=True, stdin=None):
-    """Runs `docker ARGS` with the text `stdin` as its input; CommandFailed when it fails and `check` is set."""
+    """Run `docker ARGS` with the text `stdin` as its input; CommandFailed when it fails and `check` is set."""
     done = subprocess.run(["docker", *args], check=False, input=stdin, capture_output=True, text=True)
     if check and done.returncode:
         raise CommandFailed(f"docker {' '.join(args)}: code {done.returncode}\n{done.stdout}{done.stderr}")
@@ -41,7 +41,7 @@ def docker(*args, check=True, stdin=None):
 
 
 def apt_install(*packages):
-    """Installs Debian packages on this machine, saying so."""
+    """Install Debian packages on this computer, and print their names."""
     if os.geteuid() or not shutil.which("apt-get"):
         raise CommandFailed(f"{' '.join(packages)} must be installed first; root on Debian gets it installed from here")
     print("Installing on this machine:", *packages, flush=True)
@@ -52,7 +52,7 @@ def apt_install(*packages):
 
 
 def ensure_docker(seconds=30):
-    """Sees to it that a Docker daemon answers, installing or starting one where this user may."""
+    """Ensure that a Docker daemon answers; install or start it if this user may."""
     if shutil.which("docker") and not docker("version", check=False).returncode:
         return
     if not shutil.which("dockerd"):  # the client alone may be there
@@ -73,7 +73,7 @@ def ensure_docker(seconds=30):
 
 
 def build_image(platform):
-    """The name of the platform's image, made first where it is missing or out of date."""
+    """Return the name of the platform's image, after building it if it is missing or out of date."""
     built = subprocess.run([ROOT / "test/image", platform], check=False, stdout=subprocess.PIPE, text=True)
     if built.returncode:
         raise CommandFailed(f"test/image {platform} failed; see above")
@@ -81,8 +81,8 @@ def build_image(platform):
 
 
 def salt_files(etc, srv, file_roots):
-    """Path -> text of what makes `salt-call --config-dir=ETC state.highstate` apply the formula, masterless,
-    with SRV/pillar/wsgi.sls as its pillar. `file_roots` are the folders that Salt serves."""
+    """Return the files, path to text, with which `salt-call --config-dir=ETC state.highstate` applies the formula without
+    a master and with the pillar SRV/pillar/wsgi.sls. `file_roots` are the folders that Salt serves."""
     minion = {
         "file_client": "local",
         "file_roots": {"base": [f"{srv}/salt-top", *file_roots]},
@@ -95,7 +95,7 @@ def salt_files(etc, srv, file_roots):
 
 @dataclass
 class Result:
-    """The end of a command on the machine."""
+    """The exit code and the output of a command."""
 
     rc: int
     stdout: str
@@ -110,7 +110,7 @@ class Container:
 
     @classmethod
     def start(cls, image, *options, file_roots=()):
-        """Boots `image` with further `docker run` options and configures Salt in it.
+        """Boot `image` with further `docker run` options, and configure Salt in it.
 
         `file_roots` are folders inside the container that Salt serves besides the formula.
         """
@@ -121,13 +121,13 @@ class Container:
         return container
 
     def set_up(self, file_roots=()):
-        """Waits for the end of the boot, and writes Salt's configuration; see `start`."""
+        """Wait for the end of the boot, and write Salt's configuration; see `start`."""
         self.wait()
         for path, text in salt_files("/etc/salt", "/srv", ["/srv/formula", *file_roots]).items():
             self.put(path, text)
 
     def wait(self, seconds=60):
-        """Waits until systemd has booted: before that it still empties /tmp and starts services."""
+        """Wait until systemd has booted: before that it still empties /tmp and starts services."""
         deadline = time.monotonic() + seconds
         while True:
             state = self.exec(["systemctl", "is-system-running"], check=False)
@@ -141,11 +141,11 @@ class Container:
             time.sleep(0.1)
 
     def put(self, path, text, mode=0o644):
-        """Writes a file as root; its text never stands on a command line."""
+        """Write a file as root; its text is on no command line."""
         self.exec(["install", "-D", "-m", f"{mode:o}", "/dev/stdin", path], stdin=text)
 
     def exec(self, command, check=True, stdin=None):
-        """Runs a command as root: a list, or a string for the shell. `check=False` allows any exit code."""
+        """Run a command as root: a list, or a string for the shell. `check=False` allows any exit code."""
         done = docker("exec", *["-i"] * (stdin is not None), self.name, *words(command), check=check, stdin=stdin)
         return Result(done.returncode, done.stdout, done.stderr)
 

@@ -1,4 +1,4 @@
-"""Docker's daemon, to which each process of the tests has one client of Docker's SDK.
+"""Docker's daemon, with one client of Docker's SDK for each process of the tests.
 
 process = Process("container's name", ["cat"], stdin=True)
 process.write("hello\n")
@@ -24,7 +24,7 @@ CONNECTIONS = 64  # to keep open; the contract's fleet has a thread for each ser
 
 
 class Adapter(UnixHTTPAdapter):
-    """The SDK's own has a pool of connections for each URL, and with that a new connection for each command."""
+    """An adapter with one pool of connections; the SDK's own has one for each URL, so a new connection for each command."""
 
     def get_connection(self, url, proxies=None):
         return super().get_connection("http+docker://localhost", proxies)
@@ -32,7 +32,7 @@ class Adapter(UnixHTTPAdapter):
 
 @cache
 def client():
-    """Return the client, which threads may share. Nothing times out: a command may be silent for long."""
+    """Return the client, which threads may share. It has no time-outs, since a command may be silent for long."""
     client = docker.from_env(timeout=None, max_pool_size=CONNECTIONS)
     unix = client.api.adapters.get("http+docker://")
     if unix:
@@ -41,7 +41,7 @@ def client():
 
 
 class Process:
-    """A command in a container, from its start on."""
+    """A running command in a container."""
 
     def __init__(self, container, argv, stdin=False):
         self._api = client().api
@@ -56,7 +56,7 @@ class Process:
         self.lines = self._read_lines()
 
     def write(self, text):
-        """Writes to the command's stdin."""
+        """Write to the command's stdin."""
         self._socket.sendall(text.encode())
 
     def close_stdin(self):
@@ -75,7 +75,7 @@ class Process:
             yield line
 
     def wait(self, stdin=None):
-        """Gives the command the rest of its input, and returns the Result of what it has said since."""
+        """Write the rest of the command's input, and return the Result with the output that was not read before."""
         if stdin is not None:
             # Beside the reading: a command may say more than fits in a pipe before it reads on.
             threading.Thread(target=self._write_all, args=[stdin], daemon=True).start()

@@ -1,4 +1,4 @@
-"""The machine under test, and what kitchen.yml says of suites.
+"""The machine under test, and the suites of kitchen.yml.
 
 machine = Machine.boot("debian-12")
 machine.pillar({"apps": {"hello": {...}}})           # everything below `wsgi:`
@@ -32,7 +32,7 @@ from docker.errors import APIError, BuildError, ContainerError
 
 @cache
 def kitchen():
-    """kitchen.yml as a dict: the home of platforms, suites and each suite's pillar."""
+    """Return kitchen.yml, the home of platforms, suites and their pillars, as a dict."""
     return yaml.safe_load((ROOT / "kitchen.yml").read_text())
 
 
@@ -47,19 +47,19 @@ def platforms():
 
 
 def osfinger(platform):
-    """The Debian of a platform, as Salt's grain osfinger names it."""
+    """Return the grain `osfinger` of a platform."""
     return "-".join(platform.split("-")[:2]).capitalize()
 
 
 def suites(platform="debian-12"):
-    """Suite name -> its pillar on a platform, the dict below `wsgi:`."""
+    """Return the pillars below `wsgi:` of all suites on a platform, by their names."""
     (row,) = (row for row in kitchen()["platforms"] if row["name"] == platform)
     merged = {suite["name"]: _merged(row, suite) for suite in kitchen()["suites"]}
     return {name: suite["provisioner"]["pillars"]["wsgi.sls"]["wsgi"] for name, suite in merged.items()}
 
 
 def _merged(platform, suite):
-    """Merge what a platform and a suite say, as Kitchen does: the suite wins."""
+    """Merge the settings of a platform and a suite as Kitchen does: the suite wins."""
     if not (isinstance(platform, dict) and isinstance(suite, dict)):
         return suite
     return {**platform, **{key: _merged(platform.get(key), value) for key, value in suite.items()}}
@@ -67,7 +67,7 @@ def _merged(platform, suite):
 
 @cache
 def image(platform, provisioned=False):
-    """The platform's image; `provisioned` has the packages installed that the first one only holds
+    """Return the name of the platform's image; `provisioned`: with the packages installed that the plain image only has
     downloaded, which saves each machine some seconds of its first highstate."""
     name = build_image(platform)
     if provisioned:
@@ -87,7 +87,7 @@ def build(name, dockerfile):
 
 @cache
 def browser_image():
-    """An image with a browser, which no machine of the formula has."""
+    """Return the name of an image with a browser."""
     name = build_image("debian-12")
     install = "apt-get update && apt-get install -y --no-install-recommends chromium fonts-dejavu-core"
     build(f"{name}-browser", f"FROM {name}\nRUN {install}\n")
@@ -96,7 +96,7 @@ def browser_image():
 
 @dataclass
 class Response:
-    """What a request was answered with; header names are case-insensitive."""
+    """A response; header names are case-insensitive."""
 
     status: int
     body: str
@@ -106,23 +106,28 @@ class Response:
 class Run:
     """One state run.
 
-    states:  id -> {"result": True, False or None, "changes": {...}, "comment": "..."}; where one id
-             has several states, the worst result, all changes and all comments
-    changed: ids of the states that changed something (with test=True: would change it)
-    failed:  ids of the states that failed
-    raw:     what Salt returned: a dict of states, or a list of errors when rendering failed
-    seconds: how long `salt-call` took, its start included
+    states:   id -> {"result": True, False or None, "changes": {...}, "comment": "..."}; where one id
+              has several states, the worst result, all changes and all comments
+    changed:  ids of the states that changed something (with test=True: would change it)
+    failed:   ids of the states that failed
+    warnings: the warnings of all states
+    raw:      what Salt returned: a dict of states, or a list of errors when rendering failed
+    seconds:  how long `salt-call` took, its start included
     """
 
     def __init__(self, raw, seconds):
         self.raw = raw
         self.seconds = seconds
         self.states = {}
-        if isinstance(raw, dict):
-            for state in sorted(raw.values(), key=lambda state: state["__run_num__"]):
-                self._add(state)
+        for state in self._returns():
+            self._add(state)
+        self.warnings = [each for state in self._returns() for each in state.get("warnings", [])]
         self.changed = {id for id, state in self.states.items() if state["changes"]}
         self.failed = {id for id, state in self.states.items() if state["result"] is False}
+
+    def _returns(self):
+        """Return what each state returned, in their order."""
+        return sorted(self.raw.values(), key=lambda state: state["__run_num__"]) if isinstance(self.raw, dict) else []
 
     def _add(self, state):
         known = self.states.setdefault(state["__id__"], {"result": True, "changes": {}, "comment": ""})
@@ -135,33 +140,36 @@ class Run:
     def ok(self):
         return isinstance(self.raw, dict) and not self.failed
 
+    def hook_output(self, state):
+        """Return what the hooks that a state ran have printed, by their labels such as "build: make assets"."""
+        return self.states[state]["changes"].get("hooks", {})
+
     def __str__(self):
         if not isinstance(self.raw, dict):
             return "The states did not render:\n" + "\n".join(map(str, self.raw))
-        told = self.failed or self.changed
+        shown = self.failed or self.changed
         return (
             "\n".join(
                 f"{id}: {state['comment']}\n{json.dumps(state['changes'], indent=2)}"
                 for id, state in self.states.items()
-                if id in told
+                if id in shown
             )
             or "Nothing changed."
         )
 
 
-def wait_for(condition, seconds=30):
-    """The first true value of a condition, which is asked again and again; None where there is none in time."""
+def wait_for(condition, seconds=30, pause=0.2):
+    """Call a function until it returns something true, and return that; return None when it does not in time."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.2)
-    return None
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(pause)
+    return found
 
 
 class Load:
-    """A load on the machine; `report` (see test/load.py) is there once it has ended."""
+    """A load on the machine; `report` (see test/load.py) is set when it has ended."""
 
     report = None
 
@@ -170,7 +178,7 @@ class Machine(Container):
     """A Debian machine under systemd with Salt and the formula, in a container of its own.
 
     The checkout, or the tests' copy of it, is read-only at /srv/formula; its test/ is served too, so that
-    salt://apps/x is test/apps/x. Every method raises CommandFailed, an AssertionError, when what it asks for can't be had.
+    salt://apps/x is test/apps/x. Methods raise CommandFailed, an AssertionError, when they fail.
     """
 
     # Where Salt's configuration and the pillar are; kitchen-salt keeps both below /tmp/kitchen.
@@ -181,10 +189,10 @@ class Machine(Container):
 
     @classmethod
     def boot(cls, platform="debian-12", provisioned=True, labels=(), volumes=(), **options):
-        """A new machine with an empty pillar.
+        """Boot a new machine with an empty pillar.
 
-        `provisioned`: the usual packages are installed already; `volumes`: folders that lie on the host's disk;
-        `options` are further ones of the SDK's, such as network="some-network".
+        `provisioned`: with the usual packages installed; `volumes`: folders on the host's disk;
+        `options` are further ones of the SDK, such as network="some-network".
         """
         options = {"labels": list(labels), "volumes": list(volumes), **options}
         machine = cls.start(image(platform, provisioned), file_roots=["/srv/formula/test"], **options)
@@ -193,7 +201,7 @@ class Machine(Container):
 
     @classmethod
     def start(cls, image, *, file_roots=(), volumes=(), network=None, aliases=(), **options):
-        """Boots `image` with further options of the SDK's and configures Salt in it; see Container.start.
+        """Boot `image` with further options of the SDK, and configure Salt in it; see Container.start.
         `aliases` are further names of the machine in its network."""
         if network:
             endpoint = client().api.create_endpoint_config(aliases=list(aliases))
@@ -214,14 +222,14 @@ class Machine(Container):
 
     @classmethod
     def of_kitchen(cls, hosts):
-        """The machine that kitchen converged, from its verifier's --hosts=docker://root@ID."""
+        """Return the machine that Kitchen converged, from its verifier's --hosts=docker://root@ID."""
         machine = cls(hosts.rpartition("@")[2].rpartition("/")[2])
         machine.config_dir = "/tmp/kitchen/etc/salt"
         machine.pillar_path = "/tmp/kitchen/srv/pillar/wsgi.sls"
         return machine
 
     def exec(self, command, check=True, stdin=None):
-        """Runs a command as root: a list, or a string for the shell. `check=False` allows any exit code."""
+        """Run a command as root: a list, or a string for the shell. `check=False` allows any exit code."""
         try:
             done = self.spawn(command, stdin is not None).wait(stdin)
         except APIError as error:  # such as that the machine is down
@@ -233,17 +241,17 @@ class Machine(Container):
         return done
 
     def spawn(self, command, stdin=False):
-        """Starts a command that runs beside the test, and returns its Process; see daemon.py."""
+        """Start a command that runs beside the test, and return its Process; see daemon.py."""
         self.used.add(self)
         return Process(self.name, words(command), stdin)
 
     def pillar(self, wsgi):
-        """Sets the pillar to {"wsgi": wsgi}, whole."""
+        """Set the whole pillar to {"wsgi": wsgi}."""
         self.put(self.pillar_path, yaml.safe_dump({"wsgi": wsgi}, sort_keys=False), 0o600)
 
     def apply(self, *args, sls="wsgi", test=False, ok=True):
-        """Runs `state.apply` of `sls` (None: the highstate, which takes 2 s longer, to sync modules),
-        with further arguments for Salt. With ok=True, fails with what Salt said unless every state succeeded."""
+        """Run `state.apply` of `sls` (None: the highstate, which takes 2 s longer, to sync modules) with further arguments
+        for Salt, and return the Run. With ok=True, CommandFailed unless every state succeeds."""
         function = ["state.apply", sls] if sls else ["state.highstate"]
         started = time.monotonic()
         raw = self._salt_call(*function, *args, *(["test=True"] if test else []))
@@ -253,8 +261,37 @@ class Machine(Container):
         return run
 
     def call(self, function, *args):
-        """Runs an execution module's function and returns what it returned: call("wsgi.status")."""
+        """Call a function of an execution module, such as "wsgi.status", and return what it returns."""
         return self._salt_call(function, *args)
+
+    def status(self, name):
+        """Return what `wsgi.status` reports of one app."""
+        return self.call("wsgi.status", name)[name]
+
+    def live_generation(self, name):
+        """Return the id of an app's live generation; "" when none is live."""
+        return self.exec(f"readlink /var/lib/wsgi/live/{name}", check=False).stdout.strip().rpartition("/")[2]
+
+    def observe(self, *args):
+        """Run `salt-call ARGS` and return what observed_salt_call.py reports of it, and what it `returned`."""
+        report = "/root/observed.json"
+        script = ["/opt/salt/bin/python", "/srv/formula/test/integration/observed_salt_call.py", report, "--out=json"]
+        returned = json.loads(self.exec([*script, *args]).stdout)["local"]
+        return {**json.loads(self.exec(["cat", report]).stdout), "returned": returned}
+
+    def observe_idle_run(self, sls="wsgi"):
+        """Observe a `state.apply` of `sls`; fails the test when that changes anything."""
+        observed = self.observe("state.apply", sls)
+        run = Run(observed["returned"], 0)
+        if not run.ok or run.changed:
+            raise CommandFailed(f"the run was not idle\n{run}")
+        return observed
+
+    def wait_until(self, command, seconds=30, otherwise="true"):
+        """Repeat a shell command until it succeeds; when it does not in time, CommandFailed with its output
+        and with that of the command `otherwise`."""
+        waiting = shlex.join(["timeout", str(seconds), "sh", "-c", f"until {command}; do sleep 0.1; done"])
+        self.exec(f"{waiting} || {{ {otherwise}; false; }}")
 
     def _salt_call(self, *args):
         done = self.exec(["salt-call", f"--config-dir={self.config_dir}", "--out=json", *args], check=False)
@@ -262,22 +299,31 @@ class Machine(Container):
             return json.loads(done.stdout)["local"]
         raise CommandFailed(f"salt-call {shlex.join(args)}: code {done.rc}\n{done.stdout}{done.stderr}")
 
-    def get(self, path="/", host=None, port=80, timeout=30):
-        """Requests http://127.0.0.1:PORT/PATH from within the machine, once; the status may be any.
-
-        ConnectionError when no answer comes."""
+    def get(self, path="/", host=None, port=80, timeout=30, options=()):
+        """Request http://127.0.0.1:PORT/PATH from within the machine, once and with the path as it is; `options`
+        are further ones of curl's, and the status may be any. ConnectionError when no response comes."""
         # Headers on stderr, so that the body stays alone on stdout.
-        curl = ["curl", "--silent", "--show-error", "--dump-header", "/dev/stderr", "--max-time", timeout]
+        curl = ["curl", "--silent", "--show-error", "--path-as-is", "--dump-header", "/dev/stderr"]
         header = ["--header", f"Host: {host}"] if host else []
-        done = self.exec([*curl, *header, f"http://127.0.0.1:{port}{path}"], check=False)
+        url = f"http://127.0.0.1:{port}{path}"
+        done = self.exec([*curl, "--max-time", timeout, *options, *header, url], check=False)
         if done.rc:
             raise ConnectionError(f"{self.name}: {path}: {done.stderr.strip()}")
         status_line, _, headers = done.stderr.partition("\n")
         return Response(int(status_line.split()[1]), done.stdout, email.message_from_string(headers))
 
+    def send(self, request, port=80):
+        """Send bytes as they are to a port of the machine, and return what comes back until the connection is closed."""
+        program = (
+            f"import socket, sys; sock = socket.create_connection(('127.0.0.1', {port}), 10);"
+            " sock.sendall(bytes.fromhex(sys.stdin.read()));"
+            " sys.stdout.buffer.write(b''.join(iter(lambda: sock.recv(65536), b'')))"
+        )
+        return self.exec(["python3", "-c", program], stdin=request.hex()).stdout
+
     def browse(self, url, expressions, *options):
-        """What JavaScript's expressions, by name, come to on a page, in a browser that has the machine's network;
-        with further options of test/browser.py."""
+        """Open a page in a browser in the machine's network, and return the values of JavaScript expressions on it by their
+        names; `options` are further ones of test/browser.py."""
         try:
             found = client().containers.run(
                 browser_image(),
@@ -293,9 +339,9 @@ class Machine(Container):
 
     @contextlib.contextmanager
     def load(self, seconds=120, **options):
-        """Sends requests while the `with` body runs, `seconds` at most: clients, host, path, port, tls,
-        mode, timeout, pause, as test/load.py has them. The body starts once every client has had an answer,
-        or a failure."""
+        """Send requests while the `with` body runs, for at most so many `seconds`. The options clients, host, path, port,
+        tls, mode, timeout, pause … are those of test/load.py. The body starts once every client has had a response or a
+        failure."""
         load = Load()
         files = f"/tmp/load-{uuid.uuid4().hex}"
         flags = [f"--{name}={value}" for name, value in {"seconds": seconds, **options}.items()]
@@ -313,14 +359,14 @@ class Machine(Container):
         load.report = json.loads(self.exec(["cat", f"{files}.json"]).stdout)
 
     def copy(self, source, path):
-        """Copies a file or folder of this computer, as root's; not to /run, which is not on the container's disk."""
+        """Copy a file or folder of this computer as root's; not to /run, which is not on the container's disk."""
         path, archive = Path(path), io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
             tar.add(source, path.name, filter=lambda member: member.replace(uid=0, gid=0, deep=False))
         client().api.put_archive(self.name, str(path.parent), archive.getvalue())
 
     def restart(self):
-        """Reboots: stops everything, empties /run, starts again, waits for systemd."""
+        """Reboot: stop everything, empty /run, start again, and wait for systemd."""
         client().api.restart(self.name)
         self.wait()
 
@@ -329,7 +375,7 @@ class Machine(Container):
         return client().api.logs(self.name, tail=20).decode()
 
     def logs_since(self, began):
-        """Return the ends of the logs, apps' and nginx's errors, that have been written to since a time.time()."""
+        """Return the last lines of the apps' logs and nginx's error logs that were written to since a time.time()."""
         ends = (
             "find /var/log/wsgi /var/log/nginx '(' -path '/var/log/wsgi/*.log' -o -name '*error.log' ')'"
             f" -size +0 -newermt @{began} -printf '%T@ %p\\n' | sort -rn | head -n 8 | cut -d ' ' -f 2"
@@ -345,12 +391,33 @@ class Machine(Container):
 
     @cached_property
     def host(self):
-        """The machine as testinfra sees it: machine.host.service("nginx").is_running"""
+        """The machine in testinfra: machine.host.service("nginx").is_running"""
         return testinfra.get_host(f"docker://root@{self.name}")
 
 
+def find_traces(machine, name):
+    """Return all that a machine has of an app except its code, logs and home, as a text to compare: users, files, units,
+    entries of process managers, and processes with their PIDs; "" for none."""
+    return machine.exec(
+        f"getent passwd wsgi-{name} wsgibuild-{name};"
+        " find /etc /etc/nginx/wsgi/live/ /run/wsgi /var/lib/wsgi/live /var/lib/wsgi/build -regextype posix-extended"
+        r" \( -path '/etc/salt*' -o -path /etc/nginx/wsgi/trees \) -prune -o"
+        f" -regex '.*/(wsgi-|wsgibuild-)?{name}([.].*)?' -not -name '*.lock' -print | sort;"
+        f" ls -d /etc/wsgi/{name}/*/ /etc/wsgi/{name}/*/* /run/wsgi/{name}/*;"
+        f" systemctl list-units --all --plain --no-legend 'wsgi-{name}.*' | awk '{{print $1, $3}}' | sort;"
+        f" supervisorctl status | grep -o '^{name}[.][^ ]*';"
+        " /usr/local/lib/wsgi/circus/bin/circusctl --endpoint=ipc:///run/wsgi/circus/endpoint list"
+        f" | tr , '\\n' | grep -o '{name}[.].*';"
+        f" curl -s --unix-socket /run/wsgi/gaffer/api http://gaffer/jobs | tr , '\\n' | grep '\"{name}[.]';"
+        # What has ended stays defunct until circus looks at it.
+        f" ps -eo pid=,user:40=,args= | grep -E ' wsgi(build)?-({name}) |[/]({name})/|[ \"]({name})[.]'"
+        " | grep -v -E 'ps -eo|<defunct>$'",
+        check=False,
+    ).stdout
+
+
 def find_leftovers(machine):
-    """Return what a machine still has of the formula after `wsgi.clean`: files, users and processes; "" for nothing."""
+    """Return files, users and processes of the formula that a machine still has after `wsgi.clean`; "" for none."""
     return machine.exec(
         "find / -xdev -not -path '/proc/*' -not -path '/srv/formula/*' -not -path '/var/cache/*' -not -path '/var/lib/dpkg/*'"
         " -not -path '/opt/*' -not -path '/usr/share/*' -iname '*wsgi*'"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Sends requests to 127.0.0.1 and tells of each one that was lost; never retries.
+"""Sends requests to 127.0.0.1, never retries, and reports those that were lost.
 
     python3 load.py --host hello.example.com --clients 8 --seconds 20 --report /tmp/report.json
 
@@ -11,15 +11,15 @@ outcome. The report:
      "kinds": {"reset": 1, "stale-keepalive": 1},
      "failures": [{"time": 1712345678.901, "mode": "close-post", "kind": "reset", "reason": "…"}]}
 
-`statuses` counts the right answers; `lost` counts every request without one; `failures` details the first 1,000. The kinds:
+`statuses` counts the right responses, `lost` the requests without one; `failures` details the first 1,000. The kinds:
 
     connect          no connection
-    eof, reset       the connection ended before any part of the answer came
+    eof, reset       the connection ended before any part of the response came
     stale-keepalive  the same, on a connection that had served before and was not announced to close
-    truncated        the answer stopped half-way
+    truncated        the response ended too early
     timeout          nothing for --timeout seconds
     status           another status than --statuses
-    body             the answer to a POST, of status 200, does not contain what was sent
+    body             the response to a POST, of status 200, does not contain what was sent
     protocol         not HTTP
 """
 
@@ -40,11 +40,11 @@ DETAILED = 1000
 
 
 class Lost(Exception):
-    """A request without a right answer: Lost(kind, reason)."""
+    """A request without a right response: Lost(kind, reason)."""
 
 
 class TLSConnection(http.client.HTTPConnection):
-    """Believes any certificate; says the host's name, as nginx wants to know it."""
+    """A connection that trusts any certificate and sends the host's name for SNI."""
 
     def __init__(self, name, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -58,7 +58,7 @@ class TLSConnection(http.client.HTTPConnection):
 
 
 class Client(threading.Thread):
-    """One client: sends one request after the other, in one mode, until the load is over."""
+    """A client that sends one request after the other in one mode until the load ends."""
 
     def __init__(self, load, mode):
         super().__init__(daemon=True)
@@ -81,7 +81,7 @@ class Client(threading.Thread):
         self.connection.close()
 
     def request(self):
-        """One request; returns the answer's status, and raises Lost unless the answer is right."""
+        """Send one request and return its status; raise Lost unless the response is right."""
         reused = self.connection.sock is not None  # http.client drops a connection announced to close
         if not reused:
             try:
@@ -119,7 +119,7 @@ class Client(threading.Thread):
 
 
 class Load:
-    """All clients together, and the counts of what came of their requests."""
+    """All clients together, and the counts of their outcomes."""
 
     def __init__(self, options):
         self.options = options

@@ -1,4 +1,4 @@
-"""kitchen.yml, which Test Kitchen and these tests both read."""
+"""kitchen.yml, which both Test Kitchen and these tests read."""
 
 import os
 import subprocess
@@ -19,20 +19,20 @@ def test_every_suite_has_a_test():
     assert [suite for suite in harness.suites() if f'"{suite}"' not in tests] == []
 
 
-def test_each_debian_has_each_salt():
+def test_every_debian_is_tested_with_every_salt():
     assert set(harness.platforms()) == {
         f"debian-{debian}{salt}" for debian in (11, 12, 13) for salt in ("", "-salt-3007", "-salt-3006")
     }
 
 
-def test_a_platform_names_the_salt_that_its_image_has():
+def test_salt_version_of_a_platform_is_that_of_its_image():
     for row in harness.kitchen()["platforms"]:
         version = row.get("provisioner", {}).get("salt_version")
         assert row["name"].partition("-salt-")[2] == (version or "").partition(".")[0]
 
 
 @pytest.mark.parametrize("platform", harness.platforms())
-def test_a_platform_leaves_out_the_servers_that_it_does_not_have(platform):
+def test_platform_omits_exactly_the_servers_that_are_unavailable_on_it(platform):
     family = yaml.safe_load((ROOT / "wsgi/os_family/Debian.yaml").read_text())
     rows = family["servers"].get(harness.osfinger(platform), {})
     apps = harness.suites(platform)["servers"]["apps"].values()
@@ -40,18 +40,18 @@ def test_a_platform_leaves_out_the_servers_that_it_does_not_have(platform):
     assert left_out == {name for name, row in rows.items() if "unavailable" in row}
 
 
-def test_an_image_is_made_of_a_platform_alone():
+def test_test_image_accepts_only_platforms_of_kitchen_yml():
     made = subprocess.run([ROOT / "test/image", "debian-9"], check=False, capture_output=True, text=True)
     assert made.returncode == 1
     assert f"'debian-9' is not a platform of kitchen.yml ({' '.join(harness.platforms())})" in made.stderr
 
 
 @pytest.mark.parametrize("platform", harness.kitchen()["platforms"], ids=lambda platform: platform["name"])
-def test_a_platform_uses_the_image_made_for_it(platform):
+def test_each_platform_uses_the_image_built_for_it(platform):
     assert platform["driver"]["image"] == f"wsgi-formula:{platform['name']}"
 
 
-def test_kitchen_boots_systemd_as_the_tests_do():
+def test_kitchen_boots_systemd_with_the_options_of_the_tests():
     driver = harness.kitchen()["driver"]
     options = {**driver["run_options"], "volume": driver["volume"], "cgroupns": [driver["run_options"]["cgroupns"]]}
     assert {name: driver.get(name, options.get(name)) for name in SYSTEMD} == SYSTEMD

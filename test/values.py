@@ -1,7 +1,7 @@
 """
-Values for pillar, from the schema's rules: what each rule takes, up to its limits and with its oddest characters.
+Hypothesis strategies for pillar values: all that each rule of the schema accepts, with odd characters and up to its limits.
 
-`APP`, `NGINX` and `STATUS_PAGE` have a strategy for each key; `apps()` are whole apps of several of them.
+`APP`, `NGINX` and `STATUS_PAGE` have a strategy for each key; `edges()` and `processes()` draw whole apps.
 """
 
 import string
@@ -10,6 +10,7 @@ import sys
 import yaml
 from container import ROOT
 from hypothesis import strategies as st
+from pillars import HELLO
 
 sys.path.insert(0, str(ROOT / "_utils"))
 
@@ -25,7 +26,7 @@ from wsgi_formula.pillar.schema import (
 )
 
 SERVERS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
-# What has a meaning in some file that values get into.
+# Characters with a meaning in some file that values are rendered into.
 ODD = "\"'\\$%;#{}()[]<>|&*?!~`=,: @^é𝄞"
 LINE = st.one_of(
     st.text(st.sampled_from(string.ascii_letters + ODD), min_size=1, max_size=30),
@@ -52,12 +53,12 @@ LINE = st.one_of(
 
 
 def full(text, length):
-    """A text over and over, of as many bytes as fit."""
+    """Repeat a text up to a length in bytes."""
     return (text * (length // len(text.encode()) + 1)).encode()[:length].decode(errors="ignore")
 
 
 def up_to(strategy, length):
-    """A strategy's own texts, and such of the greatest length."""
+    """Return a strategy for the texts of another, some of them repeated up to the greatest length."""
     return st.one_of(strategy, strategy, strategy.map(lambda text: full(text, length)))
 
 
@@ -69,7 +70,7 @@ MAYBE_FOLDER = st.sampled_from(["", "/"])
 
 
 def path(alphabet, length, end=MAYBE_FOLDER):
-    """Paths from the root, whose parts have such characters."""
+    """Return a strategy for absolute paths whose parts have such characters."""
     part = st.text(alphabet, min_size=1, max_size=40).filter(lambda text: text not in (".", ".."))
     parts = st.lists(part, min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts))
     longest = part.map(lambda text: full(f"/{text}x", length - 2) + "x")
@@ -77,7 +78,7 @@ def path(alphabet, length, end=MAYBE_FOLDER):
 
 
 def domain_of(length):
-    """A host name of so many characters."""
+    """Return a host name of so many characters."""
     text = (("a" * 61 + ".") * 5)[: length - 1]
     return (text[:-1] + "a" if text.endswith(".") else text) + "z"
 
@@ -136,7 +137,7 @@ LIMIT = {
 
 
 def some(keys, needed=()):
-    """Mappings of some keys, and of all that are needed."""
+    """Return a strategy for mappings of some of the keys, and all needed ones."""
     optional = {key: strategy for key, strategy in keys.items() if key not in needed}
     return st.fixed_dictionaries({key: keys[key] for key in needed}, optional=optional)
 
@@ -151,7 +152,7 @@ PROGRAM_NAME = ZONE.filter(lambda name: name not in RESERVED_PROGRAMS)
 NUMBER = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False))
 SCALAR = st.one_of(up_to(LINE, OPTION_LENGTH), st.just(""), NUMBER, st.booleans())
 OPTION = st.one_of(SCALAR, st.lists(SCALAR, max_size=4))
-# Of each server's own, some that take any text.
+# Options of servers that accept any text.
 OPTION_NAMES = {"uwsgi": ["logformat", "log-prefix"], "gunicorn": ["statsd_prefix", "access_log_format"]}
 OPTIONS = {
     server: st.dictionaries(st.sampled_from(OPTION_NAMES.get(server, ["some-option", "other_option"])), OPTION)
@@ -257,7 +258,7 @@ PROCESSES = {
     ),
     "server_options": st.fixed_dictionaries({}, optional=OPTIONS),
 }
-# What no file of another program holds.
+# Settings that are in no file of another program.
 OTHER = {
     "state": st.just("present"),
     "server": st.sampled_from([*SERVERS]),
@@ -315,14 +316,13 @@ STATUS_PAGE = {
 
 
 def app(own=None):
-    """An app that says the least, and some of its own words."""
-    least = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "user": "www-data"}
-    return {**least, **(own or {})}
+    """Return the pillar of a minimal app, with other settings."""
+    return {**HELLO, "user": "www-data", **(own or {})}
 
 
 @st.composite
 def edges(draw):
-    """Apps with several words for the edge, which go together."""
+    """Draw apps with several edge settings that go together."""
     said = {**draw(some(EDGE)), "domains": draw(EDGE["domains"]), "workers": draw(PROCESSES["workers"])}
     if "redirect_domains" in said:
         taken = {name.lower() for name in said["domains"]}
@@ -342,7 +342,7 @@ def edges(draw):
 
 @st.composite
 def processes(draw):
-    """Apps with several words for their server and what runs beside it."""
+    """Draw apps with several settings of their server, processes and schedule."""
     server = draw(st.sampled_from([*SERVERS]))
     row = SERVERS[server]
     said = draw(some(PROCESSES, ["env", "processes", "schedule"]))

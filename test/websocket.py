@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A WebSocket client of the standard library: sends texts, stays, and tells in lines of JSON what came back.
+"""A WebSocket client with the standard library: sends texts, stays, and prints what comes back as lines of JSON.
 
 websocket.py --text hello --stay 5 http://127.0.0.1/ prints
 {"after": 0.012, "status": 101}
@@ -48,7 +48,7 @@ class Client:
         self.sock.sendall(bytes([0x80 | opcode]) + length + mask + masked)
 
     def read(self):
-        """The next frame: (whether it is a message's last, opcode, payload); a server masks none."""
+        """Return the next frame: whether it is the last of a message, opcode, payload; servers do not mask."""
         while True:
             size, start = self.received[1:2], 2
             if size == b"\x7e":
@@ -68,7 +68,7 @@ class Client:
         self.received += received
 
     def until(self, deadline, wanted=False):
-        """Tell what comes, until a text if one is wanted, or the deadline. Returns whether the conversation goes on."""
+        """Print what comes until a text, if one is wanted, or the deadline. Return whether the connection stays open."""
         while time.monotonic() < deadline:
             self.sock.settimeout(max(deadline - time.monotonic(), 0.001))
             try:

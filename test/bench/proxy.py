@@ -173,7 +173,7 @@ def ours_with_less(machine):
 def start_direct(machine, server, port):
     """Another master of the same server, which listens on a TCP port."""
     name, own = slug(server), SERVERS[server][0]
-    generation = machine.call("wsgi.status", name)[name]["generation"]
+    generation = machine.status(name)["generation"]
     folder, copy = f"/etc/wsgi/{name}/{generation}", f"/root/direct/{name}"
     machine.exec(f"mkdir -p /root/direct && cp -r {folder} {copy}")
     # uWSGI hangs up after each answer; a client has to be told.
@@ -185,7 +185,7 @@ def start_direct(machine, server, port):
     }[own["server"]]
     unit = f"systemd-run --quiet --unit=direct-{name} --working-directory=/srv/wsgi/{name}"
     machine.exec(f"{unit} --setenv=LANG=C.UTF-8 sh -c 'exec {command}'")
-    machine.exec(f"for i in $(seq 100); do curl -so /dev/null 127.0.0.1:{port} && exit 0; sleep 0.1; done; exit 1")
+    machine.wait_until(f"curl -so /dev/null 127.0.0.1:{port}")
 
 
 def measure(machine, server, port, seconds):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Asks the machine's apps over nginx, and looks at their processes, for tests that run elsewhere.
+"""Sends requests to the machine's apps through nginx, and lists their processes, for tests that run elsewhere.
 
 Reads JSON lines and works on all of them at once: {"id": 1, "do": "ask", "with": {…}} is
 answered by {"id": 1, "result": …} or {"id": 1, "error": "…"} as soon as it is done.
@@ -23,13 +23,13 @@ PING = 9  # an opcode of https://www.rfc-editor.org/rfc/rfc6455#section-5.2
 
 
 def ask(host, requests, port=80, timeout=30):
-    """Sends requests over one connection, each after the answer to the one before."""
+    """Send requests over one connection, each after the response to the one before."""
     with socket.create_connection(("127.0.0.1", port), timeout) as sock:
         return [exchange(sock, host, **request) for request in requests]
 
 
 def exchange(sock, host, target="/", method="GET", headers=(), body="", size=0, chunked=False, expect=False):
-    """One request and its answer. `body` and `target` stand for bytes, as latin-1 has them."""
+    """Send one request and return its response. `body` and `target` are bytes decoded as latin-1."""
     content = body.encode("latin-1") or b"0123456789abcdef" * (size // 16)
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *(": ".join(header) for header in headers)]
     if chunked:
@@ -65,7 +65,7 @@ def exchange(sock, host, target="/", method="GET", headers=(), body="", size=0, 
 
 
 def raw(text, port=80, timeout=3):
-    """All that comes back for bytes, as latin-1 has them, until nginx hangs up or nothing comes any more."""
+    """Send bytes, decoded as latin-1, and return all that comes back until nginx closes or is silent."""
     received = b""
     with socket.create_connection(("127.0.0.1", port), timeout) as sock, contextlib.suppress(OSError):
         sock.sendall(text.encode("latin-1"))
@@ -75,7 +75,7 @@ def raw(text, port=80, timeout=3):
 
 
 def head(sock):
-    """All up to an empty line, and nothing after it."""
+    """Read up to an empty line, and nothing after it."""
     received = b""
     while not received.endswith(b"\r\n\r\n"):
         byte = sock.recv(1)
@@ -93,7 +93,7 @@ def chunks(content, size=60_000):
 
 
 def websocket(host, messages, target="/", port=80, timeout=10):
-    """What a WebSocket app answers to texts, each sent after the answer to the one before; RFC 6455 by hand."""
+    """Send texts to a WebSocket app, each after the answer to the one before, and return the answers (RFC 6455)."""
     key = base64.b64encode(os.urandom(16)).decode()
     lines = [f"GET {target} HTTP/1.1", f"Host: {host}", "Connection: Upgrade", "Upgrade: websocket"]
     lines += ["Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Protocol: contract"]
@@ -104,7 +104,7 @@ def websocket(host, messages, target="/", port=80, timeout=10):
         if " 101 " in answered[0]:
             for message in messages:
                 content, mask = message.encode(), os.urandom(4)
-                # In its shortest form, as the specification has it and some servers insist.
+                # The length has its shortest form, which some servers require.
                 assert len(content) < 126, message
                 sock.sendall(
                     bytes([0x81, 0x80 | len(content)])
@@ -116,7 +116,7 @@ def websocket(host, messages, target="/", port=80, timeout=10):
 
 
 def frame(sock):
-    """(opcode, text) of the next one that is no ping, or for a close (8, its code)."""
+    """Return opcode and text of the next frame that is not a ping; for a close, 8 and its code."""
     opcode = PING
     while opcode == PING:
         first, length = exactly(sock, 2)
@@ -138,7 +138,7 @@ def exactly(sock, count):
 
 
 def processes(user):
-    """A user's processes: PID to resident MiB. Those that last: Passenger runs ps every five seconds."""
+    """Return a user's processes, PID to resident MiB, without short ones: Passenger runs ps every five seconds."""
     before = look(user)
     time.sleep(MOMENT)
     return {pid: mib for pid, mib in look(user).items() if pid in before}

@@ -1,5 +1,5 @@
-"""Fixtures of the contract's tests. A file that imports some of the checks sets MANAGERS: the servers that these checks
-run for, each with the process manager that holds it. results.py makes the table of the results."""
+"""Fixtures of the contract's tests. A file that imports checks sets MANAGERS: the servers that they run for, each with its
+process manager. results.py makes the table of the results."""
 
 import fleet as fleets
 import pytest
@@ -22,7 +22,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module")
 def machine(machine, request):
-    """The file's machine, where uv installs the servers, in a fraction of pip's time, or what INSTALLER says."""
+    """The file's machine, with uv, which is much faster than pip, unless the file sets INSTALLER."""
     if getattr(request.module, "INSTALLER", "uv") == "uv":
         machine.call("saltutil.sync_all")
         machine.apply(sls="wsgi.uv")
@@ -31,7 +31,7 @@ def machine(machine, request):
 
 @pytest.fixture(scope="module")
 def fleet(machine, request):
-    """The app of each of the file's servers that is asked anything: two processes of one thread, no limits."""
+    """The apps of the file's servers that tests are selected for: two processes of one thread, no limits."""
     fleet = fleets.Fleet(machine, fleets.chosen_servers(request, request.module.MANAGERS))
     fleet.apply(workers=2, threads=1, request_timeout=30, graceful_timeout=20, max_requests=0)
     yield fleet
@@ -48,7 +48,7 @@ def site(fleet, server):
 
 @pytest.fixture(autouse=True)
 def cell(request, record_property):
-    """Which cell of the table a test speaks for."""
+    """Record the cell of the table that a test fills."""
     asked = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     column = request.node.get_closest_marker("column")
     if "server" in asked:

@@ -1,4 +1,4 @@
-"""The servers that wsgi/servers.yaml claims, each with an app of its own, side by side on one machine."""
+"""The servers of wsgi/servers.yaml, each with an app of its own, side by side on one machine."""
 
 import concurrent.futures
 import functools
@@ -6,13 +6,13 @@ import itertools
 import json
 import re
 import threading
-import time
 
 import yaml
 from container import ROOT, CommandFailed
+from harness import wait_for
 
 ROWS = yaml.safe_load((ROOT / "wsgi/servers.yaml").read_text())
-# Those that only other systems can have: test/integration/test_managers.py tests them there.
+# Process managers that other systems have: test/integration/test_process_managers.py tests these there.
 ELSEWHERE = yaml.safe_load((ROOT / "wsgi/os_family/Debian.yaml").read_text())["process_managers"]
 DEFAULTS = yaml.safe_load((ROOT / "wsgi/defaults.yaml").read_text())["app"]
 WAITRESS = [
@@ -24,50 +24,49 @@ WAITRESS = [
     "--trusted-proxy-headers=x-forwarded-for x-forwarded-proto",
     "contract:application",
 ]
-# The test matrix: what is asked beyond every server of servers.yaml as it comes, and what it
-# needs in pillar. `server` is the key itself where it isn't said.
+# Rows of the test matrix besides the servers of servers.yaml, with their pillar; `server` defaults to the key.
 VARIANTS = {
     "uwsgi-environment": {"server": "uwsgi", "install": "environment"},
     "command": {"command": WAITRESS, "requirements": ["waitress==3.0.2"]},
 }
 MATRIX = [*ROWS, *(name for name in VARIANTS if name not in ROWS)]
-# What an app may be asked to be under any server. Where a server can't, its row doesn't say so.
+# The settings that mean the same under every server; the row of a server has those that it supports.
 NEUTRAL = ("workers", "threads", "request_timeout", "max_requests", "memory_limit")
 AGENT = "/srv/formula/test/contract/agent.py"
 
 
 def servers(manager):
-    """The rows of the test matrix that a process manager can hold."""
+    """Return the rows of the test matrix that a process manager can run."""
     return [name for name in MATRIX if manager in holders(name)]
 
 
 def managers():
-    """Every process manager that servers.yaml claims."""
+    """Return every process manager in servers.yaml."""
     return sorted({manager for name in MATRIX for manager in holders(name)})
 
 
 def pairs():
-    """Every pair that servers.yaml claims, (server, process manager)."""
+    """Return every pair of server and process manager in servers.yaml."""
     return [(name, manager) for name in MATRIX for manager in holders(name)]
 
 
 def holders(name):
-    """The process managers that can hold a server here."""
+    """Return the process managers that can run a server on this platform."""
     return [manager for manager in row(name)["process_managers"] if manager not in ELSEWHERE]
 
 
 def once():
-    """Every server to one process manager, each of which occurs."""
+    """Return every server with one process manager, so that each process manager occurs."""
     return {name: holders(name)[number % len(holders(name))] for number, name in enumerate(MATRIX)}
 
 
 def rest_of(manager):
-    """The servers that a process manager can hold, to that one, where `once` names another one."""
+    """Return the servers that a process manager can run and that have another one in `once`, each with that manager."""
     return {name: manager for name in servers(manager) if once()[name] != manager}
 
 
 def chosen(request):
-    """The parameters of each of the file's tests that this run has, which -k may have made few."""
+    """Return the parameters of each of the file's tests that this run has selected."""
     return [
         item.callspec.params
         for item in request.session.items
@@ -76,7 +75,7 @@ def chosen(request):
 
 
 def chosen_servers(request, managers):
-    """Return the servers of a file that this run has selected tests for, to their process managers."""
+    """Return the servers that this run has selected tests of a file for, each with its process manager."""
     names = {params.get("server") for params in chosen(request)}
     return {name: manager for name, manager in managers.items() if name in names} or managers
 
@@ -86,19 +85,19 @@ def row(name):
 
 
 def honoured(name, **settings):
-    """The settings that a server can keep."""
+    """Return those of the settings that a server supports."""
     return {
         setting: value for setting, value in settings.items() if setting in row(name)["honours"] and setting in DEFAULTS
     }
 
 
 def refused(name):
-    """The settings that a server can't keep."""
+    """Return the settings that a server does not support."""
     return [setting for setting in NEUTRAL if setting not in row(name)["honours"] and setting in DEFAULTS]
 
 
 def pillar_of(name, manager, interface="wsgi", **settings):
-    """The pillar of an app under a server and a process manager."""
+    """Return the pillar of an app under a server and a process manager."""
     asgi = {"application": "contract_asgi:application", "interface": "asgi"}
     return {
         "server": name,
@@ -116,7 +115,7 @@ def pillar_of(name, manager, interface="wsgi", **settings):
 
 
 class Agent:
-    """test/contract/agent.py on the machine: does many things there at once, and soon."""
+    """test/contract/agent.py on the machine, which does many things there at once."""
 
     def __init__(self, machine):
         self.machine = machine
@@ -124,7 +123,7 @@ class Agent:
         self.process = None
 
     def do(self, what, **arguments):
-        """A Future of what the agent says."""
+        """Return a Future of what the agent answers."""
         future = concurrent.futures.Future()
         with self.lock:
             if self.process is None:
@@ -162,7 +161,7 @@ class Agent:
 
 
 class Answer:
-    """What a request was answered with; times are the machine's monotonic clock."""
+    """A response; times are those of the machine's monotonic clock."""
 
     def __init__(self, said):
         self.status = said["status"]
@@ -179,14 +178,14 @@ class Answer:
         return [value for header, value in self.headers if header.lower() == name.lower()]
 
     @property
-    def told(self):
-        """What the app saw."""
+    def json(self):
+        """The JSON in which the app describes the request."""
         assert self.status == 200, self
         return json.loads(self.body)
 
 
 class Site:
-    """One server's app, asked over nginx from within the machine."""
+    """One server's app, requested through nginx from within the machine."""
 
     def __init__(self, fleet, name):
         self.fleet = fleet
@@ -196,34 +195,34 @@ class Site:
         self.user = f"wsgi-{name}"
 
     def sending(self, *requests, **options):
-        """A Future of the answers to requests over one connection."""
+        """Return a Future of the responses to requests over one connection."""
         return self.fleet.agent.do("ask", host=self.host, requests=list(requests), **options)
 
     def ask(self, target="/", **request):
-        """The answer to one request; see agent.py for what it may be."""
+        """Return the response to one request; agent.py describes its keys."""
         return self.converse({"target": target, **request})[0]
 
     def converse(self, *requests):
         return [Answer(said) for said in self.sending(*requests).result()]
 
     def at_once(self, count, target):
-        """The answers to equal requests sent at the same time."""
+        """Return the responses to equal requests sent at the same time."""
         sent = [self.sending({"target": target}) for _ in range(count)]
         return [Answer(each.result()[0]) for each in sent]
 
     def served_at_once(self, wanted, rounds=10):
-        """What the app told in the first round of 16 requests of which so many were served at once, or in
-        the best of some. Which worker gets a request is up to the kernel, which may prefer one for a while."""
+        """Return what the app answered in the first round of 16 requests of which `wanted` were served at once, or in
+        the best of all rounds: the kernel chooses the worker, and may prefer one for a while."""
         best = []
         for _ in range(rounds):
-            told = [answer.told for answer in self.at_once(16, "/?do=tell&seconds=0.3")]
-            best = max(best, told, key=at_once)
+            seen = [answer.json for answer in self.at_once(16, "/?do=tell&seconds=0.3")]
+            best = max(best, seen, key=at_once)
             if at_once(best) >= wanted:
                 break
         return best
 
     def processes(self):
-        """PID to resident MiB."""
+        """Return the app's processes, PID to resident MiB."""
         found = self.fleet.agent.do("processes", user=self.user).result()
         return {int(pid): mib for pid, mib in found.items()}
 
@@ -253,18 +252,18 @@ class Site:
             return False
 
     def workers(self, count=2, seconds=10):
-        """The PIDs that answer: `count` of them, or as many as are found in some seconds. Who
-        answers is up to the kernel, which may prefer one for a while."""
+        """Return `count` PIDs that answer, or as many as are found in some seconds: the kernel chooses the worker, and
+        may prefer one for a while."""
         found = set()
         wait_for(lambda: found.update(self._answering()) or len(found) >= count, seconds)
         return found
 
     def _answering(self):
-        return [answer.told["pid"] for answer in self.at_once(16, "/?do=tell&seconds=0.05") if answer.status == 200]
+        return [answer.json["pid"] for answer in self.at_once(16, "/?do=tell&seconds=0.05") if answer.status == 200]
 
 
 class Fleet:
-    """One app for each of some servers; `managers` says which process manager holds it."""
+    """One app for each of some servers; `managers` has the process manager of each."""
 
     def __init__(self, machine, managers, interface="wsgi"):
         self.machine = machine
@@ -274,8 +273,8 @@ class Fleet:
         self.sites = {name: Site(self, name) for name in managers}
 
     def apply(self, mount="/", **settings):
-        """Gives each app its mount, and those of the settings that its server can keep. Never raises:
-        one server that fails is no reason not to ask the others."""
+        """Apply a mount and settings to all apps, to each those that its server supports. A server that fails raises
+        nothing here, so that the others are tested."""
         self.settings = settings
         self.apps = {
             name: pillar_of(name, self.managers[name], self.interface, mount=mount, **honoured(name, **settings))
@@ -285,7 +284,7 @@ class Fleet:
         self.run = self.machine.apply(ok=False)
 
     def site(self, name):
-        """A site, of which the last apply brought up the app."""
+        """Return a site; CommandFailed if the last apply did not bring up its app."""
         for what in ("release", "live", "site"):
             state = self.run.states.get(f"{name}-{what}")
             if state is None or state["result"] is False:
@@ -293,7 +292,7 @@ class Fleet:
         return self.sites[name]
 
     def each(self, experiment):
-        """Does something with every site at once; see Outcomes."""
+        """Run an experiment with every site at once, and return the Outcomes."""
         with concurrent.futures.ThreadPoolExecutor(len(self.sites)) as pool:
             return Outcomes({name: pool.submit(self._try, experiment, name) for name in self.sites})
 
@@ -305,12 +304,12 @@ class Fleet:
 
     @functools.cached_property
     def nginx(self):
-        """nginx's version, a tuple of int."""
+        """The version of nginx as a tuple of int."""
         return tuple(map(int, re.search(r"nginx/([\d.]+)", self.machine.exec("nginx -v").stderr)[1].split(".")))
 
 
 class Outcomes:
-    """What came of an experiment with every site; a site's failure is raised where it is asked for."""
+    """The results of an experiment with every site; `of` returns a site's result or raises its failure."""
 
     def __init__(self, futures):
         self.futures = futures
@@ -319,16 +318,6 @@ class Outcomes:
         return self.futures[site.name].result()
 
 
-def wait_for(condition, seconds, pause=0.1):
-    """Whether something becomes true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(pause)
-    return True
-
-
 def at_once(answers):
-    """How many of the answers' times overlapped at most."""
+    """Return the greatest number of requests that were in progress at the same time."""
     return max((sum(one["began"] <= other["began"] < one["ended"] for one in answers) for other in answers), default=0)

@@ -1,4 +1,4 @@
-"""Checks of the settings that every server has to keep, whichever process manager holds it.
+"""Checks of the settings that every server supports or refuses, independent of the process manager.
 
 Tests run in their order, after those of process_checks.py, whose `limited` they use.
 """
@@ -7,8 +7,9 @@ import json
 import time
 
 import pytest
-from fleet import at_once, honoured, wait_for
+from fleet import at_once, honoured
 from fleet import refused as unhonoured
+from harness import wait_for
 from process_checks import LIMITS
 
 column = pytest.mark.column
@@ -18,10 +19,10 @@ MOUNT = "/shop/inner"
 
 @pytest.fixture(scope="module")
 def served_by_threads(limited, fleet):
-    """Each app's answers to requests sent at the same time, when its workers have two threads each."""
+    """Each app's responses to simultaneous requests while its workers have two threads each."""
 
     def experiment(site):
-        # Which worker takes a connection is up to the kernel, which may choose one that has no thread left.
+        # The kernel chooses the worker, and may choose one that has no thread left.
         tries = (site.served_at_once(4) for _ in range(5))
         return next((found for found in tries if at_once(found) == 4), [])
 
@@ -30,14 +31,14 @@ def served_by_threads(limited, fleet):
 
 @setting("threads")
 @column("threads")
-def test_each_worker_has_as_many_threads_as_asked(served_by_threads, site):
+def test_each_worker_has_the_configured_number_of_threads(served_by_threads, site):
     answers = served_by_threads.of(site)
     assert len({(answer["pid"], answer["thread"]) for answer in answers}) == 4
 
 
 @pytest.fixture(scope="module", params=["tell", "busy"])
 def hung(request, limited, fleet):
-    """Each app is asked for something that takes much longer than the time-out."""
+    """The outcome of a request to each app that takes much longer than the time-out."""
 
     def experiment(site):
         if not honoured(site.name, request_timeout=3):
@@ -52,7 +53,7 @@ def hung(request, limited, fleet):
         return {
             "status": status,
             "replaced": replaced,
-            # All of them, and not those that answer: who does is up to the kernel.
+            # Count processes, not those that answer: the kernel chooses these.
             "whole": wait_for(lambda: len(site.processes()) >= len(before), 60),
             "statuses": {answer.status for answer in site.at_once(8, "/")},
         }
@@ -62,7 +63,7 @@ def hung(request, limited, fleet):
 
 @setting("request_timeout")
 @column("request_timeout")
-def test_a_request_that_hangs_is_ended_and_its_worker_replaced(hung, site):
+def test_hung_request_is_ended_and_its_worker_replaced(hung, site):
     found = hung.of(site)
     assert found["replaced"], found
     assert found["status"] in (500, 502, 504), found
@@ -72,7 +73,7 @@ def test_a_request_that_hangs_is_ended_and_its_worker_replaced(hung, site):
 
 @pytest.fixture(scope="module")
 def outgrown(limited, fleet):
-    """Each app is asked under load for answers that cost memory, until its workers have been replaced."""
+    """The outcome of requests under load that consume memory, until each app's workers have been replaced."""
 
     def experiment(site):
         before = site.workers()
@@ -92,7 +93,7 @@ def outgrown(limited, fleet):
 
 @setting("memory_limit")
 @column("memory_limit")
-def test_a_worker_that_outgrows_its_memory_is_replaced_with_nothing_lost(outgrown, site):
+def test_worker_over_its_memory_limit_is_replaced_and_no_request_is_lost(outgrown, site):
     found = outgrown.of(site)
     assert found["replaced"], found
     assert found["load"]["lost"] == 0, json.dumps(found["load"], indent=1)
@@ -101,7 +102,7 @@ def test_a_worker_that_outgrows_its_memory_is_replaced_with_nothing_lost(outgrow
 
 @setting("max_requests")
 @column("max_requests")
-def test_workers_are_replaced_after_so_many_requests_with_nothing_lost(limited, site):
+def test_workers_are_replaced_after_max_requests_and_no_request_is_lost(limited, site):
     before = site.workers()
     with site.fleet.machine.load(clients=8, host=site.host, path="/?do=echo", seconds=90, requests=20_000) as load:
         replaced = wait_for(lambda: not before & set(site.processes()), 80, pause=0.2)
@@ -112,7 +113,7 @@ def test_workers_are_replaced_after_so_many_requests_with_nothing_lost(limited, 
 
 @pytest.fixture(scope="module")
 def problems(fleet):
-    """The problems that wsgi.validate finds in the settings that a server's row does not have."""
+    """The problems that wsgi.validate reports for all unsupported settings."""
     fleet.machine.pillar(
         {
             "apps": {
@@ -124,7 +125,7 @@ def problems(fleet):
     return fleet.machine.call("wsgi.validate")
 
 
-def test_a_setting_that_the_server_cannot_keep_is_refused(problems, server, refused):
+def test_unsupported_setting_is_refused(problems, server, refused):
     assert any(
         problem.startswith(f"wsgi:apps:{server}:{refused}: {LIMITS[refused]!r} can't be honoured by")
         for problem in problems
@@ -133,7 +134,7 @@ def test_a_setting_that_the_server_cannot_keep_is_refused(problems, server, refu
 
 @pytest.fixture(scope="module")
 def mounted(fleet):
-    """All apps move to a mount, which is nginx's affair alone."""
+    """The changed generations after all apps moved to a mount."""
     fleet.apply(mount=MOUNT, **fleet.settings)
     return {id for id in fleet.run.changed if id.endswith("-live")}
 
@@ -144,8 +145,8 @@ def mounted(fleet):
     [("/", "/"), ("/a%2Fb/caf%C3%A9?a=b", "/a/b/café"), ("//a", "/a"), ("/%FF", b"/\xff")],
     ids=["slash", "encoded", "slashes", "not UTF-8"],
 )
-def test_the_mount_is_the_script_name(mounted, site, target, path):
-    environ = site.ask(MOUNT + target).told["environ"]
+def test_mount_is_passed_as_script_name(mounted, site, target, path):
+    environ = site.ask(MOUNT + target).json["environ"]
     path = path if isinstance(path, bytes) else path.encode()
     assert environ["HTTP_X_FORWARDED_PREFIX"] == MOUNT
     if site.name != "command":  # which has no guard, and may make of the header what it likes
@@ -153,7 +154,7 @@ def test_the_mount_is_the_script_name(mounted, site, target, path):
 
 
 @column("mount")
-def test_a_mount_is_a_folder_and_has_neighbours(mounted, site):
+def test_mount_redirects_to_its_slash_and_does_not_cover_other_paths(mounted, site):
     bare = site.ask(f"{MOUNT}?a=b")
     assert (bare.status, bare.values("Location")) == (308, [f"{MOUNT}/?a=b"])
     for beside in (f"{MOUNT}er", "/", f"{MOUNT}/../a", f"{MOUNT}/%2e%2e/a"):
@@ -161,10 +162,10 @@ def test_a_mount_is_a_folder_and_has_neighbours(mounted, site):
 
 
 @column("mount")
-def test_wsgiref_validate_finds_nothing_under_a_mount(mounted, site):
+def test_wsgiref_validate_accepts_the_server_under_a_mount(mounted, site):
     answer = site.ask(f"{MOUNT}/a?validated=&do=tell", method="POST", size=160)
     assert answer.status == 200, site.fleet.machine.call("wsgi.logs", site.name)
 
 
-def test_a_mount_is_not_the_servers_affair(mounted):
+def test_changing_the_mount_makes_no_new_generation(mounted):
     assert mounted == set()

@@ -1,14 +1,15 @@
-"""Checks of every server under every process manager that can hold it: start, logs, end, and return after a kill.
+"""Checks of every server under every process manager that can run it: start, logs, stop, and restart after a kill.
 
-Tests run in their order. First all apps have two processes of one thread, and no limits; `limited` then gives them
-some, while each of them answers a slow request.
+Tests run in their order. First all apps have two processes of one thread, and no limits; `limited` then sets limits
+while each app answers a slow request.
 """
 
 import threading
 import time
 
 import pytest
-from fleet import at_once, wait_for
+from fleet import at_once
+from harness import wait_for
 
 column = pytest.mark.column
 
@@ -20,19 +21,19 @@ LIMITS = {
     "max_requests": 400,
     "memory_limit": 120,
 }
-# Where the app says something.
+# The ways in which the app writes output.
 WAYS = ["stdout", "stderr", "logging", "wsgi.errors"]
 
 
 @column("serves")
-def test_serves(site):
-    told = site.ask().told
-    assert told["app"] == site.name  # its environment has reached it
+def test_server_answers_its_app(site):
+    seen = site.ask().json
+    assert seen["app"] == site.name  # its environment has reached it
 
 
 @pytest.fixture(scope="module")
-def told(fleet):
-    """Each app fails and says something; then what its log has of it."""
+def logged(fleet):
+    """Each app's responses, processes and logs after exceptions and output."""
 
     def experiment(site):
         before = site.processes()
@@ -52,43 +53,43 @@ def told(fleet):
 
 
 @column("exception")
-def test_an_exception_is_answered_by_500(told, site):
-    for answer in told.of(site)["failed"]:
+def test_exception_is_answered_with_500(logged, site):
+    for answer in logged.of(site)["failed"]:
         assert answer.status == 500
         assert "asked to fail" not in answer.body
 
 
 @column("exception")
-def test_the_traceback_of_an_exception_is_logged(told, site):
-    logs = told.of(site)["logs"]
+def test_traceback_of_an_exception_is_logged(logged, site):
+    logs = logged.of(site)["logs"]
     assert "RuntimeError: asked to fail: early" in logs
     assert "RuntimeError: asked to fail at once: begun" in logs
     assert "Traceback (most recent call last)" in logs
 
 
 @column("exception")
-def test_the_traceback_of_an_exception_within_the_answer_is_logged(told, site):
-    assert "RuntimeError: asked to fail late: late" in told.of(site)["logs"]
+def test_traceback_of_an_exception_during_the_response_is_logged(logged, site):
+    assert "RuntimeError: asked to fail late: late" in logged.of(site)["logs"]
 
 
 @column("exception")
-def test_an_exception_within_the_answer_does_not_look_like_its_end(told, site):
-    assert told.of(site)["late"] in ("cut", 500, 502)
+def test_exception_during_the_response_does_not_look_like_a_complete_response(logged, site):
+    assert logged.of(site)["late"] in ("cut", 500, 502)
 
 
 @column("exception")
-def test_no_process_dies_of_an_exception(told, site):
-    assert set(told.of(site)["before"]) == set(told.of(site)["after"])
+def test_exception_ends_no_process(logged, site):
+    assert set(logged.of(site)["before"]) == set(logged.of(site)["after"])
 
 
 @column("logs")
 @pytest.mark.parametrize("way", WAYS)
-def test_what_the_app_says_is_in_its_logs(told, site, way):
-    assert told.of(site)["logs"].count(f"{way} 42") == 1
+def test_output_of_the_app_is_logged(logged, site, way):
+    assert logged.of(site)["logs"].count(f"{way} 42") == 1
 
 
-# Each app writes on, and has a log with something in it again before the next rotation: delaycompress
-# counts on a server that moves on until then.
+# Each app keeps writing, and its new log is not empty before the next rotation: delaycompress expects that the server
+# has reopened its log by then.
 ROTATE = """
 sleep 1
 for time in 1 2; do
@@ -101,7 +102,7 @@ done"""
 
 @pytest.fixture(scope="module")
 def rotated(fleet):
-    """Each app says numbered lines while the logs are rotated twice; then all that its logs have."""
+    """Each app's logs after it has written numbered lines during two rotations."""
 
     def experiment(site):
         for number in range(10_000):
@@ -130,36 +131,36 @@ def rotated(fleet):
 
 @column("logs")
 @pytest.mark.parametrize("way", ["stdout", "stderr", "logging"])
-def test_logs_rotate_with_no_line_lost(rotated, site, way):
+def test_log_rotation_loses_no_line(rotated, site, way):
     logs = rotated.of(site)
     lost = [number for number in range(logs["last"] + 1) if logs["all"].count(f"{way} line{number:04}") != 1]
     assert lost == [], logs["now"][-3000:]
     assert ".log.2.gz" in logs["now"]
     assert set(logs["owners"]) == {site.user}
-    # And the server has moved on to the new file.
+    # The server writes to the new file.
     assert f"{way} line{logs['last']:04}" in logs["now"]
 
 
 @pytest.fixture(scope="module")
-def served(fleet):
-    """Each app's answers to requests sent at the same time."""
+def simultaneous(fleet):
+    """Each app's responses to simultaneous requests."""
     return fleet.each(lambda site: site.served_at_once(2))
 
 
 @column("workers")
-def test_as_many_requests_run_at_once_as_there_are_workers(served, site):
-    answers = served.of(site)
+def test_requests_run_in_parallel_on_all_workers(simultaneous, site):
+    answers = simultaneous.of(site)
     assert at_once(answers) == 2
     assert len({answer["pid"] for answer in answers}) == 2
 
 
 @pytest.fixture(scope="module")
 def worker_killed(fleet):
-    """In each app, kill one process that answers requests."""
+    """The state of each app after one process that answers requests was killed."""
 
     def experiment(site):
         before = site.processes()
-        victim = site.ask().told["pid"]
+        victim = site.ask().json["pid"]
         fleet.machine.exec(f"kill -9 {victim}")
 
         def back():
@@ -178,7 +179,7 @@ def worker_killed(fleet):
 
 
 @column("killed")
-def test_a_killed_worker_comes_back(worker_killed, site):
+def test_killed_worker_is_restarted(worker_killed, site):
     found = worker_killed.of(site)
     assert found["victim"] not in found["after"]
     assert len(found["workers"]) == 2
@@ -187,14 +188,14 @@ def test_a_killed_worker_comes_back(worker_killed, site):
 
 @pytest.fixture(scope="module")
 def master_killed(fleet):
-    """Of each app, the process that its process manager holds is killed."""
+    """The state of each app after the process that its process manager runs was killed."""
     before = fleet.status()
 
     def experiment(site):
         master = before[site.name]["pids"][0]
         processes = set(site.processes())
         fleet.machine.exec(f"kill -9 {master}")
-        # Workers that are left may serve for a while, and are none of the new master's.
+        # Workers that are left may serve for a while, but do not belong to the new master.
         ended = wait_for(lambda: not processes & set(site.processes()), 60)
         assert wait_for(site.serves, 60) and len(site.workers(seconds=60)) == 2
         return {"master": master, "orphans": [] if ended else processes & set(site.processes())}
@@ -205,14 +206,14 @@ def master_killed(fleet):
 
 
 @column("killed")
-def test_a_killed_master_comes_back(master_killed, site):
+def test_killed_master_is_restarted(master_killed, site):
     status = master_killed.of(site)["status"]
     assert status["health"]["ok"]
     assert status["pids"] and master_killed.of(site)["master"] not in status["pids"]
 
 
 @column("killed")
-def test_a_killed_master_leaves_no_orphans(master_killed, site):
+def test_killed_master_leaves_no_orphans(master_killed, site):
     assert not master_killed.of(site)["orphans"]
 
 
@@ -227,7 +228,7 @@ def rebooted(fleet):
 
 
 @column("reboot")
-def test_serves_again_after_a_reboot(rebooted, site):
+def test_server_answers_again_after_a_reboot(rebooted, site):
     assert rebooted["serves"].of(site)
     after = rebooted["after"][site.name]
     assert after["health"]["ok"]
@@ -235,13 +236,13 @@ def test_serves_again_after_a_reboot(rebooted, site):
 
 
 @column("reboot")
-def test_nothing_is_to_be_done_after_a_reboot(rebooted, site):
+def test_run_after_a_reboot_changes_nothing(rebooted, site):
     assert rebooted["again"].states[f"{site.name}-live"]["changes"] == {}
 
 
 @pytest.fixture(scope="module")
 def limited(fleet):
-    """All apps change to LIMITS. Each of them answers a slow request when its turn comes."""
+    """Each app's response to a slow request during the change of all apps to LIMITS."""
 
     def experiment(site):
         assert wait_for(lambda: len(site.generations()) == 2, 240, pause=0.05)
@@ -255,5 +256,5 @@ def limited(fleet):
 
 
 @column("graceful stop")
-def test_a_slow_request_is_answered_by_the_generation_that_got_it(limited, site):
+def test_slow_request_is_answered_by_the_generation_that_received_it(limited, site):
     assert limited.of(site) == "outlasted"

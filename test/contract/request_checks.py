@@ -1,4 +1,4 @@
-"""What every server does with a request, whichever process manager holds it.
+"""Checks of how every server handles requests, independent of the process manager.
 
 Tests run in their order. All apps have two processes of one thread, and no limits.
 """
@@ -6,7 +6,7 @@ Tests run in their order. All apps have two processes of one thread, and no limi
 import hashlib
 
 import pytest
-from fleet import wait_for
+from harness import wait_for
 from smuggling import attempts
 
 column = pytest.mark.column
@@ -19,34 +19,34 @@ def streamed(fleet):
 
 
 @column("streams")
-def test_a_part_of_an_answer_is_sent_before_the_next_is_made(streamed, site):
+def test_response_is_streamed_part_by_part(streamed, site):
     assert streamed.of(site)
 
 
 @column("bodies")
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 @pytest.mark.parametrize("size", [16 * 200, TEN_MIB], ids=["small", "10 MiB"])
-def test_a_body_arrives_whole(site, size, chunked):
-    told = site.ask("/?do=tell", method="POST", size=size, chunked=chunked).told
-    assert told["length"] == size
-    assert told["sha256"] == hashlib.sha256(b"0123456789abcdef" * (size // 16)).hexdigest()
+def test_body_arrives_whole(site, size, chunked):
+    seen = site.ask("/?do=tell", method="POST", size=size, chunked=chunked).json
+    assert seen["length"] == size
+    assert seen["sha256"] == hashlib.sha256(b"0123456789abcdef" * (size // 16)).hexdigest()
 
 
 @column("bodies")
-def test_a_large_answer_arrives_whole(site):
+def test_large_response_arrives_whole(site):
     assert len(site.ask(f"/?do=big&size={TEN_MIB}").body) == TEN_MIB
 
 
 @column("bodies")
-def test_a_body_that_the_app_does_not_read_harms_nobody(site):
+def test_body_that_the_app_does_not_read_disturbs_no_other_request(site):
     request = {"target": "/?do=cookies", "method": "POST", "size": 16 * 20_000}
     for answer in site.converse(request, request, {}):
         assert answer.status == 200
 
 
 @column("environ")
-def test_the_request_is_told_as_it_was_sent(site):
-    environ = site.ask("/some/page?a=1&b=%20%C3%A9+x&a=2", headers=[["Content-Type", "text/x-test"]]).told["environ"]
+def test_environ_describes_the_request_as_it_was_sent(site):
+    environ = site.ask("/some/page?a=1&b=%20%C3%A9+x&a=2", headers=[["Content-Type", "text/x-test"]]).json["environ"]
     assert environ["wsgi.url_scheme"] == "http"
     assert environ["REQUEST_METHOD"] == "GET"
     assert environ["HTTP_HOST"] == site.host
@@ -58,8 +58,8 @@ def test_the_request_is_told_as_it_was_sent(site):
 
 
 @column("REMOTE_ADDR")
-def test_the_clients_address_is_told(site):
-    assert site.ask().told["environ"].get("REMOTE_ADDR") == "127.0.0.1"
+def test_environ_has_the_address_of_the_client(site):
+    assert site.ask().json["environ"].get("REMOTE_ADDR") == "127.0.0.1"
 
 
 @column("environ")
@@ -75,49 +75,49 @@ def test_the_clients_address_is_told(site):
     ],
     ids=["UTF-8", "space", "beyond latin-1", "percent", "reserved", "not UTF-8"],
 )
-def test_a_path_is_told_decoded(site, target, path):
-    environ = site.ask(target).told["environ"]
+def test_path_is_passed_decoded(site, target, path):
+    environ = site.ask(target).json["environ"]
     wanted = path if isinstance(path, bytes) else path.encode()
     assert environ["PATH_INFO"].encode("latin-1") == wanted
 
 
 @column("environ")
-def test_a_path_with_bytes_that_no_url_may_hold_is_decoded_or_refused(site):
+def test_path_with_raw_bytes_is_decoded_or_refused(site):
     answer = site.ask("/caf\xc3\xa9")
-    assert answer.status == 400 or answer.told["environ"]["PATH_INFO"].encode("latin-1") == "/café".encode()
+    assert answer.status == 400 or answer.json["environ"]["PATH_INFO"].encode("latin-1") == "/café".encode()
 
 
 @column("headers")
-def test_a_header_that_is_sent_twice_arrives_joined(site):
-    environ = site.ask(headers=[["X-Twice", "one"], ["X-Twice", "two"]]).told["environ"]
+def test_header_that_is_sent_twice_arrives_joined(site):
+    environ = site.ask(headers=[["X-Twice", "one"], ["X-Twice", "two"]]).json["environ"]
     assert environ["HTTP_X_TWICE"].replace(" ", "") == of_two(site)
 
 
 @column("headers")
-def test_cookies_sent_in_two_headers_arrive_both(site):
-    environ = site.ask(headers=[["Cookie", "one=1"], ["Cookie", "two=2"]]).told["environ"]
+def test_cookies_in_two_headers_both_arrive(site):
+    environ = site.ask(headers=[["Cookie", "one=1"], ["Cookie", "two=2"]]).json["environ"]
     assert environ["HTTP_COOKIE"].replace(" ", "") in ("one=1;two=2", "one=1,two=2")
 
 
 @column("headers")
-def test_a_header_of_the_answer_may_be_there_twice(site):
+def test_response_may_have_a_header_twice(site):
     assert site.ask("/?do=cookies").values("Set-Cookie") == ["one=1; Path=/", "two=2; Path=/"]
 
 
 @column("HEAD, 304")
-def test_the_answer_to_head_has_no_body(site):
+def test_response_to_head_has_no_body(site):
     with_body, without, after = site.converse(
         {"target": "/?do=cookies"}, {"target": "/?do=cookies", "method": "HEAD"}, {"target": "/?do=cookies"}
     )
     assert (without.status, without.body) == (200, "")
     assert without.values("Content-Length") == with_body.values("Content-Length") == ["3"]
     assert (after.status, after.body) == (200, "two")
-    # Before nginx, too: else its connection to the server would be spoilt.
-    assert site.ask("/?do=tell").told["environ"]["REQUEST_METHOD"] == "GET"
+    # The server sent no body to nginx either, which would break its kept connection.
+    assert site.ask("/?do=tell").json["environ"]["REQUEST_METHOD"] == "GET"
 
 
 @column("HEAD, 304")
-def test_an_answer_of_304_has_no_body_and_keeps_its_headers(site):
+def test_response_304_has_no_body_and_keeps_its_headers(site):
     unchanged, after = site.converse({"target": "/?do=unchanged"}, {"target": "/?do=cookies"})
     assert (unchanged.status, unchanged.body) == (304, "")
     assert unchanged.values("ETag") == ['"one"']
@@ -125,15 +125,15 @@ def test_an_answer_of_304_has_no_body_and_keeps_its_headers(site):
 
 
 @column("100-continue")
-def test_a_body_that_waits_for_100_is_taken(site):
+def test_body_that_waits_for_100_continue_is_accepted(site):
     answer = site.ask("/?do=tell", method="POST", size=16 * 10_000, expect=True)
     assert answer.interim == "HTTP/1.1 100 Continue"
-    assert answer.told["length"] == 160_000
+    assert answer.json["length"] == 160_000
 
 
 @pytest.fixture(scope="module")
 def smuggled(fleet):
-    """Each way to hide a request in another: what came back, how often the app ran, and what others then got."""
+    """For each way to hide a request in another: the responses, how often the app ran, and what other clients got."""
 
     def experiment(site):
         found = {}
@@ -169,7 +169,7 @@ def test_no_request_is_smuggled_past_nginx(smuggled, site):
         or len(each["ran"]) != len(set(each["ran"]))
     }
     assert harmed == {}
-    # Not because nothing came through at all.
+    # The check can fail: unhidden requests reach the app.
     assert len(found["none"]["ran"]) == 2
 
 
@@ -186,21 +186,21 @@ def test_no_request_is_smuggled_past_nginx(smuggled, site):
     ],
     ids=["GET", "POST", "chunked", "HEAD", "stream", "DELETE"],
 )
-def test_wsgiref_validate_finds_nothing(site, asked):
+def test_wsgiref_validate_accepts_the_server(site, asked):
     answer = site.ask(**asked)
     assert answer.status == 200, site.fleet.machine.call("wsgi.logs", site.name)
 
 
 @column("wsgiref.validate")
-def test_wsgiref_validate_has_not_complained_in_the_logs(site):
+def test_wsgiref_validate_logged_no_complaint(site):
     logs = site.logs()
     for complaint in ("garbage collected without being closed", "AssertionError"):
         assert complaint not in logs
 
 
 def of_two(site):
-    """What comes of `one` and `two` in headers of one name."""
+    """Return the value that a server passes for two headers `one` and `two` of one name."""
     if site.row["package"] == "bjoern":
         return "onetwo"
-    # Over the uwsgi protocol, nginx before 1.23 sends both as they came, and uWSGI takes the last.
+    # Over the uwsgi protocol, nginx before 1.23 sends both headers, and uWSGI takes the last.
     return "two" if site.row["protocol"] == "uwsgi" and site.fleet.nginx < (1, 23) else "one,two"

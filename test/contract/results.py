@@ -1,9 +1,9 @@
-"""A pytest plugin that makes the table of results in docs/servers.md, and sees to it that it is true.
+"""A pytest plugin that writes the table of results in docs/servers.md, and checks that it is true.
 
-    test/run test/contract --write-results                  writes the table of what was seen
-    test/run test/contract -k granian --write-results       writes the cells that were seen, and leaves the others
+    test/run test/contract --write-results                  writes the table of this run's results
+    test/run test/contract -k granian --write-results       writes the cells that this run tested, and keeps the others
 
-Without the option, a run that asked everything fails where the table tells something else.
+Without the option, a whole run fails when the table differs from its results.
 """
 
 import re
@@ -13,38 +13,38 @@ from container import ROOT
 PAGE = ROOT / "docs/servers.md"
 BEGIN, END = "<!-- contract suite: begin -->", "<!-- contract suite: end -->"
 PLATFORM = "debian-12"
-# What the columns are called, by the tests' marks, and what is said of each below the table.
+# The name of each column, by the mark of its tests, and its explanation below the table.
 COLUMNS = {
-    "serves": "answers over nginx, and its environment reaches it",
-    "streams": "a part of an answer is with the client before the next is made",
-    "bodies": "10 MiB up and down, with a length or chunked",
-    "environ": "scheme, host, query and path as they were sent: percent-encoded, UTF-8, neither",
-    "REMOTE_ADDR": "the client's address",
-    "headers": "two of one name, joined in the request (bjoern puts nothing between; nginx before 1.23 tells uWSGI the "
-    "last alone) and apart in the answer",
-    "HEAD, 304": "no body, and the connection serves on",
-    "100-continue": "a client that waits for it before its body",
-    "smuggling": "of a request with another one hidden in it, it gets what nginx has seen",
-    "wsgiref.validate": "finds nothing",
-    "exception": "500, a traceback in the log, no process dies",
-    "logs": "stdout, stderr, `logging` and `wsgi.errors` are in `wsgi.logs`; rotated with no line lost",
-    "workers": "as many requests at once as asked",
-    "threads": "of each worker, the same",
-    "killed": "a killed worker and a killed master come back, with no orphans",
-    "reboot": "serves again",
-    "graceful stop": "a change lets a slow request finish",
+    "serves": "the app answers through nginx, and its environment variables reach it",
+    "streams": "the client gets each part of a response before the app makes the next one",
+    "bodies": "10 MiB in both directions, with a length or chunked",
+    "environ": "scheme, host, query and path arrive as they were sent: percent-encoded, UTF-8 or neither",
+    "REMOTE_ADDR": "the address of the client",
+    "headers": "two of one name are joined in the request (bjoern puts nothing between; nginx before 1.23 gives uWSGI only "
+    "the last) and stay apart in the response",
+    "HEAD, 304": "the response has no body, and the connection stays usable",
+    "100-continue": "a client may wait for it before it sends the body",
+    "smuggling": "a request that is hidden in another reaches the app only if nginx has seen it as a request",
+    "wsgiref.validate": "reports no error",
+    "exception": "the status is 500, the traceback is logged, and no process ends",
+    "logs": "stdout, stderr, `logging` and `wsgi.errors` are in `wsgi.logs`, and rotation loses no line",
+    "workers": "as many requests run at once as there are workers",
+    "threads": "the same for the threads of each worker",
+    "killed": "a killed worker and a killed master are restarted, without orphans",
+    "reboot": "the app serves again",
+    "graceful stop": "a slow request is finished during a change",
     "request_timeout": "a request that sleeps or spins is ended, and its worker replaced",
-    "memory_limit": "a worker that leaks is replaced with nothing lost",
-    "max_requests": "workers are replaced under load with nothing lost",
-    "mount": "the app finds the path that it is under in SCRIPT_NAME, and the rest in PATH_INFO",
-    "switch": "changes from it and to it, each with another server at the other end, with nothing lost under load",
-    "ZeroMQ": "an app that no fork and no thread may touch, 400 questions of 8 clients to 4 workers",
+    "memory_limit": "a worker that leaks memory is replaced, and no request is lost",
+    "max_requests": "workers are replaced under load, and no request is lost",
+    "mount": "the app finds its mount in SCRIPT_NAME and the rest of the path in PATH_INFO",
+    "switch": "switches from it and to it, each with another server at the other end, lose no request under load",
+    "ZeroMQ": "an app that must cross neither a fork nor a thread answers 400 questions of 8 clients with 4 workers",
     "ASGI": "an ASGI app: scope, lifespan, bodies, streaming, exceptions, logs, a change under load",
-    "WebSockets": "pass both ways",
+    "WebSockets": "messages pass in both directions",
 }
-# Asked of each pair; the process manager has no part in the others, which are asked of each server once.
+# Columns that depend on the process manager; the others are tested once per server.
 OF_PAIRS = {"serves", "exception", "logs", "workers", "killed", "reboot", "graceful stop"}
-# Not asked of every server: not each one has these, and the tour is one of servers, not of where they come from.
+# Columns that not every row has: not every server supports these, and the tour has each server once.
 OPTIONAL = {"ASGI", "WebSockets", "switch"}
 WORST_LAST = ("✓", "refused", "✗")
 
@@ -54,14 +54,14 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "column(name): the column of the table of results that a test speaks for")
-    config.addinivalue_line("markers", "setting(name): asked only of servers that honour this setting")
+    config.addinivalue_line("markers", "column(name): the column of the table of results that a test fills")
+    config.addinivalue_line("markers", "setting(name): run only for servers that support this setting")
     if not hasattr(config, "workerinput"):  # the process that all reports come to
         config.pluginmanager.register(Results(config))
 
 
 def tells(report):
-    """Return whether a report tells how a test ended: that of the test itself, or of a fixture that failed."""
+    """Return whether a report is that of the test itself, or of a failed fixture."""
     return report.when == "call" or report.failed
 
 
@@ -71,12 +71,12 @@ def fill(row, column, passed, report, worst_last):
 
 
 class Results:
-    """The cells that were seen: (server, process manager) -> column -> its worst result."""
+    """The tested cells: (server, process manager) -> column -> the worst result."""
 
     def __init__(self, config):
         self.config = config
         self.cells = {}
-        self.said = []
+        self.errors = []
 
     def pytest_runtest_logreport(self, report):
         cell = dict(report.user_properties).get("cell")
@@ -93,15 +93,17 @@ class Results:
         if self.config.getoption("write_results"):
             PAGE.write_text(after)
         elif self.whole() and before != after:
-            self.said.append(f"The table in {PAGE.relative_to(ROOT)} is not what was seen; --write-results writes it.")
+            self.errors.append(
+                f"The table in {PAGE.relative_to(ROOT)} differs from the results; --write-results writes it."
+            )
             session.exitstatus = session.exitstatus or 1
 
     def pytest_terminal_summary(self, terminalreporter):
-        for line in self.said:
+        for line in self.errors:
             terminalreporter.write_line(line, red=True)
 
     def whole(self):
-        """Whether each pair that is claimed was asked everything."""
+        """Return whether every pair in servers.yaml was tested completely."""
         from contract.fleet import once, pairs
 
         def asked(pair):
@@ -119,10 +121,10 @@ class Results:
         for pair in filter(cells.__contains__, dict.fromkeys([*pairs(), *cells])):
             rows.append([*pair, *(cells[pair].get(column, "–") for column in COLUMNS)])
         table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-        words = "".join(f"- *{column}*: {meaning}\n" for column, meaning in COLUMNS.items())
-        refused = "*refused*: `wsgi.validate` says so"
-        once = "–: not asked of it, as what the process manager has no part in, which each server is asked once"
-        return f"{table}\nSeen on {PLATFORM}. {refused}; {once}.\n\n{words}"
+        legend = "".join(f"- *{column}*: {meaning}\n" for column, meaning in COLUMNS.items())
+        refused = "*refused*: `wsgi.validate` refuses the setting"
+        untested = "–: not tested, or tested once per server since it does not depend on the process manager"
+        return f"{table}\nTested on {PLATFORM}. {refused}; {untested}.\n\n{legend}"
 
 
 def read(table):

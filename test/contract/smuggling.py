@@ -1,6 +1,6 @@
 """Requests with another one hidden in them: https://portswigger.net/web-security/request-smuggling
 
-A proxy and a server that don't agree on where a request ends take a part of one client's for another's.
+A proxy and a server that disagree on where a request ends take a part of one client's request for another's.
 """
 
 END = "0\r\n\r\n"
@@ -8,9 +8,9 @@ END = "0\r\n\r\n"
 
 def attempts(host):
     """
-    Ways to hide one, each the bytes of a connection, as latin-1 has them: a dict of names to str.
+    Return the ways to hide a request: name to the bytes of a connection, decoded as latin-1.
 
-    A request of the way with the number 7 has the app say ``smuggled-7-outer``, ``-hidden`` or ``-after``.
+    A request of way number 7 makes the app log ``smuggled-7-outer``, ``-hidden`` or ``-after``.
     """
     return {way: _Attempt(host, number).text(**made) for number, (way, made) in enumerate(WAYS.items())}
 
@@ -35,7 +35,7 @@ class _Attempt:
 
 
 def _either(transfer_encoding, **more):
-    """A body that ends at once for those who take it for chunked, and goes on for those who don't."""
+    """Return a body that ends at once for a reader of chunks, and later for a reader of Content-Length."""
     return {"headers": f"{transfer_encoding}\r\nContent-Length: {{length}}\r\n", "body": END + "{hidden}", **more}
 
 

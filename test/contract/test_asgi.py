@@ -1,4 +1,4 @@
-"""What a server does with an ASGI app; test_every_server.py says under which process manager."""
+"""Contract of servers with ASGI apps, each under the process manager that test_every_server.py has for it."""
 
 import hashlib
 import json
@@ -6,9 +6,10 @@ import threading
 import time
 
 import pytest
-from fleet import VARIANTS, Fleet, at_once, chosen_servers, once, row, wait_for
+from fleet import VARIANTS, Fleet, at_once, chosen_servers, once, row
+from harness import wait_for
 
-# What listens on its socket is for VARIANTS to say, and it says WSGI.
+# Without `command`, whose command in VARIANTS runs a WSGI server.
 ASGI = {
     name: manager
     for name, manager in once().items()
@@ -25,20 +26,20 @@ SETTINGS = {"workers": 2, "request_timeout": 3, "graceful_timeout": 10}
 
 @pytest.fixture(scope="module")
 def found(machine, request):
-    """Everything is asked of all servers at once: Outcomes."""
+    """The findings for all servers, which are tested at once."""
     fleet = Fleet(machine, chosen_servers(request, ASGI), "asgi")
     fleet.apply(**SETTINGS)
-    asked = fleet.each(ask), change(fleet), mount(fleet)
+    asked = fleet.each(send_requests), change_under_load(fleet), request_under_mount(fleet)
     outcomes = fleet.each(lambda site: {k: v for one in asked for k, v in one.of(site).items()})
     fleet.agent.close()
     return outcomes
 
 
-def ask(site):
-    """All questions that need no change, in an order that lets one harm the next."""
+def send_requests(site):
+    """Send all requests that need no change, in an order in which one could disturb the next."""
     before = site.processes()
     found = {
-        "told": site.ask("/caf%C3%A9?a=%20b", headers=[["X-Twice", "one"], ["X-Twice", "two"]]),
+        "get": site.ask("/caf%C3%A9?a=%20b", headers=[["X-Twice", "one"], ["X-Twice", "two"]]),
         "posted": site.ask("/?do=tell", method="POST", size=160_000),
         "chunked": site.ask("/?do=tell", method="POST", size=160_000, chunked=True),
         "head": site.converse({"method": "HEAD"}, {"target": "/?do=echo", "method": "POST", "body": "after"}),
@@ -58,8 +59,8 @@ def ask(site):
     return found
 
 
-def change(fleet):
-    """Each app changes a setting under load, and answers a slow request meanwhile."""
+def change_under_load(fleet):
+    """Change a setting of each app under load, during a slow request."""
 
     def experiment(site):
         with fleet.machine.load(clients=4, host=site.host, path="/?do=echo", pause=0.1) as load:
@@ -77,8 +78,8 @@ def change(fleet):
     return outcomes
 
 
-def mount(fleet):
-    """Each app moves to a mount, and is asked there."""
+def request_under_mount(fleet):
+    """Move each app to a mount, and request it there."""
     fleet.apply(mount=MOUNT, **fleet.settings)
     return fleet.each(lambda site: {"mounted": site.ask(f"{MOUNT}/caf%C3%A9?do=tell")})
 
@@ -96,10 +97,10 @@ def answers(found, server, manager):
 
 @column("ASGI")
 @asgi
-def test_the_scope_tells_the_request_as_it_was_sent(answers, server):
-    told = answers["told"].told
-    scope = told["scope"]
-    assert told["app"] == server
+def test_scope_describes_the_request_as_it_was_sent(answers, server):
+    seen = answers["get"].json
+    scope = seen["scope"]
+    assert seen["app"] == server
     assert (scope["type"], scope["method"], scope["scheme"]) == ("http", "GET", "http")
     assert scope["http_version"] in ("1.0", "1.1")
     assert scope["path"] == "/café"
@@ -113,37 +114,37 @@ def test_the_scope_tells_the_request_as_it_was_sent(answers, server):
 
 @column("ASGI")
 @asgi
-def test_the_root_path_is_the_mount_and_the_path_begins_with_it(answers):
+def test_root_path_is_the_mount_and_the_path_begins_with_it(answers):
     """https://asgi.readthedocs.io/en/latest/specs/www.html#http-connection-scope"""
-    scope = answers["mounted"].told["scope"]
+    scope = answers["mounted"].json["scope"]
     assert (scope["root_path"], scope["path"]) == (MOUNT, f"{MOUNT}/café")
     assert scope["raw_path"] in (f"{MOUNT}/caf%C3%A9", None)
 
 
 @column("ASGI")
 @asgi
-def test_lifespan_is_started_in_the_loop_that_serves(answers):
-    assert answers["told"].told["started"]
-    assert answers["told"].told["state"] == "by lifespan"
+def test_lifespan_startup_runs_in_the_event_loop_that_serves(answers):
+    assert answers["get"].json["started"]
+    assert answers["get"].json["state"] == "by lifespan"
 
 
 @column("ASGI")
 @asgi
 @pytest.mark.parametrize("way", ["posted", "chunked"])
-def test_a_body_arrives_whole(answers, way):
-    told = answers[way].told
-    assert told["sha256"] == hashlib.sha256(b"0123456789abcdef" * 10_000).hexdigest()
+def test_body_arrives_whole(answers, way):
+    seen = answers[way].json
+    assert seen["sha256"] == hashlib.sha256(b"0123456789abcdef" * 10_000).hexdigest()
 
 
 @column("ASGI")
 @asgi
-def test_a_header_of_the_answer_may_be_there_twice(answers):
-    assert answers["told"].values("Set-Cookie") == ["one=1", "two=2"]
+def test_response_may_have_a_header_twice(answers):
+    assert answers["get"].values("Set-Cookie") == ["one=1", "two=2"]
 
 
 @column("ASGI")
 @asgi
-def test_the_answer_to_head_has_no_body(answers):
+def test_response_to_head_has_no_body(answers):
     head, after = answers["head"]
     assert (head.status, head.body) == (200, "")
     assert (after.status, after.body) == (200, "after")
@@ -151,21 +152,21 @@ def test_the_answer_to_head_has_no_body(answers):
 
 @column("ASGI")
 @asgi
-def test_a_part_of_an_answer_is_sent_before_the_next_is_made(answers):
+def test_response_is_streamed_part_by_part(answers):
     assert answers["streams"]
 
 
 @column("ASGI")
 @asgi
-def test_a_worker_answers_many_at_once(answers):
-    told = [answer.told for answer in answers["at once"]]
-    assert at_once(told) == 12
+def test_worker_answers_many_requests_at_once(answers):
+    seen = [answer.json for answer in answers["at once"]]
+    assert at_once(seen) == 12
     assert len(answers["workers"]) == 2
 
 
 @column("ASGI")
 @asgi
-def test_an_exception_is_answered_by_500_and_logged_and_harms_nobody(answers):
+def test_exception_is_answered_with_500_logged_and_ends_no_process(answers):
     assert answers["failed"].status == 500
     assert "RuntimeError: asked to fail: 42" in answers["logs"]
     assert answers["unharmed"]
@@ -174,31 +175,31 @@ def test_an_exception_is_answered_by_500_and_logged_and_harms_nobody(answers):
 @column("ASGI")
 @asgi
 @pytest.mark.parametrize("way", ["stdout", "stderr", "logging"])
-def test_what_the_app_says_is_in_its_logs(answers, way):
+def test_output_of_the_app_is_logged(answers, way):
     assert answers["logs"].count(f"{way} 42") == 1
 
 
 @column("ASGI")
 @asgi
-def test_a_request_that_hangs_is_ended(answers):
+def test_hung_request_is_ended(answers):
     assert answers["hung"].status in (500, 502, 504)
     assert answers["serves"]
 
 
 @column("WebSockets")
 @asgi_websockets
-def test_websockets_pass_both_ways(answers, server):
+def test_websocket_messages_pass_both_ways(answers, server):
     found = answers["websocket"]
     assert " 101 " in found["head"][0]
     assert "sec-websocket-protocol: contract" in [line.lower() for line in found["head"]]
     one, two, scope, closed = found["answers"]
     assert (one, two, closed) == ([1, "one"], [1, "zwei ä"], [8, 4321])
-    told = json.loads(scope[1])
-    assert (told["scheme"], told["path"], told["client"][0]) == ("ws", "/", "127.0.0.1")
+    seen = json.loads(scope[1])
+    assert (seen["scheme"], seen["path"], seen["client"][0]) == ("ws", "/", "127.0.0.1")
 
 
 @column("ASGI")
 @asgi
-def test_a_change_under_load_loses_nothing(answers):
+def test_change_under_load_loses_no_request(answers):
     assert answers["load"]["lost"] == 0, json.dumps(answers["load"], indent=1)
     assert answers["slow"] == "outlasted"

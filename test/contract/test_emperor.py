@@ -1,4 +1,4 @@
-"""Servers keep the contract under emperor: those that test_every_server.py has under another process manager."""
+"""Contract of the servers under emperor, for those that test_every_server.py runs under another process manager."""
 
 from fleet import rest_of
 from process_checks import *

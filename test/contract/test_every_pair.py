@@ -1,7 +1,7 @@
-"""One app goes through every server under every process manager, under load without a break, and loses nothing.
+"""One app is switched through every server under every process manager, under continuous load, and loses no request.
 
-What a change does depends on how nginx speaks to the servers, of which there are few kinds: the tour has each kind
-follow each other one.
+A switch depends on how nginx speaks to the two servers, of which there are few kinds: on the tour, each kind follows
+each other kind.
 """
 
 import collections
@@ -16,7 +16,7 @@ from fleet import ROWS, chosen, honoured, pairs, pillar_of, row
 
 @dataclass
 class Change:
-    """One change, and what was lost from its beginning to that of the next."""
+    """A switch, and the requests lost from its beginning to that of the next."""
 
     before: tuple  # server, process manager
     after: tuple
@@ -27,8 +27,8 @@ class Change:
 
     def __str__(self):
         lost = [f"{lost['time'] - self.began:+.2f} s: {lost['mode']}: {lost['reason']}" for lost in self.lost]
-        told = "\n".join([self.error, f"lost: {len(lost)}", *lost[:20]]).strip()
-        return f"{'/'.join(self.before)} -> {'/'.join(self.after)} in {self.ended - self.began:.1f} s: {told}"
+        shown = "\n".join([self.error, f"lost: {len(lost)}", *lost[:20]]).strip()
+        return f"{'/'.join(self.before)} -> {'/'.join(self.after)} in {self.ended - self.began:.1f} s: {shown}"
 
     @property
     def sound(self):
@@ -36,13 +36,13 @@ class Change:
 
 
 def kind(pair):
-    """How nginx speaks to it: the protocol, whether each worker has a socket, and whether connections are kept."""
+    """Return how nginx speaks to a server: protocol, a socket per worker or not, kept connections or not."""
     known = row(pair[0])
     return known["protocol"], known.get("spawned", False), "wsgi" in known.get("keepalive", ())
 
 
 def tour(nodes):
-    """Each pair once, and the first again in the end, where each kind follows each other kind."""
+    """Return a path through all pairs and back to the first, on which each kind follows each other kind."""
     path, left = nodes[:1], nodes[1:]
     met = {(kind(node), kind(node)) for node in nodes}
     while left:
@@ -69,7 +69,7 @@ def change_to(machine, server, manager):
 
 
 def route(request):
-    """The pairs that the tests of this run lead through: TOUR, or the part of it that -k has chosen."""
+    """Return the pairs for the selected tests: TOUR, or a part of it."""
     asked = chosen(request)
     changes = {(each["before"], each["after"]) for each in asked if "before" in each}
     about = {(each["server"], each["manager"]) for each in asked if "server" in each}
@@ -82,12 +82,12 @@ def route(request):
 
 @pytest.fixture(scope="module")
 def changes(machine, request):
-    """The tour, made under load: (before, after) -> Change."""
+    """The switches of the tour under load: (before, after) -> Change."""
     path = route(request)
     error = change_to(machine, *path[0])
     assert not error, error
     made = []
-    # The pause leaves some of the processors to the changes.
+    # The pause leaves processor time to the changes.
     with machine.load(clients=8, host="app.example.com", path="/?do=echo", pause=0.04, seconds=3600) as load:
         for before, after in zip(path, path[1:]):
             made.append(Change(before, after, time.time()))
@@ -101,21 +101,21 @@ def changes(machine, request):
     return {(change.before, change.after): change for change in made}
 
 
-def test_each_kind_of_server_follows_each_other_kind():
+def test_tour_switches_from_each_kind_of_server_to_each_other_kind():
     every = set(itertools.permutations({kind(pair) for pair in PAIRS}, 2))
     assert {(kind(before), kind(after)) for before, after in CHANGES} >= every
     assert {before for before, _ in CHANGES} == {after for _, after in CHANGES} == set(PAIRS)
 
 
 @pytest.mark.parametrize(("before", "after"), CHANGES, ids="/".join)
-def test_a_change_loses_nothing(changes, before, after):
+def test_switching_under_load_loses_no_request(changes, before, after):
     change = changes[before, after]
     assert change.sound, str(change)
 
 
 @pytest.mark.column("switch")
 @pytest.mark.parametrize(("server", "manager"), PAIRS)
-def test_the_changes_from_and_to_it_lose_nothing(changes, server, manager):
+def test_switching_to_and_from_a_server_loses_no_request(changes, server, manager):
     about_it = [change for change in changes.values() if (server, manager) in (change.before, change.after)]
     assert len(about_it) == 2
     assert [str(change) for change in about_it if not change.sound] == []

@@ -1,6 +1,6 @@
-"""Every server keeps the whole contract, each under one process manager, each of which has some; pip installs them."""
+"""The whole contract of every server, each under one process manager so that all managers occur, installed by pip."""
 
-# ruff: noqa: I001  process_checks.py says why the tests come in this order
+# ruff: noqa: I001  process_checks.py explains the order of the tests
 from fleet import once
 from request_checks import *
 from process_checks import *

@@ -1,4 +1,4 @@
-"""The master with two minions that all tests here share, which `test/conftest.py` gives to one worker of pytest."""
+"""The master with two minions that all tests of this folder share; test/conftest.py gives them to one pytest worker."""
 
 import pytest
 from master import Master
@@ -16,6 +16,6 @@ def booted_master(request, session_label):
 
 @pytest.fixture(scope="module")
 def master(booted_master):
-    """The master, clean: it serves this checkout, pillar is empty, and there is no app on the minions."""
+    """The master after a reset: it serves this checkout, pillar is empty, and the minions have no app."""
     booted_master.reset()
     return booted_master

@@ -1,4 +1,4 @@
-"""salt-master, which also writes each request down: a JSON line of command, minion and path in /var/log/salt/requests."""
+"""salt-master that logs each request: a JSON line of command, minion and path in /var/log/salt/requests."""
 
 import json
 import os
@@ -11,7 +11,7 @@ handle = salt.master.MWorker._handle_payload
 
 def handle_and_count(worker, payload):
     load = payload.get("load") or {}
-    # A request for the master's public session, `_auth`, is answered before it comes here, which is only told of it.
+    # `_auth` requests are answered before this is called, with the payload only for information.
     request = {
         "command": payload.get("cmd") or load.get("cmd"),
         "minion": payload.get("id") or load.get("id"),

@@ -4,7 +4,7 @@ master = Master.boot(["web1", "web2"])
 master.pillar({"apps": {"hello": {...}}})            # everything below `wsgi:`, for all minions or for one
 runs = master.salt("*", "state.apply", "wsgi")       # minion -> harness.Run; fails the test when a state failed
 assert runs["web1"].changed == {"hello-release", "hello-live", "hello-site"}
-assert master.minions["web1"].get("/").status == 200 # each is a Machine, whose salt-call asks the master, too
+assert master.minions["web1"].get("/").status == 200 # each is a Machine, whose salt-call asks the master
 """
 
 import concurrent.futures
@@ -20,7 +20,7 @@ from container import CommandFailed
 from daemon import client
 from harness import Machine, Run, image, wait_for
 
-# As Salt's own packages have it, with another program.
+# The unit of Salt's own packages, with another program.
 SERVICE = """[Unit]
 After=network-online.target
 [Service]
@@ -38,7 +38,7 @@ ROOTS = json.dumps({"file_roots": {"base": ["/srv/salt", FORMULA]}})
 
 
 class Minion(Machine):
-    """A machine whose Salt asks a master; it is one of the master's once it is configured."""
+    """A machine with a salt-minion of a master, once it is configured."""
 
     @classmethod
     def boot(cls, id, platform, **options):
@@ -48,13 +48,13 @@ class Minion(Machine):
         return minion
 
     def configure(self, **settings):
-        """Starts salt-minion with these settings besides its own few."""
+        """Start salt-minion with further settings."""
         own = {"master": "salt", "id": self.id, "log_level_logfile": "debug", "acceptance_wait_time": 1}
         self.put("/etc/salt/minion", json.dumps({**own, **settings}))
         start_service(self, "salt-minion", "/opt/salt/bin/salt-minion", "process")
 
     def forget(self):
-        """Makes it a minion that has never synced a module nor fetched a file. What it serves, it goes on serving."""
+        """Empty the cache of the minion, so that it has no synced module or file. Its apps keep serving."""
         self.exec("systemctl stop salt-minion && rm -rf /var/cache/salt/minion && systemctl start salt-minion")
 
     def pillar(self, wsgi):
@@ -62,7 +62,7 @@ class Minion(Machine):
 
 
 class Master(Machine):
-    """A Salt master. Its file roots are /srv/salt, which has test/apps, and FORMULA, a copy of this checkout."""
+    """A Salt master whose file roots are /srv/salt, with test/apps, and FORMULA, a copy of this checkout."""
 
     CONFIGURATION = "/etc/salt/master.d/wsgi.conf"
     configured = None  # its text
@@ -88,14 +88,14 @@ class Master(Machine):
             master.put("/etc/salt/master", json.dumps(own))
             master.minions = {id: minion.result() for id, minion in booting.items()}
         master.configure(ROOTS)
-        # Not earlier: a minion whose master does not answer waits before it asks again.
+        # Minions start last, since one whose master does not answer waits before it retries.
         for minion in master.minions.values():
             minion.configure()
         master.reset()
         return master
 
     def reset(self):
-        """Has it serve this checkout and an empty pillar, and makes its minions fresh ones, without an app."""
+        """Serve this checkout and an empty pillar, and remove all apps and caches of the minions."""
         self.restore_formula()
         self.pillar({})
         self.put("/srv/salt/top.sls", json.dumps({"base": {"*": ["wsgi"]}}))
@@ -108,41 +108,41 @@ class Master(Machine):
         self.wait_for_minions()
 
     def configure(self, text):
-        """Restarts salt-master with this text as its CONFIGURATION, unless it has it."""
+        """Write the text of CONFIGURATION and restart salt-master, if that changes it."""
         if text != self.configured:
             self.put(self.CONFIGURATION, text)
             start_service(self, "salt-master", PROGRAM, "mixed")
             self.configured = text
 
     def wait_for_minions(self):
-        """Waits until every minion does what the master asks of it."""
+        """Wait until every minion answers."""
         if not wait_for(self.answers, 60):
             raise CommandFailed(f"{self.name}: the minions don't answer\n{self.exec('journalctl -n 30').stdout}")
 
     def answers(self):
-        """Whether every minion answers."""
+        """Return whether every minion answers."""
         pong = self.exec(["salt", "--out=json", "--timeout=2", "*", "test.ping"], check=False).stdout
         with contextlib.suppress(ValueError):
             return parse(pong) == dict.fromkeys(self.minions, True)
 
     def restore_formula(self):
-        """Makes the formula that the master serves a copy of the checkout again."""
+        """Replace the formula that the master serves by a copy of the checkout."""
         self.exec(
             f"rm -rf {FORMULA} && mkdir -p {FORMULA} && tar -C /srv/formula --exclude=.git --exclude=__pycache__ -c . "
             f"| tar -C {FORMULA} --no-same-owner -x"
         )
 
     def pillar(self, wsgi, minion=None):
-        """Sets the pillar of all minions, or of one, to {"wsgi": wsgi}, whole."""
+        """Set the whole pillar of all minions, or of one, to {"wsgi": wsgi}."""
         self.put("/srv/pillar/top.sls", json.dumps({"base": {id: [id] for id in self.minions}}))
         for id in [minion] if minion else self.minions:
             self.put(f"/srv/pillar/{id}.sls", yaml.safe_dump({"wsgi": wsgi}, sort_keys=False), 0o600)
 
     def salt(self, target, function, *args, ok=True):
-        """Runs `salt TARGET FUNCTION ARGS` and returns minion -> what it returned, a state run's as a Run.
-        With ok=True, fails with what Salt said unless all succeeded, and every minion answered."""
+        """Run `salt TARGET FUNCTION ARGS` and return a dict of minion to what it returned, state runs as a Run.
+        With ok=True, CommandFailed unless every minion answers and succeeds."""
         started = time.monotonic()
-        # Not --static, which is another client of Salt's, and gives up on a minion that is busy.
+        # --static would use another client of Salt, which gives up on a busy minion.
         argv = ["salt", "--out=json", "--timeout=60", target, function, *args]
         done = self.exec(argv, check=False)
         try:
@@ -152,14 +152,14 @@ class Master(Machine):
         if function in ("state.apply", "state.highstate", "state.sls"):
             returned = {id: Run(raw, time.monotonic() - started) for id, raw in returned.items()}
         if ok and (done.rc or not returned):
-            told = "\n".join(f"{id}: {found}" for id, found in returned.items())
-            raise CommandFailed(f"{shlex.join(argv)}: code {done.rc}\n{told}{done.stderr}")
+            shown = "\n".join(f"{id}: {found}" for id, found in returned.items())
+            raise CommandFailed(f"{shlex.join(argv)}: code {done.rc}\n{shown}{done.stderr}")
         return returned
 
     @contextlib.contextmanager
     def requests(self):
-        """A list of the requests that the master got while the `with` body ran, filled when it has ended. Each is
-        a dict of `command`, such as `_file_hash`, `minion`, and `path`, where it is one of a file."""
+        """Return a context manager with a list of the requests to the master, filled when the `with` body ends. Each
+        is a dict of `command`, such as `_file_hash`, `minion`, and `path`, for a file."""
         found = []
         begun = len(self._requests())
         yield found
@@ -175,13 +175,13 @@ class Master(Machine):
 
 
 def start_service(container, name, program, kill_mode):
-    """Starts a program of Salt's as a service, or restarts it."""
+    """Start or restart a program of Salt as a service."""
     container.put(f"/etc/systemd/system/{name}.service", SERVICE.format(program=program, kill_mode=kill_mode))
     container.exec(f"systemctl daemon-reload && systemctl enable --quiet {name} && systemctl restart {name}")
 
 
 def parse(stdout):
-    """What several minions returned, of which `salt --out=json` prints one object after the other."""
+    """Return what several minions returned, which `salt --out=json` prints as one object after the other."""
     returned = {}
     decoder = json.JSONDecoder()
     while stdout:

@@ -1,8 +1,8 @@
-"""The formula comes from wherever a master can serve it, and a new version of it reaches the minions."""
+"""File servers: a master serves the formula from file roots, gitfs or another saltenv, and updates reach the minions."""
 
 import pytest
-from integration.pillars import app
 from master import FORMULA
+from pillars import app
 from readme import blocks, commands
 
 BARE = "/srv/git/wsgi-formula.git"
@@ -10,7 +10,7 @@ COMMIT = "git -c user.name=a -c user.email=a@example.com commit -qam"
 
 
 def serve(master, section, **replaced):
-    """Has the master serve the formula as a section of the README says."""
+    """Let the master serve the formula as a section of the README shows."""
     text = blocks(section)[master.CONFIGURATION]
     for old, new in replaced.items():
         text = text.replace(old, new)
@@ -18,8 +18,8 @@ def serve(master, section, **replaced):
     master.wait_for_minions()
 
 
-def change(folder):
-    """A command that changes a template and a module of the formula in a folder."""
+def edit_command(folder):
+    """Return a command that changes a template and a module of the formula in a folder."""
     new = "echo '# of a new version' | tee -a wsgi/nginx/wsgi.conf.jinja >> _utils/wsgi_formula/edge/nginx.py"
     return f"cd {folder} && {new} && test/manifest"
 
@@ -35,7 +35,7 @@ def assert_new_version(minion):
 
 @pytest.fixture
 def served(master):
-    """The master, which serves the formula from a checkout, and has served an app."""
+    """The master, which serves the formula from a checkout, after a highstate with an app."""
     serve(master, "Use it on your master")
     master.restore_formula()
     master.pillar({"apps": {"hello": app("gunicorn")}})
@@ -43,15 +43,15 @@ def served(master):
     return master
 
 
-def test_a_highstate_brings_an_update_of_the_formula(served):
-    served.exec(change(FORMULA))
+def test_highstate_applies_an_update_of_the_formula(served):
+    served.exec(edit_command(FORMULA))
     served.salt("*", "state.highstate")
     for minion in served.minions.values():
         assert_new_version(minion)
 
 
-def test_after_an_update_of_the_formula_a_bare_state_apply_says_what_to_do(served):
-    served.exec(change(FORMULA))
+def test_state_apply_after_an_update_of_the_formula_says_to_sync_first(served):
+    served.exec(edit_command(FORMULA))
     printed = served.exec(["salt", "*", "state.apply", "wsgi"], check=False)
     assert printed.rc != 0
     assert printed.stdout.count("run saltutil.sync_all, then repeat this") == len(served.minions)
@@ -72,7 +72,7 @@ def repository(master):
     return master
 
 
-def test_gitfs_serves_fresh_minions_and_brings_an_update(repository):
+def test_gitfs_serves_fresh_minions_and_an_update(repository):
     master = repository
     for minion in master.minions.values():
         minion.forget()
@@ -80,7 +80,7 @@ def test_gitfs_serves_fresh_minions_and_brings_an_update(repository):
     master.pillar({"apps": {"hello": app("gunicorn", workers=3)}})
     master.salt("*", "state.highstate")
     assert master.salt("*", "cp.hash_file", "salt://wsgi/init.sls")["web1"]
-    master.exec(f"{change('/srv/clone')} && {COMMIT} v2 && git push -q origin main")
+    master.exec(f"{edit_command('/srv/clone')} && {COMMIT} v2 && git push -q origin main")
     master.exec("salt-run fileserver.update")
     master.salt("*", "state.highstate")
     for minion in master.minions.values():
@@ -97,7 +97,7 @@ def test_another_saltenv_serves_fresh_minions(master):
     master.exec(apply)
     for minion in master.minions.values():
         assert minion.get("/").status == 200
-        assert minion.call("wsgi.status", "hello")["hello"]["workers"] == 4
+        assert minion.status("hello")["workers"] == 4
     assert master.salt("*", "wsgi.validate") == dict.fromkeys(master.minions, True)
     assert all("generation" in done for done in master.salt("*", "wsgi.deploy", "hello").values())
     master.put("/srv/salt/top.sls", "dev: {'*': [wsgi]}\n")

@@ -1,14 +1,14 @@
-"""What is secret in pillar is in no job cache, log or event of the master and its minions."""
+"""Secrets of pillar are in no job cache, log or event of the master and its minions."""
 
 import uuid
 
 import pytest
 from harness import wait_for
-from integration.pillars import app
+from pillars import app
 
 TOKEN = f"token-{uuid.uuid4().hex}"
 PASSWORD = f"hunter2-{uuid.uuid4().hex}"
-# What the app comes from, on the minion itself, which wants a token of whoever asks.
+# The source of the app: a web server on the minion itself, which requires a token.
 SITE = f"""set -e
 mkdir -p /srv/web /srv/app /root/tls && cd /root/tls
 openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 \
@@ -25,7 +25,7 @@ PILLARS = "/var/cache/salt/master/pillar/"
 
 @pytest.fixture(scope="module")
 def secrets(master):
-    """The secrets that the app of web1 was given, by what they are for, after changes of it and after failed ones."""
+    """The secrets of the app on web1, by their use, after successful and failed changes."""
     web1 = master.minions["web1"]
     web1.exec(SITE)
     key, certificate = (web1.exec(["cat", f"/root/tls/{name}"]).stdout for name in ("key", "cert"))
@@ -41,7 +41,7 @@ def secrets(master):
         hooks={"before_live": ["echo $PASSWORD"]},
     )
     master.exec(f"systemd-run --quiet --unit=events sh -c 'exec salt-run state.event > {EVENTS}'")
-    # The bus has a subscriber once an event has come.
+    # The log subscribes to the event bus once it has an event.
     assert wait_for(lambda: not master.exec(["salt", "*", "test.ping"]).rc and master.exec(f"cat {EVENTS}").stdout)
     master.pillar({"apps": {"hello": hello}}, "web1")
     for function in (
@@ -68,7 +68,7 @@ def secrets(master):
     }
 
 
-def test_the_app_has_been_given_the_secrets(secrets, master):
+def test_app_has_received_the_secrets(secrets, master):
     assert master.minions["web1"].exec(["grep", "-rlF", PASSWORD, "/etc/wsgi/hello"]).stdout
 
 
@@ -84,7 +84,7 @@ def test_no_secret_is_in_a_cache_or_log(secrets, master, place):
     assert found == {}
 
 
-def test_events_were_written_down(secrets, master):
-    """Else the test of /var/log, where they are, would say nothing of them."""
+def test_events_are_recorded_in_the_searched_log(secrets, master):
+    """Otherwise the search of /var/log would prove nothing about events."""
     events = master.exec(["cat", EVENTS]).stdout
     assert "hello-live" in events

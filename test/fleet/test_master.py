@@ -1,11 +1,11 @@
-"""A master's minions, set up by the README's words, are served as a machine of its own is."""
+"""A master that is set up as the README shows: runs, switches, deploys and rollbacks on all of its minions."""
 
 import contextlib
 import json
 
 import pytest
 from container import CommandFailed
-from integration.pillars import app
+from pillars import app
 from readme import blocks, commands
 
 REPOSITORY = """
@@ -29,7 +29,7 @@ git push -q --tags origin main
 
 @pytest.fixture(scope="module")
 def served(master):
-    """The master, set up as the README has it, and what its `salt` printed."""
+    """The master, set up as the README shows, and the result of its first highstate."""
     for path, text in blocks("Use it on your master").items():
         if path == master.CONFIGURATION:
             master.configure(text)
@@ -41,14 +41,14 @@ def served(master):
     return master, master.exec(highstate, check=False)
 
 
-def test_the_readme_s_first_highstate_serves_an_app_on_fresh_minions(served):
+def test_first_highstate_of_the_readme_serves_an_app_on_fresh_minions(served):
     master, printed = served
     assert printed.rc == 0, printed.stdout
     for minion in master.minions.values():
         assert minion.get("/").body.startswith("hello from uWSGI")
 
 
-def test_a_run_with_nothing_to_do_changes_nothing(served):
+def test_idle_run_changes_nothing(served):
     master, _ = served
     for function in (["state.apply", "wsgi"], ["state.highstate"]):
         runs = master.salt("*", *function)
@@ -56,7 +56,7 @@ def test_a_run_with_nothing_to_do_changes_nothing(served):
 
 
 def everywhere(master, ask):
-    """What each minion is asked, one after the other; the one answer that all of them give."""
+    """Call a function with each minion, and return the one answer that all of them give."""
     first, *others = (ask(minion) for minion in master.minions.values())
     assert others == [first] * len(others)
     return first
@@ -64,7 +64,7 @@ def everywhere(master, ask):
 
 @contextlib.contextmanager
 def load(master):
-    """A load on every minion at once; the requests that it lost are reported as a failure."""
+    """Put a load on every minion at once, and assert that no request is lost."""
     with contextlib.ExitStack() as stack:
         loads = {id: stack.enter_context(minion.load(clients=4, pause=0.05)) for id, minion in master.minions.items()}
         yield
@@ -73,7 +73,7 @@ def load(master):
         assert load.report["lost"] == 0, f"{id}: {json.dumps(load.report, indent=1)}"
 
 
-def test_a_switch_on_all_minions_at_once_loses_no_request(served):
+def test_switching_all_minions_at_once_loses_no_request(served):
     master, _ = served
     master.pillar({"apps": {"hello": app("gunicorn")}})
     with load(master):
@@ -82,7 +82,7 @@ def test_a_switch_on_all_minions_at_once_loses_no_request(served):
     assert everywhere(master, lambda minion: minion.get("/").body).startswith("hello from gunicorn")
 
 
-def test_a_typo_is_explained_in_the_output_of_salt_and_the_app_serves_on(served):
+def test_typo_is_explained_in_the_output_of_salt_and_the_app_keeps_serving(served):
     master, _ = served
     master.pillar({"apps": {"hello": app("gunicron")}})
     printed = master.exec(["salt", "*", "state.apply", "wsgi"], check=False)
@@ -94,21 +94,21 @@ def test_a_typo_is_explained_in_the_output_of_salt_and_the_app_serves_on(served)
     assert everywhere(master, lambda minion: minion.get("/").body).startswith("hello from gunicorn")
 
 
-def test_lists_of_the_pillar_reach_the_server_s_configuration(served):
+def test_lists_in_pillar_reach_the_configuration_of_the_server(served):
     master, _ = served
     files = ["/etc/hosts", "/etc/hostname"]
     options = {"gunicorn": {"reload_extra_files": files}}
     master.pillar({"apps": {"hello": app("gunicorn", server_options=options)}})
     master.salt("*", "state.apply", "wsgi")
     for minion in master.minions.values():
-        generation = minion.call("wsgi.status", "hello")["hello"]["generation"]
+        generation = minion.status("hello")["generation"]
         written = minion.exec(f"cat /etc/wsgi/hello/{generation}/gunicorn.conf.py").stdout
         assert f"'reload_extra_files': {files}" in written
 
 
 @pytest.fixture(scope="module")
 def shop(served):
-    """The master, with a repository that its minions fetch an app from, of version v1."""
+    """The master, with a repository of an app that its minions serve at version v1."""
     master, _ = served
     master.exec(REPOSITORY)
     shop = app(
@@ -128,7 +128,7 @@ def version(master):
     return everywhere(master, lambda minion: minion.get("/").body)
 
 
-def test_a_deploy_on_all_minions_holds_until_pillar_catches_up(shop):
+def test_deployed_revision_stays_live_on_all_minions_until_pillar_names_it(shop):
     with load(shop):
         done = shop.salt("*", "wsgi.deploy", "shop", "rev=v2")
     assert {id: found["revision"]["ref"] for id, found in done.items()} == dict.fromkeys(shop.minions, "v2")
@@ -137,13 +137,13 @@ def test_a_deploy_on_all_minions_holds_until_pillar_catches_up(shop):
     assert {id: run.changed for id, run in runs.items()} == {id: set() for id in shop.minions}
 
 
-def test_a_rollback_on_all_minions_brings_back_what_was_live_before(shop):
+def test_rollback_on_all_minions_returns_to_the_previous_generation(shop):
     with load(shop):
         shop.salt("*", "wsgi.rollback", "shop")
     assert version(shop) == "v1"
 
 
-def test_a_deploy_that_fails_on_the_minions_fails_for_salt(shop):
+def test_deploy_that_fails_on_the_minions_makes_salt_fail(shop):
     with load(shop), pytest.raises(CommandFailed, match="v3"):
         shop.salt("*", "wsgi.deploy", "shop", "rev=v3")
     assert version(shop) == "v1"

@@ -4,16 +4,17 @@ import contextlib
 
 import pytest
 from master import FORMULA, ROOTS
+from pillars import HELLO
 
 ARCHIVE = "/srv/formula/test/fleet/formula-before-1.0.tar.xz"
 UTILS = "/var/cache/salt/minion/extmods/utils"
-HELLO = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "health": {"path": "/healthz"}}
+HEALTHY = {**HELLO, "health": {"path": "/healthz"}}
 ECHO = {"source": "salt://apps/asgi", "application": "echo:application", "interface": "asgi"}
 APPS = {
-    "emperors": {**HELLO, "server": "uwsgi", "listen": 8001},
-    "supervisors": {**HELLO, "server": "gunicorn", "listen": 8002},
+    "emperors": {**HEALTHY, "server": "uwsgi", "listen": 8001},
+    "supervisors": {**HEALTHY, "server": "gunicorn", "listen": 8002},
     "systemds": {**ECHO, "server": "uvicorn", "listen": 8003},
-    "spawned": {**HELLO, "server": "waitress", "workers": 2, "listen": 8004},
+    "spawned": {**HEALTHY, "server": "waitress", "workers": 2, "listen": 8004},
 }
 
 
@@ -34,10 +35,10 @@ def minion(master):
 
 
 def generations(minion):
-    return {name: minion.exec(["readlink", f"/var/lib/wsgi/live/{name}"]).stdout for name in APPS}
+    return {name: minion.live_generation(name) for name in APPS}
 
 
-def test_an_update_from_flat_modules_loses_no_request_and_makes_no_new_generation(master, minion):
+def test_update_from_flat_modules_loses_no_request_and_makes_no_new_generation(master, minion):
     before = generations(minion)
     with contextlib.ExitStack() as loads:
         reports = {
@@ -50,8 +51,8 @@ def test_an_update_from_flat_modules_loses_no_request_and_makes_no_new_generatio
         master.salt("web1", "saltutil.sync_all")
         master.salt("web1", "state.apply", "wsgi")
         assert generations(minion) == before
-        # What was not to be done again was done once: the next switch is an ordinary one.
-        master.pillar({"apps": {**APPS, "supervisors": {**HELLO, "server": "granian", "listen": 8002}}}, "web1")
+        # The switch after the update is an ordinary one.
+        master.pillar({"apps": {**APPS, "supervisors": {**HEALTHY, "server": "granian", "listen": 8002}}}, "web1")
         master.salt("web1", "state.apply", "wsgi")
     assert {name: load.report["lost"] for name, load in reports.items()} == dict.fromkeys(APPS, 0)
     after = generations(minion)

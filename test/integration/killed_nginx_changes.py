@@ -1,7 +1,6 @@
-"""Changes nginx's files again and again, and is killed before each operation on the disk in turn, on a machine with
-nginx, with Salt's Python: killed_nginx_changes.py
+"""Changes nginx's files on the machine again and again, killed before each file operation in turn; runs under Salt's Python.
 
-Prints, as JSON, how many such moments each change has, and what was wrong after which of them.
+Prints, as JSON, the number of such moments of each change, and what was wrong after which of them.
 """
 
 import json
@@ -38,7 +37,7 @@ NEW = {
 
 
 def make_host(apps):
-    """A host with the formula's own files, its templates compiled."""
+    """Return a host with the formula's own files and compiled templates."""
     salt = {"cp.cache_file": lambda url, saltenv: str(ROOT / url[len("salt://") :])}
     grains = {"os_family": "Debian", "osfinger": "Debian-12"}
     host = Host(salt, {"wsgi": {"apps": apps}}, grains, "base")
@@ -49,8 +48,8 @@ def make_host(apps):
 
 def change(host, moment=None, everywhere=True):
     """
-    Put a host's sites in place in a process of its own, which is killed at a moment; returns whether it came to its
-    end. Unless it is to be ``everywhere``, what happens in a folder that nothing leads to yet is no moment.
+    Install a host's sites in a process of its own, which is killed at a moment, and return whether it finished.
+    Unless ``everywhere`` is set, operations in a tree that is not live yet do not count as moments.
     """
     pid = os.fork()
     if pid == 0:
@@ -79,13 +78,13 @@ def change(host, moment=None, everywhere=True):
 
 
 def served():
-    """The hosts that nginx would serve if it was started now, or what it says against that."""
+    """Return the hosts that nginx would serve if it were started now, or its error."""
     done = subprocess.run(["nginx", "-T"], capture_output=True, text=True, check=False)
     return sorted(re.findall(r"server_name (\S+)", done.stdout)) if done.returncode == 0 else done.stderr
 
 
 def state():
-    """Texts, modes and owners of all files in the live tree, but for a certificate's text; and what lies beside it."""
+    """Return texts, modes and owners of all files in the live tree, certificates' texts excepted, and the number of trees."""
     found = {}
     for path in sorted(Path(f"{BASE}/live/").rglob("*")):
         stat = path.stat()
@@ -105,7 +104,7 @@ def restore():
 
 
 def lay_out_as_before():
-    """Files in folders of their own, and nginx's own file with what all share, as the formula wrote them once."""
+    """Arrange the files as older versions of the formula did: without trees."""
     for path in Path(f"{BASE}/live/").iterdir():
         path.rename(f"{BASE}/{path.name}")
     os.rename(f"{BASE}/wsgi.conf", f"{NGINX}/conf.d/wsgi.conf")
@@ -116,7 +115,7 @@ def lay_out_as_before():
 
 
 def killed(everywhere):
-    """Make the change from what is saved; returns the number of moments, and what was wrong by moment."""
+    """Make the change from the saved files; return the number of moments, and what was wrong by moment."""
     restore()
     before = served()
     change(make_host(NEW))

@@ -1,7 +1,7 @@
-"""salt-call under observation, with Salt's own Python: observed_salt_call.py REPORT ARGUMENTS…
+"""Runs salt-call under observation, with Salt's own Python: observed_salt_call.py REPORT ARGUMENTS…
 
-Writes to REPORT, as JSON, which commands it started, which files it opened, which execution modules
-it loaded, and the text of each template that it compiled, as often as it did.
+Writes to REPORT, as JSON, the commands that it `started`, the files that it `opened`, the execution `modules` that it
+loaded, and the text of each template that it `compiled`, as often as it did.
 """
 
 import json

@@ -1,8 +1,7 @@
 """A package index on loopback: package_index.py FOLDER PORT serves what `make` put into FOLDER.
 
-/<name>/simple/ is an index as PEP 503 has it, of the folder FOLDER/<name>. Where FOLDER/credentials
-is, it asks for them; it waits as many seconds as FOLDER/delay says before it sends a package, and
-writes each request that it answers into FOLDER/requests.
+/<name>/simple/ is the index (PEP 503) of the folder FOLDER/<name>. If FOLDER/credentials exists, requests need them;
+FOLDER/delay holds the seconds to wait before a package is sent; each answered request is written to FOLDER/requests.
 """
 
 import base64
@@ -16,7 +15,7 @@ from pathlib import Path
 
 
 def make(folder, name, version, requires=(), text=""):
-    """A wheel of one module; returns its SHA-256."""
+    """Write a wheel with one module, and return its SHA-256."""
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     metadata += "".join(f"Requires-Dist: {each}\n" for each in requires)

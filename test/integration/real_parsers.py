@@ -1,8 +1,8 @@
 """
-real_parsers.py FOLDER: ask the programs that read what values got into whether they take it.
+real_parsers.py FOLDER: check that the programs that read rendered files accept and understand them.
 
-FOLDER/cases.json is a list of {"kind", "path", "words", "says"}; prints a JSON list of [path, what was wrong].
-Runs on the machine, with the standard library and what is installed there.
+FOLDER/cases.json is a list of {"kind", "path", "words", "says"}; prints a JSON list of [path, error].
+Runs on the machine, with the standard library and the programs that are installed there.
 """
 
 import json

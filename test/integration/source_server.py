@@ -1,8 +1,8 @@
 """A web server on loopback: source_server.py PORT FOLDER [USER:PASSWORD CERTIFICATE]
 
-With credentials it speaks TLS and wants them. /moved/… redirects to port 8001, as another host. At each
-request it writes down, beside the folder, as <folder>.<port>.seen, what credentials came with it, and
-the arguments of all processes, of which one is waiting for its answer.
+With credentials it speaks TLS and requires them. /moved/… redirects to port 8001, as to another host. For each
+request it appends to <folder>.<port>.seen whether credentials came with it, and the arguments of all processes, one of
+which is waiting for the response.
 """
 
 import base64

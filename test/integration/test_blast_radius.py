@@ -1,13 +1,9 @@
-"""What happens to one app happens to no other."""
+"""Isolation of apps: changes and failures of one app do not affect another."""
 
 import pytest
-from pillars import app
+from pillars import BROKEN_AT_IMPORT, app
 
 PAIRS = [("uwsgi", "gunicorn"), ("gunicorn", "uwsgi")]
-
-
-def pids(machine, name):
-    return machine.call("wsgi.status", name)[name]["pids"]
 
 
 def one(server, **settings):
@@ -15,34 +11,34 @@ def one(server, **settings):
 
 
 @pytest.mark.parametrize(("server", "neighbour"), PAIRS)
-def test_change_of_one_app_keeps_every_pid_of_another(machine, server, neighbour):
+def test_change_of_one_app_keeps_every_process_of_another(machine, server, neighbour):
     other = {"two": app(neighbour, domains=["two.example.com"], max_requests=0)}
     machine.pillar({"apps": {**one(server), **other}})
     machine.apply()
-    before = pids(machine, "two")
+    before = machine.status("two")["pids"]
     assert len(before) == 3
     daemons = machine.exec("systemctl show -p MainPID --value supervisor wsgi-emperor nginx").stdout
     for changed in (one(server, workers=1), one(server, env={"A": "b"}), one("gunicorn"), one("uwsgi"), {}):
         machine.pillar({"apps": {**changed, **other}})
         machine.apply()
-        assert pids(machine, "two") == before
+        assert machine.status("two")["pids"] == before
     assert machine.exec("systemctl show -p MainPID --value supervisor wsgi-emperor nginx").stdout == daemons
 
 
 BAD = {
     "invalid": {"server": "unicorn"},
-    "failing": {"source": "salt://apps/import_error", "application": "broken:application"},
+    "failing": BROKEN_AT_IMPORT,
     "without its source": {"source": "salt://apps/nowhere"},
     "without its requirement": {"requirements": ["no-such-package-anywhere"]},
 }
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_bad_app_keeps_no_other_from_converging(machine, bad):
+def test_broken_app_stops_no_other_app_from_converging(machine, bad):
     other = {"two": app("gunicorn", domains=["two.example.com"])}
     machine.pillar({"apps": {**one("uwsgi"), **other}})
     machine.apply()
-    before = pids(machine, "one")
+    before = machine.status("one")["pids"]
     other["two"]["env"] = {"GREETING": bad}
     other["new"] = app("uwsgi", domains=["new.example.com"])
     machine.pillar({"apps": {**one(**{"server": "uwsgi", **BAD[bad]}), **other}})
@@ -52,4 +48,4 @@ def test_bad_app_keeps_no_other_from_converging(machine, bad):
     assert machine.get("/", host="two.example.com").body.startswith(bad)
     assert machine.get("/", host="new.example.com").status == 200
     assert machine.get("/", host="one.example.com").status == 200
-    assert pids(machine, "one") == before
+    assert machine.status("one")["pids"] == before

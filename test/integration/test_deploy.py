@@ -1,4 +1,4 @@
-"""One app is deployed without a highstate, to a revision that holds until pillar catches up; one run at a time."""
+"""`wsgi.deploy`: one app, without a highstate, at a revision that stays until pillar names it; and the lock of an app."""
 
 import pytest
 from container import CommandFailed
@@ -9,7 +9,7 @@ COMMIT = "git -c user.name=a -c user.email=a@example.com commit -qam"
 
 
 def release(machine, version, tag=True):
-    """A commit of the shop's that says its version, and a tag of it."""
+    """Commit a version of the shop, and tag it."""
     machine.exec(
         f"cd /srv/shop && sed -i 's/^VERSION.*/VERSION = \"{version}\"/' shop.py && {COMMIT} {version} && git push -q origin main"
         + (f" && git tag {version} && git push -q origin {version}" if tag else "")
@@ -18,7 +18,7 @@ def release(machine, version, tag=True):
 
 @pytest.fixture(scope="module")
 def repository(machine):
-    """A bare repository with the versions v1, v2 and v3 of an app, and one that is broken."""
+    """The machine with a bare repository of an app: the tags v1, v2, v3 and a broken one, `bad`."""
     machine.exec("command -v git || apt-get install -qy git")
     machine.exec("git init -q --bare -b main /srv/shop.git && git clone -q /srv/shop.git /srv/shop")
     machine.put(
@@ -49,7 +49,7 @@ def pillar(machine, revision="v1", **settings):
 
 @pytest.fixture
 def shop(repository):
-    """The machine with the shop at v1, and nothing deployed."""
+    """The machine with the shop at v1 and no override."""
     pillar(repository)
     if repository.exec("test -e /var/lib/wsgi/live/shop", check=False).rc == 0:
         repository.call("wsgi.deploy", "shop")
@@ -63,11 +63,11 @@ def version(machine):
 
 
 def override(machine):
-    return machine.call("wsgi.status", "shop")["shop"].get("override")
+    return machine.status("shop").get("override")
 
 
-def test_a_revision_is_deployed_alone_and_holds_until_pillar_catches_up(shop):
-    other = shop.call("wsgi.status", "other")["other"]["pids"]
+def test_deployed_revision_stays_live_until_pillar_names_it(shop):
+    other = shop.status("other")["pids"]
     with shop.load(clients=8, pause=0.02, host="shop.example.com") as load:
         done = shop.call("wsgi.deploy", "shop", "rev=v2")
     assert load.report["lost"] == 0, load.report
@@ -75,7 +75,7 @@ def test_a_revision_is_deployed_alone_and_holds_until_pillar_catches_up(shop):
     assert done["revision"]["ref"] == "v2"
     assert "v2 was deployed" in done["note"]
     assert "v2 was deployed" in override(shop)
-    assert shop.call("wsgi.status", "other")["other"]["pids"] == other
+    assert shop.status("other")["pids"] == other
     run = shop.apply()
     assert run.changed == set()
     assert "v2 was deployed" in run.states["shop-live"]["comment"]
@@ -87,45 +87,45 @@ def test_a_revision_is_deployed_alone_and_holds_until_pillar_catches_up(shop):
 
 
 @pytest.mark.parametrize("asked", ["rev=v2", f"source={REPOSITORY}@v2", "rev=main"])
-def test_another_server_for_what_was_deployed_still_tells_its_branch_or_tag(shop, asked):
+def test_switching_the_server_keeps_the_branch_or_tag_of_a_deployed_revision(shop, asked):
     found = shop.call("wsgi.deploy", "shop", asked)
     pillar(shop, server="waitress")
     shop.apply()
-    switched = shop.call("wsgi.status", "shop")["shop"]
+    switched = shop.status("shop")
     assert switched["release"] != found["release"]
     assert switched["revision"] == found["revision"]
     assert found["revision"]["ref"] == asked.rpartition("=")[2].rpartition("@")[2]
-    # A damaged release is built anew, beside it.
+    # A damaged release is rebuilt beside it.
     shop.exec(f"rm -r /srv/wsgi/shop/releases/{switched['release']}/code")
     shop.apply()
-    again = shop.call("wsgi.status", "shop")["shop"]
+    again = shop.status("shop")
     assert again["release"] != switched["release"]
     assert again["revision"] == found["revision"]
     back = shop.call("wsgi.rollback", "shop", f"to={found['generation']}", "pin=True")
     assert (back["release"], back["revision"]) == (found["release"], found["revision"])
-    # As a power cut may leave it.
+    # A power cut may leave it so.
     shop.exec(f"truncate --size=0 /srv/wsgi/shop/releases/{back['release']}/release.json")
     shop.apply()
-    assert shop.call("wsgi.status", "shop")["shop"]["revision"] == found["revision"]
+    assert shop.status("shop")["revision"] == found["revision"]
     shop.call("wsgi.unpin", "shop")
 
 
-def test_pillar_has_the_last_word_as_soon_as_it_says_something_else(shop):
+def test_new_source_in_pillar_replaces_the_deployed_revision(shop):
     shop.call("wsgi.deploy", "shop", "rev=v2")
     pillar(shop, "v3")
     shop.apply()
     assert (version(shop), override(shop)) == ("v3", None)
 
 
-def test_other_settings_of_pillar_are_applied_to_what_was_deployed(shop):
+def test_other_settings_of_pillar_apply_to_the_deployed_revision(shop):
     shop.call("wsgi.deploy", "shop", "rev=v2")
     pillar(shop, workers=3)
     shop.apply()
     assert version(shop) == "v2"
-    assert len(shop.call("wsgi.status", "shop")["shop"]["pids"]) == 4
+    assert len(shop.status("shop")["pids"]) == 4
 
 
-def test_a_branch_that_was_deployed_stays_where_it_was(shop):
+def test_deployed_branch_stays_at_its_commit_until_the_next_deploy(shop):
     shop.call("wsgi.deploy", "shop", "rev=main")
     assert version(shop) == "v3"
     release(shop, "v4", tag=False)
@@ -134,13 +134,13 @@ def test_a_branch_that_was_deployed_stays_where_it_was(shop):
     assert version(shop) == "v4"
 
 
-def test_without_a_revision_it_is_what_pillar_says(shop):
+def test_deploy_without_a_revision_returns_to_the_source_of_pillar(shop):
     shop.call("wsgi.deploy", "shop", "rev=v2")
     shop.call("wsgi.deploy", "shop")
     assert (version(shop), override(shop)) == ("v1", None)
 
 
-def test_a_way_back_from_what_was_deployed_is_to_what_pillar_says(shop):
+def test_rollback_of_a_deploy_returns_to_the_source_of_pillar(shop):
     shop.call("wsgi.deploy", "shop", "rev=v2")
     shop.call("wsgi.rollback", "shop")
     assert (version(shop), override(shop)) == ("v1", None)
@@ -160,7 +160,7 @@ def test_a_way_back_from_what_was_deployed_is_to_what_pillar_says(shop):
     ],
     ids=str,
 )
-def test_what_cant_be_deployed_changes_nothing(shop, asked, said):
+def test_failed_deploy_changes_nothing(shop, asked, said):
     with shop.load(clients=4, pause=0.02, host="shop.example.com") as load, pytest.raises(CommandFailed, match=said):
         shop.call("wsgi.deploy", "shop", *asked)
     assert load.report["lost"] == 0, load.report
@@ -168,14 +168,14 @@ def test_what_cant_be_deployed_changes_nothing(shop, asked, said):
     assert shop.apply().changed == set()
 
 
-def test_another_source_can_be_deployed(shop):
+def test_deploy_accepts_another_source(shop):
     shop.exec("rm -rf /srv/elsewhere; git clone -q /srv/shop.git /srv/elsewhere; cd /srv/elsewhere; git checkout -q v2")
     shop.call("wsgi.deploy", "shop", "source=/srv/elsewhere")
     assert version(shop) == "v2"
     assert "/srv/elsewhere was deployed" in override(shop)
 
 
-def test_an_app_with_a_problem_in_pillar_is_not_deployed(shop):
+def test_app_with_a_problem_in_pillar_is_not_deployed(shop):
     pillar(shop, workers="many")
     problem = "wsgi:apps:shop:workers: 'many' must be an integer from 1 to 1024"
     for function in ("deploy", "rollback", "restart", "unpin"):
@@ -184,7 +184,7 @@ def test_an_app_with_a_problem_in_pillar_is_not_deployed(shop):
     assert version(shop) == "v1"
 
 
-def test_an_app_that_is_not_live_is_not_deployed(shop):
+def test_app_that_is_not_live_is_not_deployed(shop):
     shop.pillar({"apps": {"new": app(domains=["new.example.com"])}})
     with pytest.raises(CommandFailed, match="new is not live yet: run state.apply wsgi"):
         shop.call("wsgi.deploy", "new")
@@ -198,13 +198,13 @@ SLOW = {"build": [f"touch {FLAG}; sleep 4321"]}
 
 
 def begin(machine, *command):
-    """A run of Salt that goes on by itself, as soon as it is in the midst of a build."""
+    """Start a run of Salt in the background, and wait until it is building."""
     machine.exec(f"rm -f {FLAG}; systemctl reset-failed run 2>/dev/null; true")
     machine.exec(["systemd-run", "--unit=run", "--property=KillMode=process", "salt-call", *command])
-    machine.exec(f"for i in $(seq 300); do [ -e {FLAG} ] && exit; sleep 0.1; done; journalctl -u run; false")
+    machine.wait_until(f"[ -e {FLAG} ]", otherwise="journalctl -u run")
 
 
-def test_a_second_deploy_is_refused_and_told_by_whom_or_waits(shop):
+def test_second_deploy_waits_or_is_refused_with_the_name_of_the_first(shop):
     pillar(shop, hooks=SLOW)
     begin(shop, "wsgi.deploy", "shop", "rev=v2")
     pid = shop.exec("systemctl show --property=MainPID --value run").stdout.strip()
@@ -216,14 +216,14 @@ def test_a_second_deploy_is_refused_and_told_by_whom_or_waits(shop):
     shop.exec("systemd-run --unit=second salt-call wsgi.deploy shop rev=v3 wait=60; sleep 4")
     assert version(shop) == "v1"
     shop.exec("pkill -x sleep")  # and with it the first one's build
-    shop.exec("for i in $(seq 300); do systemctl is-active -q run second || exit 0; sleep 0.1; done")
+    shop.wait_until("! systemctl is-active -q run second")
     assert version(shop) == "v3"
     last = shop.call("wsgi.history", "shop", "limit=1")[0]
     assert (last["event"], last["revision"]["ref"]) == ("live", "v3")
     shop.exec("systemctl reset-failed run second", check=False)
 
 
-def test_a_lock_whose_holder_died_is_taken_over_and_its_build_ended(shop):
+def test_lock_of_a_killed_run_is_taken_over_and_its_build_is_killed(shop):
     pillar(shop, hooks=SLOW)
     begin(shop, "wsgi.deploy", "shop", "rev=v2")
     shop.exec("systemctl kill --kill-who=main --signal=KILL run; sleep 0.5")

@@ -1,15 +1,15 @@
-"""Environments: by pip and by uv, from each form of requirements, private indexes and folders of
-wheels; shared by releases, never half made, and no secret of theirs shown."""
+"""Virtual environments: built by pip and uv from every form of requirements, private indexes and folders of wheels;
+shared by releases, never left half built, and without showing a secret."""
 
 import json
 import re
 import threading
-import time
 
 import pytest
+from harness import wait_for
 from pillars import app
 
-# What it takes of PyPI, so that all else comes from the tests' own index.
+# The only packages from PyPI; all others come from the index of the tests.
 SERVER = ("gunicorn==27.0.1", "packaging==25.0")
 PASSWORD, PLAIN = "s3cr3t-%40nd-lo%2Fng", "s3cr3t-@nd-lo/ng"
 INDEX = "http://127.0.0.1:3141/main/simple/"
@@ -34,8 +34,8 @@ print(json.dumps(sums))
 
 @pytest.fixture(scope="module")
 def sums(machine):
-    """A machine with the index running: the SHA-256 sums of what is in it."""
-    # Each test has another source, which Salt's list of files would hide for 20 seconds.
+    """The SHA-256 sums of the packages in the index that runs on the machine."""
+    # Salt caches its list of files for 20 seconds, and each test changes the source.
     machine.put("/etc/salt/minion.d/file-lists.conf", "fileserver_list_cache_time: 0\n")
     machine.exec("python3 -m venv /root/tools")
     machine.exec(["/root/tools/bin/pip", "download", "-q", "--no-deps", "-d", "/srv/index/main", *SERVER])
@@ -50,14 +50,14 @@ def sums(machine):
 
 @pytest.fixture(params=INSTALLERS)
 def installer(request, machine):
-    """Which one, on a machine without an app: what means the same shares an environment, whoever made it."""
+    """The name of the installer, on a machine without an app, since equal requirements would share an environment."""
     machine.pillar({"apps": {}, "defaults": {"purge": True}})
     machine.apply()
     return request.param
 
 
 def code(machine, *apps, **files):
-    """Salt serves this folder: those apps of test/apps, and further files (`requirements_txt`)."""
+    """Fill the folder that Salt serves with apps of test/apps and further files (`requirements_txt`)."""
     machine.exec("rm -rf /srv/salt-top/shop && mkdir /srv/salt-top/shop")
     for each in ("reporting", *apps):
         machine.exec(f"cp -r /srv/formula/test/apps/{each}/. /srv/salt-top/shop")
@@ -80,32 +80,32 @@ def packages(machine):
 
 
 def made_by_uv(machine):
-    """Whether the live environment is of uv's making."""
-    release = machine.call("wsgi.status")["shop"]["release"]
+    """Return whether uv built the live environment."""
+    release = machine.status("shop")["release"]
     live = machine.exec(f"readlink -f /srv/wsgi/shop/releases/{release}/environment").stdout.strip()
     return "\nuv = " in machine.exec(f"cat {live}/pyvenv.cfg").stdout
 
 
 def remains(machine):
-    """Half-made environments, and what their installers were given."""
+    """Return the paths of half-built environments and of files for their installers."""
     found = machine.exec(f"find {ENVIRONMENTS} -mindepth 1 -maxdepth 1").stdout.split()
     whole = machine.exec(f"ls -d {ENVIRONMENTS}/*/.complete", check=False).stdout.split()
     return {*found} - {path.rpartition("/")[0] for path in whole}
 
 
-def test_pip_makes_it_where_there_is_no_uv_and_uv_where_there_is(machine, sums):
+def test_environment_is_built_by_uv_where_it_is_installed_and_else_by_pip(machine, sums):
     code(machine)
     apply(machine, None, requirements=["tiny==1.0"])
     assert not made_by_uv(machine)
-    one = machine.call("wsgi.status")["shop"]["release"]
+    one = machine.status("shop")["release"]
     apply(machine, "uv", requirements=["tiny==2.0"])
     assert made_by_uv(machine)
     assert packages(machine)["tiny"] == "2.0"
     apply(machine, None, requirements=["tiny==2.0", "other"])
     assert made_by_uv(machine)
-    # The id tells nothing of the installer: machines with and without uv agree.
+    # The id does not depend on the installer, so that machines with and without uv agree.
     apply(machine, "pip", requirements=["tiny==1.0"])
-    assert machine.call("wsgi.status")["shop"]["release"] == one
+    assert machine.status("shop")["release"] == one
 
 
 FORMS = {
@@ -129,7 +129,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_each_form_of_requirements(machine, sums, installer, form):
+def test_every_form_of_requirements_is_installed(machine, sums, installer, form):
     requirements, files, expected = FORMS[form]
     code(machine, **files)
     machine.exec("mkdir /srv/salt-top/shop/wheels && cp /srv/wheels/tiny-1.0-*.whl /srv/salt-top/shop/wheels")
@@ -140,14 +140,12 @@ def test_each_form_of_requirements(machine, sums, installer, form):
 
 
 @pytest.mark.parametrize("requirements", [["."], "requirements.txt"], ids=str)
-def test_the_project_itself_is_built_by_the_app_s_user_and_leaves_no_trace_in_the_release(
-    machine, sums, installer, requirements
-):
+def test_installing_the_project_itself_leaves_no_build_files_in_the_release(machine, sums, installer, requirements):
     code(machine, "project", requirements_txt=f"-e .\n# {installer}\n")
     apply(machine, installer, requirements=requirements)
     assert packages(machine)["shop"] == "1.4"
     assert packages(machine)["tiny"] == "1.0"
-    release = machine.call("wsgi.status")["shop"]["release"]
+    release = machine.status("shop")["release"]
     shown = machine.exec(f"ls -A /srv/wsgi/shop/releases/{release}/code").stdout.split()
     assert sorted({*shown} - {"__pycache__"}) == [
         "backend.py",
@@ -159,7 +157,7 @@ def test_the_project_itself_is_built_by_the_app_s_user_and_leaves_no_trace_in_th
     assert remains(machine) == set()
 
 
-def test_locks_are_installed_by_uv(machine, sums):
+def test_lock_files_are_installed_by_uv(machine, sums):
     lock = """version = 1
 requires-python = ">=3.9"
 
@@ -214,7 +212,7 @@ wheels = [{{ url = "http://127.0.0.1:3141/main/files/tiny-2.0-py3-none-any.whl",
     assert remains(machine) == set()
 
 
-def test_hashes_are_honoured(machine, sums, installer):
+def test_wrong_or_missing_hash_fails_the_release(machine, sums, installer):
     code(machine)
     apply(machine, installer, requirements=["tiny==2.0"])
     right = f"other==1.0 --hash=sha256:{sums['other-1.0']}\ntiny==1.0 --hash=sha256:{sums['tiny-1.0']}\n"
@@ -230,10 +228,10 @@ def test_hashes_are_honoured(machine, sums, installer):
     assert remains(machine) == set()
 
 
-def test_the_best_of_all_indexes_is_taken(machine, sums, installer):
+def test_best_version_of_all_indexes_is_installed(machine, sums, installer):
     code(machine)
     more = INDEX.replace("/main/", "/more/")
-    # Of the machine's configuration where pillar says nothing, which is pip's.
+    # Where pillar sets no index, pip's configuration on the machine applies.
     apply(machine, installer, requirements=["tiny>=1"], extra_index=[more])
     assert packages(machine)["tiny"] == "3.0"
     machine.exec("cp /etc/pip.conf /root/pip.conf")
@@ -246,7 +244,7 @@ def test_the_best_of_all_indexes_is_taken(machine, sums, installer):
 
 
 @pytest.mark.parametrize("wheels", ["/srv/wheels", "wheels"])
-def test_a_folder_of_wheels_is_enough(machine, sums, installer, wheels):
+def test_folder_of_wheels_needs_no_index(machine, sums, installer, wheels):
     code(machine)
     machine.exec("cp -r /srv/wheels /srv/salt-top/shop/wheels")
     machine.exec("rm -f /srv/index/requests")
@@ -256,14 +254,14 @@ def test_a_folder_of_wheels_is_enough(machine, sums, installer, wheels):
     assert machine.exec("cat /srv/index/requests", check=False).stdout == ""
 
 
-def test_a_folder_of_wheels_that_is_not_there_is_named(machine, sums):
+def test_missing_folder_of_wheels_is_named(machine, sums):
     code(machine)
     run = apply(machine, "pip", ok=False, wheels="/srv/weels", requirements=["tiny==2.0"])
     assert "wsgi:apps:shop:wheels: '/srv/weels' is not a folder" in run.states["shop-release"]["comment"]
 
 
-def test_credentials_of_an_index_are_seen_by_nobody(machine, sums, installer):
-    """While the installer waits for a slow index, and afterwards."""
+def test_credentials_of_an_index_are_never_shown(machine, sums, installer):
+    """Neither while the installer waits for a slow index nor afterwards."""
     code(machine)
     machine.put("/srv/index/credentials", f"builder:{PLAIN}", 0o600)
     machine.put("/srv/index/delay", "2")
@@ -309,23 +307,21 @@ def test_credentials_of_an_index_are_seen_by_nobody(machine, sums, installer):
 
 
 @pytest.mark.parametrize("changed", ["code", "comments", "health"])
-def test_a_second_release_of_equal_requirements_starts_no_installer(machine, sums, installer, changed):
+def test_second_release_with_equal_requirements_starts_no_installer(machine, sums, installer, changed):
     code(machine, requirements_txt="-r base.txt\n", base_txt="tiny==1.0\n")
     apply(machine, installer, requirements="requirements.txt")
-    before = machine.call("wsgi.status")["shop"]["release"]
+    before = machine.status("shop")["release"]
     if changed == "code":
         machine.put("/srv/salt-top/shop/more.py", f"# by {installer}\n")
     else:
         machine.put("/srv/salt-top/shop/base.txt", f"# by {installer}\n\ntiny==1.0  # {changed}\n")
-    script, report = "/srv/formula/test/integration/observed_salt_call.py", "/root/observed.json"
-    machine.exec(["/opt/salt/bin/python", script, report, "--out=json", "state.apply", "wsgi"])
-    started = json.loads(machine.exec(["cat", report]).stdout)["started"]
-    assert machine.call("wsgi.status")["shop"]["release"] != before
+    started = machine.observe("state.apply", "wsgi")["started"]
+    assert machine.status("shop")["release"] != before
     assert [each for each in started if "compileall" in each]  # the release was built, and seen to be
     assert [each for each in started if re.search("venv|pip|uv", each)] == []
 
 
-def test_what_cannot_be_resolved_leaves_the_live_release_serving(machine, sums, installer):
+def test_unresolvable_requirement_leaves_the_live_release_serving(machine, sums, installer):
     code(machine)
     apply(machine, installer, requirements=["tiny==1.0"])
     run = apply(machine, installer, requirements=["tiny==7.0"], ok=False)
@@ -338,21 +334,18 @@ def test_what_cannot_be_resolved_leaves_the_live_release_serving(machine, sums, 
     assert packages(machine)["tiny"] == "2.0"
 
 
-def test_a_killed_build_is_made_anew_and_its_installer_ended(machine, sums, installer):
+def test_killed_build_is_redone_and_its_installer_is_killed(machine, sums, installer):
     code(machine)
     apply(machine, installer, requirements=["tiny==1.0"])
     machine.pillar({"apps": {"shop": shop(installer, requirements=["other==1.0"])}})
     machine.put("/srv/index/delay", "120")
     running = ["pgrep", "-f", {"pip": "/bin/python -I -m pip", "uv": "uv pip install"}[installer]]
     try:
-        # No cache may spare it the wait.
+        # A cache would spare it the wait.
         machine.exec("rm -rf /var/lib/wsgi/build/shop/.cache")
-        # Else systemd itself would end what the killed run left.
+        # Otherwise systemd would kill what the killed run left.
         machine.exec("systemd-run --unit=killed --collect -p KillMode=process salt-call state.apply wsgi")
-        deadline = time.monotonic() + 60
-        while not machine.exec(running, check=False).stdout:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        assert wait_for(lambda: machine.exec(running, check=False).stdout, 60)
         machine.exec("kill -9 $(systemctl show -P MainPID killed)")
     finally:
         machine.exec("rm /srv/index/delay")
@@ -366,7 +359,7 @@ def test_a_killed_build_is_made_anew_and_its_installer_ended(machine, sums, inst
     assert remains(machine) == set()
 
 
-def test_a_full_disk_is_told_and_leaves_no_remains(machine, sums, installer):
+def test_full_disk_is_reported_and_leaves_no_partial_environment(machine, sums, installer):
     code(machine)
     apply(machine, installer, requirements=["tiny==1.0"])
     machine.exec(f"cp -a {ENVIRONMENTS} /root/environments")
@@ -391,7 +384,7 @@ def test_a_full_disk_is_told_and_leaves_no_remains(machine, sums, installer):
         machine.exec(f"umount {ENVIRONMENTS}; rm -rf /srv/wsgi/shop /root/environments")
 
 
-def test_the_finished_environment_is_root_s_and_no_link_leads_out_of_it(machine, sums, installer):
+def test_finished_environment_belongs_to_root_and_has_no_hard_links(machine, sums, installer):
     code(machine)
     apply(machine, installer, requirements=["tiny==1.0", "other"])
     linked = machine.exec(f"find {ENVIRONMENTS} -type f -links +1").stdout
@@ -400,8 +393,7 @@ def test_the_finished_environment_is_root_s_and_no_link_leads_out_of_it(machine,
     assert machine.exec(f"find {ENVIRONMENTS} -name '*.pyc' | head -1").stdout
 
 
-def test_interpreters_side_by_side(machine, sums, installer):
-    """PyPy beside CPython."""
+def test_apps_under_pypy_and_cpython_run_side_by_side(machine, sums, installer):
     code(machine)
     apps = {
         name: shop(installer, server="waitress", python=python, domains=[f"{name}.example.com"], index=None)

@@ -1,13 +1,14 @@
-"""A change that fails leaves what was serving as it was, says why, and leaves nothing behind."""
+"""A failed change leaves the live generation serving, reports the reason, and leaves nothing behind."""
 
 import re
 
 import pytest
-from pillars import SERVERS, app
+from harness import find_traces
+from pillars import BROKEN_AT_IMPORT, PAIRS, app
 
 BROKEN = {
     "syntax error": ({"source": "salt://apps/syntax_error", "application": "broken:application"}, "SyntaxError"),
-    "import error": ({"source": "salt://apps/import_error", "application": "broken:application"}, "RuntimeError"),
+    "import error": (BROKEN_AT_IMPORT, "RuntimeError"),
     "missing dependency": (
         {"source": "salt://apps/missing_dependency", "application": "broken:application"},
         "a_library_that_nobody_installed",
@@ -23,19 +24,15 @@ SECRET = "postgres://shop:hunter2-hunter2@db"
 
 
 def traces(machine):
-    """What a generation consists of: processes, sockets, configuration."""
-    return machine.exec(
-        "ps -eo pid=,user=,args= | grep -E 'wsgi-hello|hello\\.' | grep -v grep | sort;"
-        "ls -d /etc/wsgi/hello/*/ /run/wsgi/hello/* /etc/supervisor/conf.d/* /etc/wsgi/vassals/*"
-        " /etc/tmpfiles.d/wsgi-*; readlink /var/lib/wsgi/live/hello; cat /etc/nginx/conf.d/* /etc/nginx/wsgi/live/*/*",
-        check=False,
-    ).stdout
+    """Return all that there is of the app, its live generation, and the text of nginx's files."""
+    nginx = machine.exec("cat /etc/nginx/conf.d/* /etc/nginx/wsgi/live/*/*").stdout
+    return find_traces(machine, "hello"), machine.live_generation("hello"), nginx
 
 
 @pytest.fixture(scope="module", params=[("uwsgi", "emperor"), ("gunicorn", "supervisor")], ids="-".join)
 def serving(machine, request):
     server, manager = request.param
-    # Else workers come and go by themselves under the load.
+    # Otherwise workers would be recycled under the load.
     good = app(server, process_manager=manager, max_requests=0)
     machine.pillar({"apps": {"hello": good}})
     machine.apply()
@@ -43,7 +40,7 @@ def serving(machine, request):
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_broken_change_leaves_the_old_generation_serving(serving, broken):
+def test_failed_change_leaves_the_old_generation_serving(serving, broken):
     machine, good = serving
     settings, reason = BROKEN[broken]
     before = traces(machine)
@@ -59,14 +56,14 @@ def test_broken_change_leaves_the_old_generation_serving(serving, broken):
     assert traces(machine) == before
 
 
-def test_mending_the_pillar_mends_the_app(serving):
+def test_corrected_pillar_brings_up_the_new_generation(serving):
     machine, good = serving
     machine.pillar({"apps": {"hello": {**good, "env": {"GREETING": "mended"}}}})
     assert machine.apply().changed == {"hello-live"}
     assert machine.get("/").body.startswith("mended")
 
 
-def test_refused_nginx_tree_is_put_back(serving):
+def test_nginx_files_are_restored_when_nginx_refuses_the_new_ones(serving):
     machine, good = serving
     before = traces(machine)
     machine.put("/etc/nginx/conf.d/zz-somebody-elses.conf", "this is no nginx;\n")
@@ -81,14 +78,14 @@ def test_refused_nginx_tree_is_put_back(serving):
     assert machine.get("/").status == 200
 
 
-def test_port_of_another_program_is_refused(serving):
+def test_port_that_another_program_uses_is_refused(serving):
     machine, good = serving
     machine.pillar({"apps": {"hello": good}})
     machine.apply()
     before = traces(machine)
     machine.exec("systemd-run --unit=squatter --collect python3 -m http.server 8123")
     try:
-        machine.exec("for i in $(seq 50); do curl -so /dev/null 127.0.0.1:8123 && break; sleep 0.1; done")
+        machine.wait_until("curl -so /dev/null 127.0.0.1:8123")
         machine.pillar({"apps": {"hello": {**good, "listen": 8123}}})
         run = machine.apply(ok=False)
     finally:
@@ -101,7 +98,7 @@ def test_port_of_another_program_is_refused(serving):
 
 @pytest.mark.parametrize(
     ("server", "manager", "broken"),
-    [*((*each, "import error") for each in SERVERS), ("gunicorn", "supervisor", "never healthy")],
+    [*((*each, "import error") for each in PAIRS), ("gunicorn", "supervisor", "never healthy")],
 )
 def test_failed_first_deploy_leaves_nothing_running(machine, server, manager, broken):
     machine.pillar({"apps": {}})
@@ -116,7 +113,7 @@ def test_failed_first_deploy_leaves_nothing_running(machine, server, manager, br
     assert not machine.exec("ls /etc/nginx/wsgi/live/*/hello.conf /var/lib/wsgi/live/hello", check=False).stdout
 
 
-def test_requirement_that_cannot_be_had_fails_the_release(machine):
+def test_requirement_that_does_not_exist_fails_the_release(machine):
     machine.pillar({"apps": {"hello": app(requirements=["no-such-package-anywhere==1.0"])}})
     run = machine.apply(ok=False)
     assert run.failed == {"hello-release", "hello-live", "hello-site"}
@@ -126,7 +123,7 @@ def test_requirement_that_cannot_be_had_fails_the_release(machine):
     assert machine.get("/").status == 200
 
 
-def test_server_with_a_known_hole_that_the_requirements_bring_fails_the_release(machine):
+def test_requirement_that_pins_a_vulnerable_server_fails_the_release(machine):
     machine.pillar({"apps": {"hello": app()}})
     machine.apply()
     before = traces(machine)
@@ -145,9 +142,9 @@ def test_server_with_a_known_hole_that_the_requirements_bring_fails_the_release(
     [{"version": "26.0.0"}, {"requirements": ["gunicorn==22.0.0"], "allow_vulnerable": True}],
     ids=str,
 )
-def test_another_version_of_a_server_is_the_one_that_runs(machine, settings):
+def test_pinned_version_of_the_server_is_the_one_that_runs(machine, settings):
     machine.pillar({"apps": {"hello": app(**settings)}})
     machine.apply()
     version = settings.get("version", "22.0.0")
-    assert machine.call("wsgi.status")["hello"]["version"] == version
+    assert machine.status("hello")["version"] == version
     assert machine.get("/").body.startswith("hello from gunicorn")

@@ -1,5 +1,5 @@
-"""Real frameworks, as their users deploy them: Django with migrations and static files, Flask with
-hashed requirements, Pyramid as a package of its own."""
+"""Real frameworks, as their users deploy them: Django with migrations and static files, Flask with hashed requirements,
+Pyramid as a package."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def pyramid(server):
 
 @pytest.fixture(scope="module")
 def first(machine):
-    """The run that brings all of them up."""
+    """The run that brings up all three apps."""
     for version, layers in VERSIONS.items():
         machine.exec(f"mkdir /srv/salt-top/shop-{version}")
         for layer in layers:
@@ -70,7 +70,7 @@ def first(machine):
 
 @pytest.fixture
 def deploy(machine, first):
-    """deploy(version, …) applies that version of the shop alone; what Salt says holds no secret."""
+    """deploy(version, …) applies only the shop at that version, and asserts that no secret is shown."""
 
     def applied(version="first", ok=True, **settings):
         machine.pillar({"apps": {"shop": shop(version, **settings)}})
@@ -87,12 +87,12 @@ def assert_no_secret(machine, run):
 
 
 def printed(run, state):
-    """What the commands of a state printed, by what they are called."""
-    return {label.partition(": ")[2]: text for label, text in run.states[state]["changes"].get("hooks", {}).items()}
+    """Return what the hooks of a state printed, by their commands."""
+    return {label.partition(": ")[2]: text for label, text in run.hook_output(state).items()}
 
 
 def migrated(run):
-    """The migrations that a run applied; None where it did not ask for any."""
+    """Return the migrations that a run applied; None when it ran no migration command."""
     said = printed(run, "shop-live").get(MIGRATE)
     return said if said is None else re.findall(r"Applying (\S+)\.\.\. OK", said)
 
@@ -102,11 +102,11 @@ def index(machine):
 
 
 def release(machine):
-    return machine.call("wsgi.status")["shop"]["release"]
+    return machine.status("shop")["release"]
 
 
 def visit(machine):
-    """How often one browser has been there."""
+    """Return the number of visits that the session of one browser counts."""
     curl = f"curl --silent --cookie /root/jar --cookie-jar /root/jar --header 'Host: {SHOP}'"
     return json.loads(machine.exec(f"{curl} 127.0.0.1/visits").stdout)["visits"]
 
@@ -116,7 +116,7 @@ def add_note(machine, note):
     return machine.exec(f"{curl} --data '{note}' 127.0.0.1").stdout
 
 
-def test_django_collects_its_static_files_at_build_and_migrates_before_it_is_live(machine, first):
+def test_django_collects_static_files_at_build_and_migrates_before_it_goes_live(machine, first):
     assert_no_secret(machine, first)
     collected = printed(first, "shop-release")
     assert "DJANGO_SECRET_KEY=***" in collected["env"]
@@ -125,7 +125,7 @@ def test_django_collects_its_static_files_at_build_and_migrates_before_it_is_liv
     assert index(machine) == {"items": 0, "fields": ["id", "name"], "style": index(machine)["style"]}
 
 
-def test_django_serves_the_hashed_file_of_its_release_and_keeps_its_data_in_its_home(machine, first):
+def test_django_serves_hashed_files_of_its_release_and_keeps_data_in_its_home(machine, first):
     style = index(machine)["style"]
     assert style.startswith("/static/goods/style.")
     assert style != "/static/goods/style.css"
@@ -136,26 +136,26 @@ def test_django_serves_the_hashed_file_of_its_release_and_keeps_its_data_in_its_
     assert [visit(machine), visit(machine)] == [1, 2]
 
 
-def test_flask_installs_what_its_hashes_allow_and_keeps_notes_over_a_change_of_server(machine, first):
+def test_flask_installs_hashed_requirements_and_keeps_data_when_the_server_changes(machine, first):
     assert add_note(machine, "<milk>") == "<milk>"
     assert machine.get("/", host="notes.example.com").body == "<p>&lt;milk&gt;</p>\n"
     machine.pillar({"apps": {"shop": shop(), "notes": notes("waitress"), "hello": pyramid("waitress")}})
     machine.apply()
     assert machine.get("/", host="notes.example.com").body == "<p>&lt;milk&gt;</p>\n"
-    assert machine.call("wsgi.status")["notes"]["server"] == "waitress"
+    assert machine.status("notes")["server"] == "waitress"
 
 
-def test_pyramid_is_installed_as_the_package_that_its_folder_is(machine, first):
-    """Under Waitress, by now; the run before had it under gunicorn, and its health check passed."""
-    assert machine.call("wsgi.status")["hello"]["server"] == "waitress"
+def test_pyramid_project_is_installed_as_a_package(machine, first):
+    """By now it runs under Waitress, before under gunicorn."""
+    assert machine.status("hello")["server"] == "waitress"
     answer = machine.get("/world", host="pyramid.example.com")
     assert json.loads(answer.body) == {"hello": "world", "version": "1.0"}
 
 
-def test_a_second_version_with_a_new_column_loses_no_request_of_the_first(machine, deploy):
+def test_migration_that_adds_a_column_under_load_loses_no_request(machine, deploy):
     deploy()
     before, style, visits = release(machine), index(machine)["style"], visit(machine)
-    # GET and POST: items are written all the time.
+    # Its POST requests write items all the time.
     with machine.load(clients=4, pause=0.1, host=SHOP, seconds=300) as load:
         run = deploy("second")
     assert load.report["lost"] == 0, load.report
@@ -170,7 +170,7 @@ def test_a_second_version_with_a_new_column_loses_no_request_of_the_first(machin
     assert visit(machine) == visits + 1
 
 
-def test_neither_a_setting_nor_a_restart_migrates_again(machine, deploy):
+def test_changed_setting_or_restart_does_not_migrate_again(machine, deploy):
     def times():
         return len(machine.exec("cat /var/lib/wsgi/home/shop/migrated").stdout.splitlines())
 
@@ -183,17 +183,17 @@ def test_neither_a_setting_nor_a_restart_migrates_again(machine, deploy):
     assert times() == 2
 
 
-def test_django_goes_on_under_another_server(machine, deploy):
+def test_django_keeps_data_and_sessions_under_another_server(machine, deploy):
     items, visits = index(machine)["items"], visit(machine)
     run = deploy("second", server="uwsgi", install="environment")
     assert migrated(run) == []  # the environment is another one, and with it the release
-    assert machine.call("wsgi.status")["shop"]["server"] == "uwsgi"
+    assert machine.status("shop")["server"] == "uwsgi"
     assert (index(machine)["items"], visit(machine)) == (items, visits + 1)
     assert machine.get(index(machine)["style"], host=SHOP).status == 200
 
 
-def test_a_migration_that_raises_stops_the_change_with_nothing_switched(machine, deploy):
-    before, items = machine.call("wsgi.status")["shop"]["generation"], index(machine)["items"]
+def test_failed_migration_stops_the_change_before_it_goes_live(machine, deploy):
+    before, items = machine.status("shop")["generation"], index(machine)["items"]
     settings = {"server": "uwsgi", "install": "environment"}
     with machine.load(clients=4, pause=0.1, host=SHOP, seconds=300) as load:
         run = deploy("broken", ok=False, **settings)
@@ -203,7 +203,7 @@ def test_a_migration_that_raises_stops_the_change_with_nothing_switched(machine,
     assert "0003_prices.py" in comment  # the traceback
     assert "RuntimeError: the prices don't add up" in comment
     assert "still serves it" in comment
-    assert machine.call("wsgi.status")["shop"]["generation"] == before
+    assert machine.status("shop")["generation"] == before
     assert index(machine)["items"] > items
     assert prices(machine) == "0"  # the migration was a transaction
     run = deploy("mended", **settings)
@@ -213,7 +213,7 @@ def test_a_migration_that_raises_stops_the_change_with_nothing_switched(machine,
 
 
 def prices(machine):
-    """How many items have a price."""
+    """Return the number of items that have a price."""
     count = (
         "import sqlite3; shop = sqlite3.connect('/var/lib/wsgi/home/shop/shop.sqlite3');"
         " print(shop.execute('select count(*) from goods_item where price is not null').fetchone()[0])"

@@ -1,4 +1,4 @@
-"""The harness itself: commands on a machine, the copy of the checkout, and what a failed test shows."""
+"""The harness itself: commands on a machine, the copy of the checkout, and the logs in the report of a failed test."""
 
 import http.client
 import threading
@@ -10,36 +10,36 @@ from container import ROOT
 from harness import CommandFailed, Machine, Result
 
 
-def test_a_command_has_an_exit_code_and_two_outputs(machine):
+def test_command_returns_its_exit_code_and_both_outputs(machine):
     command = "echo out; echo err >&2; exit 3"
     assert machine.exec(command, check=False) == Result(3, "out\n", "err\n")
     with pytest.raises(CommandFailed, match="code 3\nout\nerr"):
         machine.exec(command)
 
 
-def test_a_command_that_closes_its_output_is_waited_for(machine):
+def test_command_that_closes_its_outputs_is_waited_for(machine):
     assert machine.exec("exec >&- 2>&-; sleep 1; exit 7", check=False).rc == 7
 
 
-def test_a_machine_that_is_not_there_is_named():
+def test_missing_machine_is_named():
     with pytest.raises(CommandFailed, match="No such container: nothing"):
         Machine("nothing").exec("true")
 
 
-def test_no_output_is_lost_where_it_is_there_before_anybody_reads(machine, monkeypatch):
-    """Docker's SDK loses it."""
+def test_output_that_arrives_before_it_is_read_is_not_lost(machine, monkeypatch):
+    """Docker's SDK loses such output."""
     begin = http.client.HTTPResponse.begin
     monkeypatch.setattr(http.client.HTTPResponse, "begin", lambda answer: time.sleep(0.5) or begin(answer))
     assert machine.exec("echo out; echo err >&2") == Result(0, "out\n", "err\n")
 
 
-def test_much_input_and_output_pass_at_once(machine):
+def test_large_input_and_output_pass_at_once(machine):
     text = "zwölf Boxkämpfer\n" * 300_000
     assert machine.exec("cat", stdin=text).stdout == text
     assert machine.exec("head -c 2", stdin=text).stdout == "zw"
 
 
-def test_threads_get_their_own_output(machine):
+def test_each_thread_gets_the_output_of_its_own_command(machine):
     wrong = []
 
     def ask(number):
@@ -55,7 +55,7 @@ def test_threads_get_their_own_output(machine):
     assert wrong == []
 
 
-def test_a_process_is_talked_to_while_it_runs(machine):
+def test_running_process_takes_input_and_returns_lines(machine):
     process = machine.spawn(["sh", "-c", 'while read -r line; do echo "<$line>"; done; echo end >&2'], stdin=True)
     process.write("one\n")
     assert next(process.lines) == "<one>"
@@ -64,7 +64,7 @@ def test_a_process_is_talked_to_while_it_runs(machine):
     assert process.wait("three\n") == Result(0, "<three>\n", "end\n")
 
 
-def test_files_are_put_with_their_mode_and_folders_copied(machine, tmp_path):
+def test_files_are_written_with_their_mode_and_folders_are_copied(machine, tmp_path):
     machine.put("/run/one/secret", "word", 0o600)
     assert machine.exec("stat -c '%a %U' /run/one/secret; cat /run/one/secret").stdout == "600 root\nword"
     (tmp_path / "two").mkdir()
@@ -73,7 +73,7 @@ def test_files_are_put_with_their_mode_and_folders_copied(machine, tmp_path):
     assert machine.exec("stat -c %U /srv/copied/file; cat /srv/copied/file").stdout == "root\ntext"
 
 
-def test_machines_have_a_copy_of_the_checkout_without_git(machine):
+def test_machine_has_a_copy_of_the_checkout_without_git(machine):
     assert not machine.checkout.is_relative_to(ROOT)
     assert machine.exec("ls -A /srv/formula").stdout.split() == sorted(path.name for path in machine.checkout.iterdir())
     assert machine.exec("ls -A /srv/formula | grep -x .git", check=False).stdout == ""
@@ -83,7 +83,7 @@ def test_machines_have_a_copy_of_the_checkout_without_git(machine):
 
 @pytest.fixture
 def reported(machine, request):
-    """reported(failed) is what the report of a test that used the machine has besides its traceback."""
+    """reported(failed) returns the sections that the report of a test on the machine has besides its traceback."""
     machine.exec("mkdir -p /var/log/wsgi/shop && echo long ago > /var/log/wsgi/shop/old.log")
     machine.exec("touch -d yesterday /var/log/wsgi/shop/old.log; seq 1000 > /var/log/wsgi/shop/new.log")
 
@@ -102,7 +102,7 @@ def reported(machine, request):
     return reported
 
 
-def test_a_failed_test_shows_the_ends_of_the_logs_that_were_written_meanwhile(machine, reported):
+def test_failed_test_shows_the_last_lines_of_logs_written_during_it(machine, reported):
     [(title, text)] = reported(failed=True)
     assert title == f"Logs on {machine.name}"
     assert "==> /var/log/wsgi/shop/new.log <==\n961\n" in text
@@ -110,5 +110,5 @@ def test_a_failed_test_shows_the_ends_of_the_logs_that_were_written_meanwhile(ma
     assert "long ago" not in text
 
 
-def test_a_test_that_passes_shows_no_logs(reported):
+def test_passed_test_shows_no_logs(reported):
     assert reported(failed=False) == []

@@ -1,4 +1,4 @@
-"""A second run changes nothing, and test=True says what a first one would."""
+"""A second run changes nothing, and test=True predicts what a run changes."""
 
 import copy
 
@@ -17,9 +17,9 @@ def predicted(machine):
 
 
 def snapshot(machine):
-    """All that the formula writes, with times, and all processes."""
+    """Return all files that the formula writes, with times and modes, and all processes."""
     return machine.exec(
-        # Salt's own folder apart.
+        # Without Salt's own folder.
         "find /etc /srv/wsgi /var/lib/wsgi /run/wsgi /usr/local /var/log/wsgi -not -path '/etc/salt*' -not -path /etc -printf '%p %T@ %C@ %m %u %g %l\\n' | sort;"
         " getent passwd; ps -eo pid=,user=,args= | grep -v -E 'ps -eo|sort|sh -c|salt|\\[' "
     ).stdout
@@ -46,7 +46,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_run_changes_what_test_predicted_and_the_next_one_nothing(machine, step):
+def test_run_changes_what_a_dry_run_predicts_and_the_next_run_changes_nothing(machine, step):
     machine.pillar({"apps": STEPS[step]})
     before = snapshot(machine)
     prediction = predicted(machine)
@@ -61,7 +61,7 @@ def test_run_changes_what_test_predicted_and_the_next_one_nothing(machine, step)
 @pytest.mark.parametrize(
     "path", ["/etc/wsgi/two/*/gunicorn.conf.py", "/etc/wsgi/two/*/env", "/etc/supervisor/conf.d/wsgi-two.*"]
 )
-def test_file_changed_by_hand_is_put_right(machine, path):
+def test_file_changed_by_hand_is_restored(machine, path):
     machine.exec(f"for file in {path}; do echo '# by hand' >> $file; done")
     assert predicted(machine) == {"two-live"}
     assert machine.apply().changed == {"two-live"}
@@ -69,31 +69,31 @@ def test_file_changed_by_hand_is_put_right(machine, path):
     assert machine.apply().changed == set()
 
 
-def test_mode_changed_by_hand_is_put_right(machine):
+def test_mode_changed_by_hand_is_restored(machine):
     machine.exec("chmod o+r /etc/wsgi/two/*/env")
     assert machine.apply().changed == {"two-live"}
     assert machine.exec("stat -c %a /etc/wsgi/two/*/env").stdout.strip() == "640"
 
 
-def test_site_changed_by_hand_is_put_right(machine):
+def test_site_changed_by_hand_is_restored(machine):
     machine.exec("echo '# by hand' >> /etc/nginx/wsgi/live/locations/two.conf")
     assert predicted(machine) == {"two-site", "wsgi-nginx"}
     assert machine.apply().changed == {"two-site"}
     assert machine.apply().changed == set()
 
 
-def test_run_with_nothing_to_do_is_predicted_as_such(machine):
+def test_dry_run_predicts_no_change_when_there_is_nothing_to_do(machine):
     assert predicted(machine) == set()
 
 
-def test_server_that_died_for_good_is_replaced(machine):
+def test_server_that_was_stopped_is_replaced(machine):
     machine.exec("supervisorctl stop all")
     assert machine.apply().changed == {"two-live"}
     assert machine.get("/", host="two.example.com").status == 200
 
 
-def test_what_a_killed_run_left_is_taken_away(machine):
-    """Killed while the new generation starts: the next run retires the remains and finishes."""
+def test_next_run_retires_the_generation_that_a_killed_run_started(machine):
+    """The run is killed while the new generation starts."""
     machine.pillar(
         {
             "apps": {
@@ -102,7 +102,8 @@ def test_what_a_killed_run_left_is_taken_away(machine):
         }
     )
     machine.exec("systemd-run --unit=killed --collect --property=KillMode=mixed salt-call state.apply wsgi")
-    machine.exec("for i in $(seq 200); do [ $(ls -d /etc/wsgi/two/*/ | wc -l) = 2 ] && break; sleep 0.1; done; sleep 1")
+    machine.wait_until("[ $(ls -d /etc/wsgi/two/*/ | wc -l) = 2 ]")
+    machine.exec("sleep 1")
     machine.exec(
         "systemctl kill --signal=KILL --kill-whom=all killed; while systemctl is-active -q killed; do sleep 0.1; done"
     )

@@ -1,31 +1,31 @@
-"""A run that has nothing to do does next to nothing, and no more of it for more apps.
+"""An idle run, which has nothing to change, does next to nothing, and no more of it for more apps.
 
-What the clock would say depends on the machine (test/bench/idle.py asks it); these count.
+Times depend on the machine (test/bench/idle.py measures them), so these tests count.
 """
 
-import json
 from collections import Counter
 
 import pytest
 from container import ROOT
+from pillars import HELLO
 
-FEW, MANY = 3, 6  # one, and two, of each kind
+FEW, MANY = 3, 6  # one app of each kind, and two
 # Such a run loads about 20 of some 270. Whatever makes Salt look for a function that it
 # doesn't know, such as `unless`, makes it load them all.
 FEW_MODULES = 60
-# Those of packages, services and files, once per machine.
+# States for packages, services and files, once per machine.
 CONSTANT_STATES = 25
 STATES_PER_APP = 3
 
 
 def apps(count):
-    """So many apps, of each server under each process manager."""
+    """Return a pillar of so many apps, of each kind in turn."""
     kinds = (
         {"server": "uwsgi", "process_manager": "emperor"},
         {"server": "uwsgi", "process_manager": "supervisor"},
         {"server": "gunicorn", "tls": "self_signed"},
     )
-    app = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "workers": 1}
+    app = {**HELLO, "workers": 1}
     return {
         "apps": {
             f"app-{number}": {**app, **kinds[number % len(kinds)], "domains": [f"app-{number}.example.com"]}
@@ -34,26 +34,17 @@ def apps(count):
     }
 
 
-def observed(machine, sls):
-    """What a run of an sls did that changed nothing: started, opened, modules, compiled, and its states."""
-    script, report = "/srv/formula/test/integration/observed_salt_call.py", "/root/observed.json"
-    run = machine.exec(["/opt/salt/bin/python", script, report, "--out=json", "state.apply", sls])
-    states = json.loads(run.stdout)["local"]
-    assert all(state["result"] is True and not state["changes"] for state in states.values()), run.stdout
-    return {**json.loads(machine.exec(["cat", report]).stdout), "states": list(states)}
-
-
 @pytest.fixture(scope="module")
 def runs(machine):
-    """An idle run with few apps, and one with many: the number of apps -> what it did."""
+    """Observations of an idle run with few apps and of one with many, by the number of apps."""
     found = {}
     for count in (FEW, MANY):
         machine.pillar(apps(count))
         machine.apply()
         machine.apply(sls="wsgi")  # Salt's first run after a change of pillar fills its caches.
-        found[count] = observed(machine, "wsgi")
-        # What a run reads once more because it is slow, another one does not; what it reads for an app, each does.
-        read = Counter(found[count]["opened"]) & Counter(observed(machine, "wsgi")["opened"])
+        found[count] = machine.observe_idle_run()
+        # Files that only a slow run reads again are not in both.
+        read = Counter(found[count]["opened"]) & Counter(machine.observe_idle_run()["opened"])
         found[count]["opened"] = list(read.elements())
     return found
 
@@ -63,15 +54,15 @@ def test_more_apps_start_no_more_processes(runs):
     assert many - few == Counter()
 
 
-def test_more_apps_have_no_file_read_more_often(runs):
-    """No look at an app is a look at all of them."""
-    # Salt reads packages' metadata again when half a second has passed, which is the clock's affair.
+def test_more_apps_make_no_file_be_read_more_often(runs):
+    """Handling one app reads no file of the others."""
+    # Salt reads the metadata of packages again after half a second.
     few, many = (Counter(path for path in runs[count]["opened"] if ".dist-info" not in path) for count in (FEW, MANY))
     assert {path: many[path] - times for path, times in few.items() if many[path] > times} == {}
 
 
-def test_an_app_is_three_states_at_most(runs):
-    few, many = (len(runs[count]["states"]) for count in (FEW, MANY))
+def test_each_app_adds_three_states_at_most(runs):
+    few, many = (len(runs[count]["returned"]) for count in (FEW, MANY))
     assert many - few <= STATES_PER_APP * (MANY - FEW)
     assert few <= CONSTANT_STATES + STATES_PER_APP * FEW
 
@@ -85,29 +76,29 @@ def test_more_apps_load_no_more_modules(runs):
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])
-def test_no_template_is_compiled_twice(runs, count):
+def test_no_template_is_compiled_more_than_once(runs, count):
     own = {path.read_text() for path in (ROOT / "wsgi").rglob("*") if path.suffix in (".jinja", ".sls")}
     times = Counter(text for text in runs[count]["compiled"] if text in own)
     assert times
     assert {text.splitlines()[0]: number for text, number in times.items() if number > 1} == {}
 
 
-# The gates see what they are there for.
+# The observation sees what it is there for.
 
 
-def test_a_process_for_each_of_some_states_is_seen(machine):
+def test_observation_counts_a_process_per_state(machine):
     states = "".join(f"state-{number}:\n  cmd.run:\n    - name: 'true'\n    - onlyif: 'false'\n" for number in range(3))
     machine.put("/srv/salt-top/processes.sls", states)
-    started = [command for command in observed(machine, "processes")["started"] if "false" in command]
+    started = [command for command in machine.observe_idle_run("processes")["started"] if "false" in command]
     assert len(started) == 3
 
 
-def test_an_unless_is_seen_to_load_all_modules(machine):
+def test_observation_shows_that_unless_loads_all_modules(machine):
     machine.put("/srv/salt-top/unless.sls", "state:\n  test.nop:\n    - unless: 'false'\n")
-    assert len(observed(machine, "unless")["modules"]) > 2 * FEW_MODULES
+    assert len(machine.observe_idle_run("unless")["modules"]) > 2 * FEW_MODULES
 
 
-def test_a_template_that_is_rendered_for_each_state_is_seen(machine):
+def test_observation_counts_each_compilation_of_a_template(machine):
     template = "{{ 'rendered' }}\n"
     machine.put("/srv/salt-top/rendered.jinja", template)
     states = "".join(
@@ -116,4 +107,4 @@ def test_a_template_that_is_rendered_for_each_state_is_seen(machine):
     )
     machine.put("/srv/salt-top/rendered.sls", states)
     machine.apply(sls="rendered")
-    assert observed(machine, "rendered")["compiled"].count(template) == 3
+    assert machine.observe_idle_run("rendered")["compiled"].count(template) == 3

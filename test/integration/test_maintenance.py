@@ -1,22 +1,22 @@
-"""`wsgi.maintenance <app> on`: nginx answers with 503 and a page, and nothing else changes."""
+"""`wsgi.maintenance <app> on`: nginx answers 503 with a page, and nothing else changes."""
 
 import json
 
 import pytest
 from harness import CommandFailed
-from pillars import app, inspected, wait_until_asleep
+from pillars import BROKEN_AT_IMPORT, app, inspected, wait_until_asleep
 
 HOST = "hello.example.com"
 PAGE = "/srv/salt-top/down.html"
-# Sends what it is given, one request after the other on one connection; tells of each answer.
+# Sends requests one after the other over one connection, and prints each response.
 CLIENT = f"""
 import http.client, json, sys
 connection = http.client.HTTPConnection("127.0.0.1", 80, timeout=20)
 for method, path, headers, size in json.load(sys.stdin):
     connection.request(method, path, b"x" * size or None, {{"Host": "{HOST}", **headers}})
     answer = connection.getresponse()
-    told = {{name.lower(): value for name, value in answer.getheaders()}}
-    print(json.dumps([answer.status, told, answer.read().decode(), connection.sock is not None]))
+    received = {{name.lower(): value for name, value in answer.getheaders()}}
+    print(json.dumps([answer.status, received, answer.read().decode(), connection.sock is not None]))
 """
 UPGRADE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
 REQUESTS = {
@@ -41,7 +41,7 @@ def hello(server="uwsgi", **settings):
 
 @pytest.fixture(scope="module")
 def served(machine):
-    """The machine with an app that answers, and one that says 503 by itself."""
+    """The machine with an app that answers, and one whose own status is 503."""
     busy = app("uwsgi", source="salt://apps/unhealthy", application="broken:application", domains=["busy.example.com"])
     busy["health"] = {"status": 503}
     machine.put("/root/client.py", CLIENT)
@@ -58,7 +58,7 @@ def maintained(served):
 
 
 def change(machine, **settings):
-    """Apply other settings of hello, and none of the other app's, which goes."""
+    """Apply other settings of hello, and remove the other app."""
     machine.pillar({"apps": {"hello": hello(**settings)}})
     return machine.apply()
 
@@ -80,7 +80,7 @@ def workers(machine):
 
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
-def test_any_request_gets_503_with_the_page_on_a_connection_that_stays(maintained, request_):
+def test_any_request_gets_503_with_the_page_on_a_connection_that_stays_open(maintained, request_):
     for status, headers, body, stays in ask(maintained, request_, request_):
         assert status == 503
         assert headers["retry-after"] == "600"
@@ -91,7 +91,7 @@ def test_any_request_gets_503_with_the_page_on_a_connection_that_stays(maintaine
         assert body == ("" if request_[0] == "HEAD" else page)
 
 
-def test_off_gives_the_app_back_without_a_reload(served):
+def test_maintenance_starts_and_ends_without_a_reload(served):
     before = workers(served)
     for _ in range(2):
         assert served.call("wsgi.maintenance", "hello", "on").startswith("hello is in maintenance")
@@ -100,13 +100,13 @@ def test_off_gives_the_app_back_without_a_reload(served):
         assert served.call("wsgi.maintenance", "hello", "off") == "hello is not in maintenance."
         assert served.get("/", host=HOST).status == 200
     assert workers(served) == before
-    # The path of the page is the app's own.
+    # Outside of maintenance the path of the page belongs to the app.
     answers = ask(served, REQUESTS["the page's own path"])
     assert json.loads(answers[0][2])["environ"]["PATH_INFO"].endswith("/maintenance")
 
 
-def test_it_is_told_whether_an_app_is_in_maintenance(served):
-    assert "maintenance" not in served.call("wsgi.status")["hello"]
+def test_status_reports_whether_an_app_is_in_maintenance(served):
+    assert "maintenance" not in served.status("hello")
     for state, on in (("on", True), ("True", True), ("'on'", True), ("off", False), ("False", False), ("'OFF'", False)):
         said = served.call("wsgi.maintenance", "hello", state)
         assert served.call("wsgi.maintenance", "hello") == said
@@ -114,27 +114,27 @@ def test_it_is_told_whether_an_app_is_in_maintenance(served):
         assert [status["hello"].get("maintenance"), status["busy"].get("maintenance")] == [on or None, None]
 
 
-def test_what_cannot_be_is_refused(served):
+def test_invalid_state_and_unknown_app_are_refused(served):
     assert "'maybe' is not a state of maintenance; it must be on or off" in refused(served, ["hello", "maybe"])
     assert "1 is not a state of maintenance; it must be on or off" in refused(served, ["hello", "1"])
     assert "'hallo' is not an app of this machine (busy, hello)" in refused(served, ["hallo", "on"])
     assert served.exec("ls /var/lib/wsgi/maintenance").stdout == ""
 
 
-def test_other_apps_and_their_own_503_are_left_alone(maintained):
+def test_maintenance_of_one_app_leaves_the_503_of_another_alone(maintained):
     answer = maintained.get("/", host="busy.example.com")
     assert (answer.status, answer.body, answer.headers["Retry-After"]) == (503, "", None)
 
 
 def reload(machine):
-    """Until the old workers, who cut what comes in on their idle connections, are gone."""
+    """Reload nginx, and wait until its old workers are gone, which close idle connections."""
     before = workers(machine)
     machine.exec("nginx -s reload")
     gone = " && ".join(f"! kill -0 {pid}" for pid in before.split())
-    machine.exec(f"for i in $(seq 100); do {{ {gone}; }} 2>/dev/null && exit 0; sleep 0.1; done; exit 1")
+    machine.wait_until(f"{{ {gone}; }} 2>/dev/null")
 
 
-def test_an_apps_own_503_and_that_of_a_limit_on_requests_have_no_page(served):
+def test_503_of_a_request_limit_has_no_maintenance_page(served):
     limit = "limit_req_zone $server_name zone=limit:1m rate=1r/m; limit_req zone=limit;\n"
     served.put("/etc/nginx/conf.d/limit.conf", limit)
     reload(served)
@@ -145,7 +145,7 @@ def test_an_apps_own_503_and_that_of_a_limit_on_requests_have_no_page(served):
     reload(served)
 
 
-def test_no_request_is_lost_to_on_and_off_under_load(served):
+def test_switching_maintenance_under_load_loses_no_request(served):
     with served.load(clients=8, pause=0.05, host=HOST, statuses="200,503", seconds=300) as load:
         for state in ("on", "off") * 3:
             served.call("wsgi.maintenance", "hello", state)
@@ -154,7 +154,7 @@ def test_no_request_is_lost_to_on_and_off_under_load(served):
 
 
 @pytest.mark.parametrize("lost", ["short", "shortcuts/hello.uwsgi"])
-def test_an_app_is_found_without_its_shortcut_which_the_next_run_makes_again(served, lost):
+def test_app_is_served_without_its_fast_path_and_the_next_run_restores_it(served, lost):
     served.exec(f"rm /var/lib/wsgi/{lost}")
     assert served.get("/", host=HOST).status == 200
     for state, status in (("on", 503), ("off", 200)):
@@ -164,14 +164,14 @@ def test_an_app_is_found_without_its_shortcut_which_the_next_run_makes_again(ser
     assert "hello.uwsgi" in served.exec("ls /var/lib/wsgi/short/").stdout.split()
 
 
-def test_a_reload_that_was_killed_costs_no_connection_once_the_next_run_was_there(served):
+def test_next_run_after_a_killed_reload_keeps_connections_open_again(served):
     served.exec("touch /run/wsgi/nginx.closing && rm /var/lib/wsgi/short")
     assert [ask(served, REQUESTS["GET"])[0][i] for i in (0, 3)] == [200, False]
     served.apply()
     assert [ask(served, REQUESTS["GET"])[0][i] for i in (0, 3)] == [200, True]
 
 
-def test_a_slow_request_in_flight_is_answered_by_the_app(served):
+def test_request_in_flight_is_answered_by_the_app(served):
     served.exec(
         "systemd-run --unit=slow --collect sh -c"
         f" 'curl -s -o /dev/null -w %{{http_code}} -H Host:{HOST} 127.0.0.1/?sleep=12 > /tmp/slow'"
@@ -180,26 +180,26 @@ def test_a_slow_request_in_flight_is_answered_by_the_app(served):
     served.call("wsgi.maintenance", "hello", "on")
     assert served.get("/", host=HOST).status == 503
     assert served.exec("cat /tmp/slow").stdout == ""  # still in flight
-    served.exec("for i in $(seq 100); do systemctl is-active -q slow || break; sleep 0.2; done")
+    served.wait_until("! systemctl is-active -q slow")
     assert served.exec("cat /tmp/slow").stdout == "200"
     served.call("wsgi.maintenance", "hello", "off")
 
 
-def test_it_outlasts_highstates_changes_and_a_reboot(maintained):
+def test_maintenance_survives_highstates_changes_and_a_reboot(maintained):
     assert maintained.apply(sls=None).changed == set()
-    before = maintained.call("wsgi.status")["hello"]["generation"]
+    before = maintained.status("hello")["generation"]
     change(maintained, env={"A": "1"})  # its health check passes: it is not asked through nginx
-    assert maintained.call("wsgi.status")["hello"]["generation"] != before
+    assert maintained.status("hello")["generation"] != before
     assert maintained.get("/", host=HOST).status == 503
     change(maintained, server="waitress", domains=[HOST, "two.example.com"])
     assert maintained.get("/", host=HOST).status == 503
     maintained.restart()
-    maintained.exec("for i in $(seq 100); do systemctl is-active -q nginx && break; sleep 0.1; done")
+    maintained.wait_until("systemctl is-active -q nginx")
     assert maintained.get("/", host=HOST).status == 503
-    assert maintained.call("wsgi.status")["hello"]["maintenance"] is True
+    assert maintained.status("hello")["maintenance"] is True
 
 
-def test_no_connection_is_cut_by_a_reload_during_maintenance(maintained):
+def test_reload_during_maintenance_loses_no_request(maintained):
     change(maintained)
     with maintained.load(clients=8, pause=0.05, host=HOST, statuses=503, seconds=300) as load:
         for seconds in (120, 600):
@@ -208,12 +208,12 @@ def test_no_connection_is_cut_by_a_reload_during_maintenance(maintained):
     assert load.report["lost"] == 0, load.report
 
 
-def test_an_apps_own_page_comes_changes_and_goes_without_a_reload(maintained):
+def test_own_page_is_added_changed_and_removed_without_a_reload(maintained):
     change(maintained)
     before = workers(maintained)
     own = {"maintenance": {"page": "salt://down.html"}}
     pillar = {"apps": {"hello": hello(**own)}}
-    # Line ends of all kinds, and none at the end: it is served byte by byte.
+    # The page is served byte for byte, with all kinds of line ends.
     for text in ("<p>Gone fishing ☃\r\nback\nsoon", "<p>Back at five\n"):
         maintained.put(PAGE, text)
         maintained.pillar(pillar)
@@ -229,7 +229,7 @@ def test_an_apps_own_page_comes_changes_and_goes_without_a_reload(maintained):
     assert workers(maintained) == before
 
 
-def test_a_page_that_salt_does_not_serve_fails_the_site_and_leaves_it_as_it_was(maintained):
+def test_page_that_salt_does_not_serve_fails_the_site_and_leaves_it_unchanged(maintained):
     maintained.put(PAGE, "<p>Back at five\n")
     change(maintained, maintenance={"page": "salt://down.html"})
     wrong = hello(maintenance={"page": "salt://dwon.html", "retry_after": 9})
@@ -243,17 +243,15 @@ def test_a_page_that_salt_does_not_serve_fails_the_site_and_leaves_it_as_it_was(
     assert maintained.apply(test=True, ok=False).failed == {"hello-site"}
 
 
-def test_an_app_that_never_went_live_has_no_maintenance(machine):
-    broken = app(
-        "uwsgi", source="salt://apps/import_error", application="broken:application", domains=["new.example.com"]
-    )
+def test_app_that_never_went_live_cannot_be_put_into_maintenance(machine):
+    broken = app("uwsgi", **BROKEN_AT_IMPORT, domains=["new.example.com"])
     machine.pillar({"apps": {"hello": hello(), "new": broken}})
     machine.apply(ok=False)
     assert "new is not live" in refused(machine, ["new", "on"])
 
 
 @pytest.mark.parametrize("how", ["absent", "clean"])
-def test_it_goes_with_the_app(machine, how):
+def test_removing_the_app_removes_its_maintenance(machine, how):
     own = {"maintenance": {"page": "salt://down.html"}}
     machine.put(PAGE, "<p>Back at five\n")
     change(machine, **own)

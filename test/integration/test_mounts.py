@@ -1,4 +1,4 @@
-"""Several apps on one site, each at its mount, under a server of its own."""
+"""Mounts: several apps on one site, each under a path and a server of its own."""
 
 import json
 
@@ -26,8 +26,8 @@ def shared(machine):
     return machine
 
 
-def told(machine, path, host="example.com"):
-    """Which app answers, and what of the path it is told."""
+def answering_app(machine, path, host="example.com"):
+    """Return the name of the app that answers, its SCRIPT_NAME and its PATH_INFO."""
     seen = json.loads(machine.get(path, host=host).body)
     return seen["env"]["NAME"], seen["environ"].get("SCRIPT_NAME", ""), seen["environ"]["PATH_INFO"]
 
@@ -46,34 +46,34 @@ def told(machine, path, host="example.com"):
     ],
 )
 def test_each_app_answers_below_its_mount(shared, host, path, answer):
-    assert told(shared, path, host) == answer
+    assert answering_app(shared, path, host) == answer
 
 
 @pytest.mark.parametrize(("path", "to"), [("/shop", "/shop/"), ("/shop/cart?a=b", "/shop/cart/?a=b")])
-def test_a_mount_leads_to_its_folder(shared, path, to):
+def test_mount_without_its_slash_redirects_to_it_with_the_slash(shared, path, to):
     response = shared.get(path, host="example.com")
     assert (response.status, response.headers["Location"]) == (308, to)
 
 
-def test_a_host_that_is_another_name_leads_to_the_first(shared):
+def test_redirect_domain_redirects_to_the_first_domain(shared):
     response = shared.get("/shop/a?b=%20", host="www.example.com")
     assert (response.status, response.headers["Location"]) == (308, "http://example.com/shop/a?b=%20")
 
 
-def test_an_app_leaves_and_comes_and_its_neighbours_lose_nothing(shared):
+def test_removing_and_adding_an_app_loses_no_request_of_its_neighbours(shared):
     with shared.load(clients=4, host="example.com", path="/shop/", pause=0.01) as load:
         shared.pillar(pillar("home", "shop"))
         shared.apply()
-        assert told(shared, "/shop/cart/a") == ("shop", "/shop", "/cart/a")
+        assert answering_app(shared, "/shop/cart/a") == ("shop", "/shop", "/cart/a")
         shared.pillar(pillar(*MOUNTS))
         shared.apply()
-        assert told(shared, "/shop/cart/a") == ("cart", "/shop/cart", "/a")
+        assert answering_app(shared, "/shop/cart/a") == ("cart", "/shop/cart", "/a")
     assert load.report["lost"] == 0, json.dumps(load.report, indent=1)
 
 
-def test_a_path_of_no_app_is_not_found(shared):
+def test_path_outside_of_every_mount_is_answered_with_404(shared):
     shared.pillar({"apps": {"cart": pillar(*MOUNTS)["apps"]["cart"]}})
     shared.apply()
-    assert told(shared, "/shop/cart/a") == ("cart", "/shop/cart", "/a")
+    assert answering_app(shared, "/shop/cart/a") == ("cart", "/shop/cart", "/a")
     for path in ("/", "/index.nginx-debian.html", "/shop/"):
         assert shared.get(path, host="example.com").status == 404

@@ -1,7 +1,8 @@
-"""What nginx writes down of each request, and what Prometheus gets of nginx, the apps and their servers."""
+"""Access logs, and metrics of nginx, the apps and their servers for Prometheus."""
 
 import json
 import re
+import shlex
 import time
 
 import pytest
@@ -24,13 +25,6 @@ TEXTS = {
     *("time", "request_id", "app", "generation", "remote_addr", "remote_user", "scheme", "host", "method"),
     *("uri", "protocol", "cache", "referer", "user_agent"),
 }
-# Sends bytes to port 80 as they are, and prints the answer.
-RAW = (
-    "import socket, sys; s = socket.create_connection(('127.0.0.1', 80), 10); s.sendall(sys.stdin.buffer.read());"
-    " s.settimeout(10); print(s.recv(65536).decode('ascii', 'ignore'))"
-)
-
-
 APPS = {
     "shop": inspected("uwsgi", domains=["shop.example.com"], metrics=True),
     "blog": app("gunicorn", domains=["blog.example.com"], metrics=True),
@@ -57,8 +51,8 @@ APPS = {
 @pytest.fixture(scope="module")
 def observed(machine):
     """
-    A machine with five apps: two whose servers have metrics, one whose server has none, one with neither, and
-    one over TLS that has nginx answer much by itself.
+    The machine with five apps: two whose servers have metrics, one whose server has none, one without metrics, and
+    one over TLS for which nginx itself answers much.
     """
     machine.pillar({"apps": APPS})
     machine.apply()
@@ -66,29 +60,21 @@ def observed(machine):
 
 
 def log(machine, name, text=""):
-    """The lines of a site's access log, once one holds a text: nginx writes it just after it has answered."""
+    """Return the lines of a site's access log, once one has a text: nginx logs a request just after its response."""
     file = f"/var/log/nginx/wsgi-{name}.access.log"
-    machine.exec(["timeout", "60", "sh", "-c", 'until grep -qFe "$1" "$0"; do sleep 0.1; done', file, text])
+    machine.wait_until(shlex.join(["grep", "-qFe", text, file]))
     return machine.exec(["cat", file]).stdout.splitlines()
 
 
 def last(machine, name, uri):
-    """The line of the last request for a path."""
+    """Return the line of the last request for a path."""
     return [line for line in map(json.loads, log(machine, name, f'"uri":"{uri}"')) if line["uri"] == uri][-1]
-
-
-def send(machine, request):
-    """What comes back for some bytes, as text."""
-    machine.put("/tmp/request", request.decode("latin-1").encode("unicode_escape").decode())
-    decode = "open('/tmp/request.raw', 'wb').write(open('/tmp/request').read().encode().decode('unicode_escape').encode('latin-1'))"
-    machine.exec(["python3", "-c", decode])
-    return machine.exec(f'python3 -c "{RAW}" < /tmp/request.raw').stdout
 
 
 def metrics(machine, **awaited):
     """
-    What Prometheus gets, a sample's name with its labels -> its value, when all is counted: that is done just
-    after a request was answered. `awaited` are the least values that are waited for.
+    Return what Prometheus gets: a sample's name with its labels -> its value. Requests are counted just after their
+    response, so this waits until the values rest and are at least those in `awaited`.
     """
     found, before = {}, None
     for _ in range(50):
@@ -103,13 +89,13 @@ def metrics(machine, **awaited):
     return found
 
 
-def test_a_request_is_a_line_of_json(observed):
+def test_request_is_logged_as_a_line_of_json(observed):
     seen = json.loads(observed.get("/first?a=b", host="shop.example.com").body)["environ"]
     line = last(observed, "shop", "/first?a=b")
     assert {name: type(line[name]) for name in NUMBERS} == NUMBERS
     assert {name: type(line[name]) for name in UPSTREAM} == UPSTREAM
     assert {*line} == TEXTS | {*NUMBERS} | {*UPSTREAM}
-    assert line["generation"] == observed.call("wsgi.status", "shop")["shop"]["generation"]
+    assert line["generation"] == observed.status("shop")["generation"]
     assert line["request_id"] == seen["HTTP_X_REQUEST_ID"]
     assert (line["app"], line["host"], line["status"]) == ("shop", "shop.example.com", 200)
 
@@ -133,13 +119,13 @@ ASKING += ["--header", "Origin: https://other.example.com"]
         ("https://edge.example.com/edge/?by=page", ["--data", 2000 * "x"], 413, "edge", False),
         ("https://edge.example.com/edge/?by=preflight", ASKING, 204, "edge", False),
         ("https://edge.example.com/edge?by=mount", [], 308, "edge", False),
-        # No app's location: the site's.
+        # These are answered by the site, in no location of an app.
         ("https://edge.example.com/elsewhere?by=nobody", [], 404, "", False),
         ("http://edge.example.com/edge/?by=redirect", [], 308, "", False),
         ("https://www.edge.example.com/edge/?by=other-domain", [], 308, "", False),
     ],
 )
-def test_whoever_answers_it_is_logged_once_for_its_app(observed, generations, url, options, status, name, answered):
+def test_every_request_is_logged_once_whoever_answers_it(observed, generations, url, options, status, name, answered):
     scheme, _, host, path = url.split("/", 3)
     sample = f'wsgi_requests_total{{app="edge",status="{status}"}}'
     before = metrics(observed).get(sample, 0)
@@ -148,7 +134,7 @@ def test_whoever_answers_it_is_logged_once_for_its_app(observed, generations, ur
     assert observed.exec([*curl, *resolve, *options, url]).stdout == str(status)
     query = url.partition("?")[2]
     grep = f"grep '?{query}\"' /var/log/nginx/*access.log"
-    observed.exec(["timeout", "60", "sh", "-c", f"until {grep}; do sleep 0.1; done"])
+    observed.wait_until(grep)
     found = observed.exec(grep).stdout.splitlines()
     assert [each.partition(":")[0] for each in found] == ["/var/log/nginx/wsgi-edge.access.log"], found
     line = json.loads(found[0].partition(":")[2])
@@ -159,27 +145,27 @@ def test_whoever_answers_it_is_logged_once_for_its_app(observed, generations, ur
     assert metrics(observed, **{sample: wanted}).get(sample, 0) == wanted
 
 
-def test_the_host_is_the_one_that_the_site_was_found_by(observed):
+def test_logged_host_is_the_one_that_selected_the_site(observed):
     request = b"GET http://shop.example.com/whole HTTP/1.1\r\nHost: forged.example.com\r\nConnection: close\r\n\r\n"
-    assert " 200 " in send(observed, request)
+    assert " 200 " in observed.send(request)
     assert last(observed, "shop", "/whole")["host"] == "shop.example.com"
 
 
 def test_only_administrators_read_the_logs(observed):
-    """What is in a query is nobody's business."""
+    """Queries may hold secrets."""
     found = observed.exec("stat --format='%a %U %G' /var/log/nginx/wsgi-*.log").stdout.splitlines()
     assert len(found) == 9  # one app has none of access
     assert {*found} == {"640 www-data adm"}
 
 
-def test_every_line_is_json_whatever_a_client_sends(observed):
+def test_hostile_requests_are_logged_as_valid_json(observed):
     for text in HOSTILE:
         head = b"GET /hostile HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n"
-        answer = send(observed, head + b"User-Agent: " + text + b"\r\nReferer: " + text[:3000] + b"\r\n\r\n")
+        answer = observed.send(head + b"User-Agent: " + text + b"\r\nReferer: " + text[:3000] + b"\r\n\r\n")
         assert answer, text
-    send(observed, b"GET /\xff\xfe?\xe9 HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n")
+    observed.send(b"GET /\xff\xfe?\xe9 HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n")
     password = b"Authorization: Basic /zr/\r\n"
-    send(observed, b"GET /login HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n" + password + b"\r\n")
+    observed.send(b"GET /login HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n" + password + b"\r\n")
     lines = [json.loads(line) for line in log(observed, "shop", '"uri":"/login"')]
     agents = [line["user_agent"] for line in lines]
     assert "café € 🐍" in agents
@@ -189,16 +175,16 @@ def test_every_line_is_json_whatever_a_client_sends(observed):
     assert {line["app"] for line in lines if line["status"] == 200} == {"shop"}
 
 
-def test_a_request_that_nginx_refuses_is_logged(observed):
-    assert " 400 " in send(observed, b"GET /bad HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: x\r\n\r\n")
+def test_request_that_nginx_refuses_is_logged(observed):
+    assert " 400 " in observed.send(b"GET /bad HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: x\r\n\r\n")
     too_large = b"POST /large HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: 99999999\r\n\r\n"
-    assert " 413 " in send(observed, too_large)
+    assert " 413 " in observed.send(too_large)
     bad, large = last(observed, "shop", "/bad"), last(observed, "shop", "/large")
     assert (bad["status"], bad["upstream_status"], bad["upstream_time"]) == (400, None, None)
     assert (large["status"], large["app"], large["generation"]) == (413, "shop", "")
 
 
-def test_a_request_that_maintenance_answers_is_logged_for_its_app(observed):
+def test_request_during_maintenance_is_logged_for_its_app(observed):
     observed.call("wsgi.maintenance", "shop", "on")
     assert observed.get("/closed", host="shop.example.com").status == 503
     observed.call("wsgi.maintenance", "shop", "off")
@@ -206,14 +192,14 @@ def test_a_request_that_maintenance_answers_is_logged_for_its_app(observed):
     assert (line["app"], line["status"], line["upstream_status"]) == ("shop", 503, None)
 
 
-def test_the_log_can_be_combined_or_none(observed):
+def test_access_log_can_be_combined_or_none(observed):
     for name in ("plain", "quiet"):
         assert observed.get("/seen", host=f"{name}.example.com").status == 200
     assert re.search(r'127\.0\.0\.1 - - \[.+\] "GET /seen HTTP/1\.1" 200 \d+ "-" "curl/.*"', log(observed, "plain")[-1])
     assert not observed.host.file("/var/log/nginx/wsgi-quiet.access.log").exists
 
 
-def test_rotation_loses_no_line(observed):
+def test_rotating_access_logs_loses_no_line(observed):
     with observed.load(clients=4, host="shop.example.com", path="/rotated", mode="keepalive-get") as load:
         for _ in range(3):
             observed.exec("logrotate --force /etc/logrotate.d/nginx && sleep 0.5")
@@ -225,14 +211,14 @@ def test_rotation_loses_no_line(observed):
     assert observed.host.file("/var/log/nginx/wsgi-shop.access.log.1").exists
 
 
-def test_nginx_has_metrics(observed):
+def test_metrics_of_nginx_are_exported(observed):
     found = metrics(observed)
     assert found["nginx_up"] == 1
     assert found["nginx_http_requests_total"] > 0
 
 
 @pytest.mark.parametrize("name", ["shop", "blog", "quiet"])
-def test_an_apps_requests_are_counted_under_every_server(observed, name):
+def test_requests_are_counted_under_every_server(observed, name):
     before = metrics(observed)
     for _ in range(5):
         assert observed.get("/", host=f"{name}.example.com").status == 200
@@ -244,11 +230,11 @@ def test_an_apps_requests_are_counted_under_every_server(observed, name):
     wanted = {sample: before.get(sample, 0) + 5 for sample in samples}
     found = metrics(observed, **wanted)
     assert {sample: found[sample] for sample in samples} == wanted
-    generation = observed.call("wsgi.status", name)[name]["generation"]
+    generation = observed.status(name)["generation"]
     assert found[f'wsgi_live{{app="{name}",generation="{generation}"}}'] == 1
 
 
-def test_uwsgis_own_metrics_are_there(observed):
+def test_metrics_of_uwsgi_are_exported(observed):
     before = metrics(observed)
     for _ in range(6):
         observed.get("/", host="shop.example.com")
@@ -259,7 +245,7 @@ def test_uwsgis_own_metrics_are_there(observed):
     assert not [name for name in found if "plain" in name and not name.startswith("wsgi_live")]
 
 
-def test_gunicorns_own_metrics_are_there(observed):
+def test_metrics_of_gunicorn_are_exported(observed):
     before = metrics(observed)
     for _ in range(4):
         observed.get("/", host="blog.example.com")
@@ -274,13 +260,13 @@ def test_gunicorns_own_metrics_are_there(observed):
     assert found['gunicorn_workers{app="blog"}'] == 2
 
 
-def test_metrics_are_for_this_machine_alone(observed):
+def test_metrics_are_served_on_loopback_only(observed):
     listening = observed.exec("ss -Hltnu 'sport = :8078 or sport = :9113'").stdout.split("\n")
     addresses = {line.split()[4] for line in listening if line}
     assert addresses == {"127.0.0.1:8078", "127.0.0.1:9113"}
 
 
-def test_what_counts_is_no_ones_but_its_own(observed):
+def test_metrics_service_runs_as_a_user_of_its_own_without_privileges(observed):
     pid = observed.exec("systemctl show --property=MainPID --value wsgi-metrics").stdout.strip()
     # DynamicUser: https://systemd.io/UIDS-GIDS
     assert 61184 <= int(observed.exec(["stat", "--format=%u", f"/proc/{pid}"]).stdout) <= 65519
@@ -291,30 +277,26 @@ def test_what_counts_is_no_ones_but_its_own(observed):
     assert refused.rc
 
 
-def test_a_death_of_what_counts_fails_no_request(observed):
+def test_killed_metrics_service_fails_no_request(observed):
     observed.exec("systemctl kill --signal=KILL wsgi-metrics")
     assert observed.get("/", host="blog.example.com").status == 200
     assert 'wsgi_live{app="blog"' in observed.get("/metrics", port=8078).body
 
 
-def test_a_run_that_changes_nothing_starts_no_process_for_it(observed):
-    script = "/srv/formula/test/integration/observed_salt_call.py"
-    argv = ["/opt/salt/bin/python", script, "/root/observed.json", "--out=json", "state.apply", "wsgi"]
-    states = json.loads(observed.exec(argv).stdout)["local"]
-    assert {state["__id__"] for state in states.values() if state["changes"]} == set()
-    started = json.loads(observed.exec(["cat", "/root/observed.json"]).stdout)["started"]
+def test_idle_run_starts_no_process_for_metrics(observed):
+    started = observed.observe_idle_run()["started"]
     assert started
     assert [command for command in started if "'show', '--property" in command] == []
 
 
-def test_what_another_hand_stopped_or_disabled_comes_back(observed):
+def test_services_stopped_or_disabled_by_hand_are_restored(observed):
     observed.exec("systemctl stop prometheus-nginx-exporter wsgi-metrics.socket; systemctl disable nginx")
     assert observed.apply().changed == {"nginx-service", "nginx-exporter-service", "metrics-socket"}
     assert metrics(observed)["nginx_up"] == 1
     assert observed.exec("systemctl is-enabled nginx").stdout.strip() == "enabled"
 
 
-def test_an_nginx_of_others_has_it_all_too(observed):
+def test_unmanaged_nginx_has_logs_metrics_and_the_status_page_too(observed):
     observed.pillar({"apps": APPS, "nginx": {"manage": False}, "status_page": {}})
     observed.apply()
     before = metrics(observed)
@@ -327,7 +309,7 @@ def test_an_nginx_of_others_has_it_all_too(observed):
     assert "5 of 5 apps healthy" in observed.get("/", port=8079).body
 
 
-def test_metrics_go_as_they_came(observed):
+def test_disabling_metrics_removes_everything_of_them(observed):
     observed.pillar({"apps": {"plain": app("uwsgi", domains=["plain.example.com"], access_log="combined")}})
     observed.apply()
     with pytest.raises(ConnectionError):

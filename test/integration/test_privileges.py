@@ -1,18 +1,18 @@
-"""Each app is on its own: no root, no write to its code, no look at another's, no secret shown."""
+"""Privileges: an app is not root, cannot write its code or read another app, and its secrets are not shown."""
 
 import json
 
 import pytest
 import yaml
-from pillars import SERVERS, inspected
+from pillars import PAIRS, inspected
 
 SECRET = "s3cr3t-that-nobody-sees"
 NASTY = "a 'b' \"c\" $HOME `id` %s %(x)s $(id) @(x) \\ ünï\nnext line "
 
 
-# And one of each other kind: spawned, with a core or a bridge of its own, under other managers.
+# The usual pairs, and one of each other kind of server and process manager.
 KINDS = [
-    *SERVERS,
+    *PAIRS,
     ("waitress", "systemd"),
     ("gunicorn", "circus"),
     ("passenger", "systemd"),
@@ -22,7 +22,7 @@ KINDS = [
 
 @pytest.fixture(scope="module", params=KINDS, ids="-".join)
 def pair(machine, request):
-    """Two apps under one server; the pillar's value is a secret of the first."""
+    """The machine with two apps under one server, of which the first has a secret, and the run that brought them up."""
     server, manager = request.param
     machine.pillar(
         {
@@ -50,8 +50,8 @@ def test_app_runs_as_a_user_of_its_own(pair):
     seen = ask(machine, "one")
     assert seen["uid"] == uid != 0
     assert set(seen["groups"]) <= {seen["gid"]} == {int(machine.exec("id -g wsgi-one").stdout)}
-    pids = machine.call("wsgi.status", "one")["one"]["pids"]
-    # One of them may have ended meanwhile: Passenger's agent starts helpers.
+    pids = machine.status("one")["pids"]
+    # Helpers of Passenger's agent may have ended meanwhile.
     owners = machine.exec(["stat", "-c", "%u", *(f"/proc/{pid}" for pid in pids)], check=False).stdout.split()
     assert len(owners) >= 2
     assert {*owners} == {str(uid)}
@@ -93,7 +93,7 @@ def test_app_cannot_write_its_code_nor_its_configuration(pair):
         "/var/lib/wsgi/home/one",
     ],
 )
-def test_another_app_cannot_read_it(pair, path):
+def test_app_cannot_read_the_files_of_another(pair, path):
     machine, _ = pair
     for found in machine.exec(f"ls -d {path}").stdout.split():
         assert ask(machine, "two", f"read={found}")["read"] == "Permission denied"
@@ -111,7 +111,7 @@ def test_only_nginx_and_the_app_reach_its_socket(pair):
         command = ["setpriv", "--reuid", user, "--regid", user, groups, "python3", "-c", connect, folder, name]
         return machine.exec(command, check=False)
 
-    # Nginx by the folder that is root's, the app by its own.
+    # nginx connects through root's folder, the app through its own.
     assert reached("www-data", "").rc == 0
     assert reached("wsgi-one", ".own").rc == 0
     for user, folder in [("wsgi-one", ""), ("wsgi-two", ""), ("wsgi-two", ".own"), ("www-data", ".own")]:
@@ -120,7 +120,7 @@ def test_only_nginx_and_the_app_reach_its_socket(pair):
         assert "PermissionError" in refused.stderr
 
 
-def test_secret_is_in_one_file_of_the_app_and_in_roots_history_and_never_shown(pair):
+def test_secret_is_stored_in_one_file_and_the_history_and_never_shown(pair):
     machine, run = pair
     assert SECRET not in json.dumps(run.raw)
     holders = machine.exec(
@@ -135,7 +135,7 @@ def test_secret_is_in_one_file_of_the_app_and_in_roots_history_and_never_shown(p
         assert SECRET not in json.dumps(machine.call(function))
 
 
-def test_changed_secret_is_named_in_the_changes_and_not_shown(pair):
+def test_changes_name_a_changed_secret_without_its_value(pair):
     machine, _ = pair
     pillar = yaml.safe_load(machine.exec("cat /srv/pillar/wsgi.sls").stdout)["wsgi"]
     pillar["apps"]["one"]["env"]["SECRET"] = "another-secret-of-theirs"
@@ -146,7 +146,7 @@ def test_changed_secret_is_named_in_the_changes_and_not_shown(pair):
     assert ask(machine, "one")["env"]["SECRET"] == "another-secret-of-theirs"
 
 
-def test_secret_that_the_app_logs_is_struck_from_what_the_formula_shows(pair):
+def test_secret_in_the_log_of_the_app_is_redacted_by_wsgi_logs(pair):
     machine, _ = pair
     secret = ask(machine, "one")["env"]["SECRET"]
     assert machine.get(f"/?raise={secret}", host="one.example.com").status == 500

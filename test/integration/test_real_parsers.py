@@ -1,4 +1,4 @@
-"""What validation lets through, the programs take that read it: nginx, supervisor, systemd, circus, uWSGI, the shell."""
+"""Values that pass validation are accepted by the programs that read them: nginx, supervisor, systemd, circus, uWSGI, sh."""
 
 import contextlib
 import json
@@ -24,13 +24,13 @@ from wsgi_formula.run.record import new_record
 
 FOLDER = "/tmp/values"
 LONG = "ec2-203-0-113-255.eu-central-1.compute.amazonaws.com"
-# Two names of a site may be the same, or one network hold the other; a hash of ours need not be optimal.
+# Drawn names of a site may be equal, and drawn networks may overlap.
 HARMLESS = r"conflicting server name|could not build optimal|low address bits|duplicate network|duplicate MIME"
 NOBODY = pwd.struct_passwd(("www-data", "x", 33, 33, "", "/", "/bin/false"))
 
 
 def drawn(strategy, count):
-    """Some examples of a strategy, the same in each run."""
+    """Return some examples of a strategy, the same in each run."""
     found = []
 
     @settings(
@@ -50,13 +50,13 @@ def drawn(strategy, count):
 
 
 def on_port(number, said):
-    """An app on ports of its own: two may have drawn one host name."""
+    """Return an app on ports of its own, since two may have drawn the same domain."""
     tls = {"tls": {**said["tls"], "listen": 9100 + number}} if "tls" in said else {}
     return {**said, "listen": 9000 + number, **tls}
 
 
 def hosts(apps, size, cachedir):
-    """Hosts of so many of some apps each; of what their words together can't be, validation has told."""
+    """Yield hosts with `size` of the apps each, without the apps that validation refuses."""
     taken = 0
     for start in range(0, len(apps), size):
         named = {f"a{start + number}": on_port(number, each) for number, each in enumerate(apps[start : start + size])}
@@ -67,7 +67,7 @@ def hosts(apps, size, cachedir):
 
 
 def edge_cases(host, folder):
-    """The files of all that nginx reads of a host, path to text, and what is to be asked."""
+    """Return nginx's files of a host, path to text, and the cases for real_parsers.py."""
     host.family["nginx"].update(
         conf_dir=f"{folder}/conf.d", own_dir=f"{folder}/wsgi", log_dir=f"{folder}/log", cache_dir=f"{folder}/cache"
     )
@@ -82,7 +82,7 @@ def edge_cases(host, folder):
 
 
 def process_cases(host, name, folder):
-    """The same of an app's generation."""
+    """Return the files of an app's generation and their cases."""
     app = host.settings.apps[name]
     release = desired_release(host, name)
     generation = Generation(host, name, "0123456789", new_record(host, app, release, "2.0.21"))
@@ -123,7 +123,7 @@ def process_cases(host, name, folder):
 
 
 def plain_lines(options):
-    """The lines of uWSGI's options that it has no words of its own in."""
+    """Yield the lines of those uWSGI options that have no placeholders."""
     for option, value in options.items():
         for item in value if isinstance(value, list) else [value]:
             text = str(item).lower() if isinstance(item, bool) else str(item)
@@ -133,7 +133,7 @@ def plain_lines(options):
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
-    """Files, path to text, and cases for real_parsers.py, of all that was drawn."""
+    """The files of all drawn apps, path to text, and their cases for real_parsers.py."""
     cache = tmp_path_factory.mktemp("cache")
     files, cases = {}, []
 
@@ -154,7 +154,7 @@ def rendered(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wrong(machine, rendered, tmp_path_factory):
-    """What the programs on the machine did not take: a list of a file's path and what was said."""
+    """The files that the programs on the machine did not accept: a list of [path, error]."""
     files, cases = rendered
     files = {**files, f"{FOLDER}/cases.json": json.dumps(cases)}
     copied = tmp_path_factory.mktemp("values")
@@ -172,14 +172,14 @@ def wrong(machine, rendered, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["nginx", "supervisor", "circus", "uwsgi", "systemd", "environment"])
-def test_what_validation_lets_through_its_reader_takes_as_it_was_meant(rendered, wrong, kind):
+def test_every_valid_value_is_read_as_it_was_meant_by_the_program_that_reads_it(rendered, wrong, kind):
     paths = {os.path.dirname(case["path"]) for case in rendered[1] if case["kind"] == kind}
     paths |= {case["path"] for case in rendered[1] if case["kind"] == kind}
     assert len(paths) > 20
     assert [each for each in wrong if each[0] in paths] == []
 
 
-def test_a_long_host_name_is_served_beside_others(machine):
+def test_long_host_name_is_served_beside_others(machine):
     machine.exec("rm -rf /run/systemd/system/wsgi-*; systemctl daemon-reload")
     longest = values.domain_of(253)
     machine.pillar(
@@ -193,7 +193,7 @@ def test_a_long_host_name_is_served_beside_others(machine):
     machine.apply()
     assert [machine.get("/", host=host).status for host in (LONG, longest, "a.compute.amazonaws.com")] == [200] * 3
     assert not machine.apply().changed
-    # Another hand says it, too: nginx takes that directive only once.
+    # nginx accepts this directive only once.
     machine.exec("echo 'server_names_hash_bucket_size 1024;' > /etc/nginx/conf.d/hand.conf")
     machine.apply()
     machine.exec("nginx -t")

@@ -1,4 +1,4 @@
-"""What is written down tells the truth wherever a run is killed, and a record that is damaged is made again."""
+"""Records: they are true wherever a run is killed, and damaged ones are rewritten."""
 
 import json
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ socketserver.ThreadingUnixStreamServer(sys.argv[1], Handler).serve_forever()
 
 
 def ledger(**settings):
-    """An app that starts at once, says its version, and writes down whose before_retire has run."""
+    """Return an app that starts at once, answers its version, and records in ~/retired each before_retire."""
     return {
         "server": "command",
         "command": ["/usr/bin/python3", "server.py", "{socket}"],
@@ -54,8 +54,8 @@ def serving(machine):
 
 
 def killed_runs(machine, *options):
-    """What test/integration/killed_runs.py found, as an object per killed run, in their order, by the operation."""
-    program = ["/opt/salt/bin/python", "/srv/formula/test/integration/killed_runs.py"]
+    """Run killed_deploys.py, and return an object for each killed run, by the operation at which it was killed."""
+    program = ["/opt/salt/bin/python", "/srv/formula/test/integration/killed_deploys.py"]
     found = [SimpleNamespace(**each) for each in json.loads(machine.exec([*program, *options]).stdout)]
     assert [each for each in found if not hasattr(each, "killed") or not hasattr(each, "history_then")] == []
     return {f"{number}: {each.killed}": each for number, each in enumerate(found)}
@@ -74,7 +74,7 @@ def went_live(each):
     return each.live != each.before
 
 
-def test_deploys_are_killed_before_and_after_the_link_is_renamed(rounds):
+def test_deploys_are_killed_before_and_after_the_live_link_is_renamed(rounds):
     moments = [*rounds]
     (link,) = [number for number, each in enumerate(moments) if each.endswith(": rename /var/lib/wsgi/live/ledger")]
     assert [went_live(each) for each in rounds.values()] == [number > link for number in range(len(moments))]
@@ -82,11 +82,11 @@ def test_deploys_are_killed_before_and_after_the_link_is_renamed(rounds):
     assert len(moments) - link >= 10
 
 
-def test_a_killed_run_leaves_what_is_live_serving(rounds):
+def test_killed_run_leaves_the_live_generation_serving(rounds):
     assert wrong(rounds, lambda it: it.served == (it.version if went_live(it) else it.served_before)) == {}
 
 
-def test_the_history_names_what_went_live_and_nothing_else_once(rounds):
+def test_history_has_each_generation_that_went_live_once(rounds):
     def right(it):
         newest = it.history_then[0] == it.live and it.history_then[1] != it.live
         return newest and it.history == it.history_then and it.live_then == it.live
@@ -94,7 +94,7 @@ def test_the_history_names_what_went_live_and_nothing_else_once(rounds):
     assert wrong(rounds, right) == {}
 
 
-def test_a_deploy_that_went_live_survives_the_next_run_and_no_other_does(rounds):
+def test_only_a_deploy_that_went_live_survives_the_next_run(rounds):
     def right(it):
         version = it.version if went_live(it) else it.served_before
         said = all(text.startswith(f"/srv/{version} was deployed") for text in (it.override, it.override_then))
@@ -103,15 +103,15 @@ def test_a_deploy_that_went_live_survives_the_next_run_and_no_other_does(rounds)
     assert wrong(rounds, right) == {}
 
 
-def test_before_retire_runs_for_what_had_traffic_alone(rounds):
+def test_before_retire_runs_only_for_a_generation_that_had_traffic(rounds):
     assert wrong(rounds, lambda it: {*it.retired} == ({it.served_before} if went_live(it) else set())) == {}
 
 
-def test_the_schedule_is_that_of_the_live_generation(rounds):
+def test_active_schedule_is_that_of_the_live_generation(rounds):
     assert wrong(rounds, lambda it: it.timers == [it.live_then]) == {}
 
 
-def test_the_next_run_leaves_nothing_of_a_killed_one_and_the_one_after_it_has_nothing_to_do(rounds):
+def test_run_after_a_killed_one_cleans_up_and_the_one_after_it_changes_nothing(rounds):
     def right(it):
         done = [run["result"] for run in it.runs] == [True, True] and it.runs[1]["changes"] == {}
         return done and it.left == [] and it.generations == [it.live_then]
@@ -119,7 +119,7 @@ def test_the_next_run_leaves_nothing_of_a_killed_one_and_the_one_after_it_has_no
     assert wrong(rounds, right) == {}
 
 
-def test_a_change_that_is_taken_back_tells_the_truth_too(serving):
+def test_records_are_true_when_rollback_on_failure_is_killed(serving):
     hooks = {**ledger()["hooks"], "after_live": ['test "$(cat version)" != v2']}
     serving.pillar({"apps": {"ledger": ledger(hooks=hooks, rollback_on_failure=True)}})
     rounds = killed_runs(serving, "--back")
@@ -135,13 +135,13 @@ def test_a_change_that_is_taken_back_tells_the_truth_too(serving):
     assert wrong(rounds, lambda it: it.timers == [it.live_then] and it.left == []) == {}
 
 
-# Records that are damaged
+# Damaged records
 
 LIVE = "$(basename $(readlink /var/lib/wsgi/live/ledger))"
 RELEASE = "/srv/wsgi/ledger/releases/*/release.json"
 KEPT = f"/var/lib/wsgi/history/ledger/{LIVE}.json"
 OVERRIDE = "/etc/wsgi/ledger/override.json"
-# Which to what is said of it; nothing asks for some as long as nothing changes.
+# A record to the warning about it; None where an idle run does not read it.
 RECORDS = {
     f"/etc/wsgi/ledger/{LIVE}/generation.json": "a new generation takes its place",
     RELEASE: "it is made again; commands that run once per release may run again",
@@ -154,22 +154,18 @@ RECORDS = {
 
 @pytest.fixture(scope="module")
 def one(serving):
-    """The machine with one generation, of v1, which a schedule and a process go with."""
+    """The machine with one generation of v1, with a schedule and a process."""
     serving.pillar({"apps": {"ledger": ledger(processes={"worker": {"command": "sleep 4321"}})}})
     serving.call("wsgi.deploy", "ledger", "source=/srv/v1")
     serving.apply()
     return serving
 
 
-def asked(machine):
-    """What only reads makes no traceback of anything, and changes nothing."""
+def call_reading_functions(machine):
+    """Call the functions that only read, which must not raise."""
     for question in (["wsgi.status"], ["wsgi.history", "ledger"], ["wsgi.validate"], ["wsgi.settings"]):
         machine.call(*question)
     machine.apply(test=True)
-
-
-def warnings(run):
-    return [each for state in run.raw.values() for each in state.get("warnings", [])]
 
 
 def timers(machine):
@@ -191,29 +187,28 @@ def generations(machine):
     ],
     ids=["empty", "garbage", "cut off", "another type"],
 )
-def test_damaged_records_are_told_and_made_again(one, damage, records):
+def test_damaged_records_are_reported_and_rewritten(one, damage, records):
     for path in records:
         one.exec(f"for path in {path}; do {damage}; done")
-    asked(one)
+    call_reading_functions(one)
     with one.load(clients=2, pause=0.05, mode="close-get") as load:
         run = one.apply()
     assert load.report["lost"] == 0, load.report
-    told = warnings(run)
-    assert {path: said for path, said in records.items() if said and said not in "\n".join(told)} == {}
-    assert len(told) == len({*told})
+    assert {path: said for path, said in records.items() if said and said not in "\n".join(run.warnings)} == {}
+    assert len(run.warnings) == len({*run.warnings})
     again = one.apply()
-    assert (again.changed, warnings(again)) == (set(), [])
+    assert (again.changed, again.warnings) == (set(), [])
     (id,) = generations(one)
     for program in ("[s]erver.py /run", "[s]leep 4321"):
         assert one.exec(f"ps -eo comm,args | grep '^python3\\|^sleep' | grep -c '{program}'").stdout == "1\n"
     assert timers(one) == [f"wsgi-ledger.{id}.often.timer"]
     assert one.get("/").body == ("v0" if OVERRIDE in records else "v1")
     if OVERRIDE in records:
-        assert "override" not in one.call("wsgi.status")["ledger"]
+        assert "override" not in one.status("ledger")
         one.call("wsgi.deploy", "ledger", "source=/srv/v1")
 
 
-def test_what_an_older_formula_left_when_it_was_killed_in_a_link_is_no_app(one):
+def test_link_left_by_a_killed_run_of_an_older_formula_is_not_taken_for_an_app(one):
     one.exec(
         "cd /var/lib/wsgi; ln -s $(readlink live/ledger) live/ledger.new; touch shortcuts/ledger.new.workers; echo [] > /etc/wsgi/ledger/app.json"
     )
@@ -223,12 +218,12 @@ def test_what_an_older_formula_left_when_it_was_killed_in_a_link_is_no_app(one):
     assert one.apply().changed == set()
 
 
-def test_an_app_goes_though_nothing_of_it_can_be_read(one):
+def test_app_is_removed_though_all_of_its_records_are_damaged(one):
     for path in (*RECORDS, KEPT, OVERRIDE):
         one.exec(f"for path in {path}; do : > $path; done")
     one.pillar({"apps": {}})
     run = one.apply()
-    assert [each for each in warnings(run) if "none of them is deleted with it" in each]
+    assert [each for each in run.warnings if "none of them is deleted with it" in each]
     assert one.exec("ps -eo user,args | grep '^wsgi-ledger'", check=False).stdout == ""
     assert one.exec("ls -d /etc/wsgi/ledger /run/wsgi/ledger /var/lib/wsgi/live/ledger", check=False).stdout == ""
     assert one.apply().changed == set()

@@ -1,4 +1,4 @@
-"""Where the formula can't work, one sentence says why and what to do; and a run that has nothing to warn of warns of nothing."""
+"""Where the formula cannot work, one sentence says why and what to do; and a run without warnings shows none."""
 
 import json
 
@@ -10,7 +10,7 @@ FUNCTIONS = [["wsgi.status"], ["wsgi.validate"], ["wsgi.deploy", "hello"], ["wsg
 
 @pytest.fixture(scope="module")
 def configured(machine):
-    """configured(user, *file_roots) is salt-call of a user, who has a configuration and a cache of their own."""
+    """configured(user, *file_roots) returns salt-call for a user with a configuration and a cache of their own."""
     machine.exec("useradd --create-home alice")
 
     def salt_call(user, *file_roots):
@@ -36,10 +36,10 @@ def configured(machine):
     return salt_call
 
 
-def test_another_user_than_root_is_told_so_in_one_sentence(machine, configured):
+def test_other_users_than_root_are_refused_in_one_sentence(machine, configured):
     sentence = "wsgi must run as root, and this is the user with the UID 1000: use sudo"
     call = configured("alice", "/srv/salt-top", "/srv/formula")
-    # Which syncs the modules, too.
+    # This syncs the modules, too.
     code, said = call("state.apply", "wsgi")
     assert code
     assert f"Comment: Nothing was changed: {sentence}" in said
@@ -51,14 +51,14 @@ def test_another_user_than_root_is_told_so_in_one_sentence(machine, configured):
         assert "Traceback" not in said
 
 
-def test_a_checkout_that_is_no_file_root_of_its_own_is_told_so_in_one_sentence(machine, configured):
+def test_checkout_that_is_not_its_own_file_root_is_refused_in_one_sentence(machine, configured):
     machine.exec("mkdir -p /srv/roots/formulas && cp -r /srv/formula /srv/roots/formulas/wsgi-formula")
     call = configured("root", "/srv/roots")
     sentence = "is not served: the formula's checkout has to be a file root of its own, in file_roots or gitfs_remotes"
     code, said = call("state.apply", "formulas.wsgi-formula.wsgi")
     assert code
     assert f"salt://_modules/wsgi.py {sentence}" in said
-    # Somebody who has only the modules at the top.
+    # Now with the modules alone at the top of the file root.
     machine.exec("cd /srv/roots && ln -s formulas/wsgi-formula/_* . && rm -rf /srv/salt-of-root1/var/cache")
     for function in (["state.apply", "formulas.wsgi-formula.wsgi"], ["wsgi.validate"]):
         code, said = call(*function)

@@ -1,44 +1,35 @@
-"""An app that is taken away is gone; what it left is kept, unless it is purged."""
+"""Removal: an app leaves only its code, home and logs, and nothing if it is purged."""
 
-import harness
 import pytest
-from pillars import SERVERS, app
+from harness import find_leftovers, find_traces
+from pillars import PAIRS, app
 
 KEPT = ("/srv/wsgi/one", "/var/log/wsgi/one", "/var/lib/wsgi/home/one")
 OTHER = {"two": app("uwsgi", domains=["two.example.com"])}
-
-
-def traces(machine):
-    return machine.exec(
-        "getent passwd wsgi-one wsgibuild-one; ps -eo args | grep -E 'wsgi.one|one\\.[0-9a-f]{10}' | grep -v grep;"
-        " ls -d /etc/wsgi/one /run/wsgi/one /var/lib/wsgi/live/one /var/lib/wsgi/build/one /etc/nginx/wsgi/live/*/*one* /etc/tmpfiles.d/*one*"
-        " /etc/wsgi/vassals/*one* /etc/supervisor/conf.d/*one* 2>/dev/null",
-        check=False,
-    ).stdout
 
 
 def exists(machine, path):
     return machine.exec(["test", "-e", path], check=False).rc == 0
 
 
-@pytest.fixture(params=SERVERS, ids="-".join)
+@pytest.fixture(params=PAIRS, ids="-".join)
 def served(machine, request):
     server, manager = request.param
     machine.pillar({"apps": {"one": app(server, process_manager=manager, domains=["one.example.com"]), **OTHER}})
     machine.apply()
     assert machine.get("/", host="one.example.com").status == 200
-    assert len(traces(machine).splitlines()) > 5
+    assert len(find_traces(machine, "one").splitlines()) > 5
     return machine
 
 
 @pytest.mark.parametrize("how", ["taken out", "absent"])
-def test_app_goes_whole_and_its_code_and_logs_stay(served, how):
+def test_removed_app_leaves_only_its_code_home_and_logs(served, how):
     gone = {} if how == "taken out" else {"one": {"state": "absent"}}
     served.pillar({"apps": {**gone, **OTHER}})
     with served.load(clients=4, host="two.example.com", pause=0.02) as load:
         assert served.apply().changed == {"one-absent"}
     assert load.report["lost"] == 0, load.report
-    assert traces(served) == ""
+    assert find_traces(served, "one") == ""
     for path in KEPT:
         assert served.exec(f"stat -c '%a %U' {path}").stdout.strip() == "700 root"
     assert served.exec("ls /var/log/nginx/wsgi-one.access.log").stdout
@@ -47,7 +38,7 @@ def test_app_goes_whole_and_its_code_and_logs_stay(served, how):
     assert served.apply().changed == set()
 
 
-def test_app_comes_back(served):
+def test_removed_app_can_come_back(served):
     served.pillar({"apps": OTHER})
     served.apply()
     served.exec(
@@ -68,7 +59,7 @@ def test_purged_app_leaves_nothing(machine):
     assert machine.apply().changed == set()
 
 
-def test_user_that_was_there_before_stays(machine):
+def test_existing_user_is_kept_when_its_app_is_removed(machine):
     machine.exec("useradd --system their-user")
     machine.pillar({"apps": {"one": app("gunicorn", user="their-user", domains=["one.example.com"]), **OTHER}})
     machine.apply()
@@ -77,7 +68,7 @@ def test_user_that_was_there_before_stays(machine):
     assert machine.exec("getent passwd their-user").rc == 0
 
 
-def test_clean_takes_away_everything(machine):
+def test_clean_removes_everything(machine):
     machine.pillar(
         {
             "apps": {
@@ -91,7 +82,7 @@ def test_clean_takes_away_everything(machine):
     for name in ("one", "two"):
         with pytest.raises(ConnectionError):
             machine.get("/", host=f"{name}.example.com")
-    assert harness.find_leftovers(machine) == ""
+    assert find_leftovers(machine) == ""
     assert machine.exec("nginx -t").rc == 0
     assert machine.apply(sls="wsgi.clean").changed == set()
     machine.apply()

@@ -1,4 +1,4 @@
-"""Secrets come from wherever Salt can have them, and go to the app alone."""
+"""Secrets from sdb, an encrypted pillar and files reach the app, and nobody else."""
 
 import json
 
@@ -14,7 +14,7 @@ def environ(machine):
 
 @pytest.fixture(scope="module")
 def secretive(machine):
-    """A machine whose Salt has an sdb, and whose pillar is encrypted."""
+    """The machine, whose Salt has an sdb, and a secret that is encrypted for its pillar."""
     machine.put("/etc/salt/minion.d/vault.conf", "vault:\n  driver: yaml\n  files: [/srv/vault.yaml]\n", 0o600)
     machine.put("/srv/vault.yaml", json.dumps({"shop": {"password": SECRETS["sdb"]}}), 0o600)
     machine.put(
@@ -47,7 +47,7 @@ def apply(machine, encrypted, ok=True, **settings):
     return run
 
 
-def test_the_app_gets_them_from_sdb_an_encrypted_pillar_and_files(secretive):
+def test_app_gets_secrets_from_sdb_an_encrypted_pillar_and_files(secretive):
     machine, encrypted = secretive
     apply(machine, encrypted)
     found = environ(machine)
@@ -59,7 +59,7 @@ def test_the_app_gets_them_from_sdb_an_encrypted_pillar_and_files(secretive):
     assert machine.apply().changed == set()
 
 
-def test_nobody_else_can_read_them(secretive):
+def test_nobody_else_can_read_the_secrets(secretive):
     machine, _ = secretive
     for secret in SECRETS.values():
         found = machine.exec(
@@ -76,9 +76,9 @@ def test_nobody_else_can_read_them(secretive):
 
 
 @pytest.mark.parametrize("where", ["sdb", "file"])
-def test_a_changed_one_makes_a_new_generation_and_no_restart_in_place(secretive, where):
+def test_changed_secret_makes_a_new_generation(secretive, where):
     machine, encrypted = secretive
-    before = machine.call("wsgi.status")["shop"]
+    before = machine.status("shop")
     path = {"sdb": "/srv/vault.yaml", "file": "/etc/shop.env"}[where]
     machine.exec(f"sed -i s/hunter2-{where}-/hunter3-{where}-/ {path}")
     with machine.load(clients=4, pause=0.02) as load:
@@ -88,7 +88,7 @@ def test_a_changed_one_makes_a_new_generation_and_no_restart_in_place(secretive,
     variable = {"sdb": "FROM_SDB", "file": "FROM_FILE"}[where]
     assert run.states["shop-live"]["changes"]["env"] == f"changed: {variable}"
     assert environ(machine)[variable].startswith(f"hunter3-{where}-")
-    after = machine.call("wsgi.status")["shop"]
+    after = machine.status("shop")
     assert after["generation"] != before["generation"]
     assert not set(before["pids"]) & set(after["pids"])
 
@@ -108,14 +108,14 @@ def test_a_changed_one_makes_a_new_generation_and_no_restart_in_place(secretive,
         ({"env_files": ["/etc/bad.env"]}, "wsgi:apps:shop:env_files: line 2 of '/etc/bad.env' is not NAME=value"),
     ],
 )
-def test_one_that_cant_be_had_is_told_and_what_runs_serves_on(secretive, settings, problem):
+def test_missing_secret_is_reported_and_the_live_generation_keeps_serving(secretive, settings, problem):
     machine, encrypted = secretive
     machine.put("/etc/bad.env", "A=1\nhunter2-in-the-wrong-place\n", 0o600)
-    before = machine.call("wsgi.status")["shop"]["pids"]
+    before = machine.status("shop")["pids"]
     run = apply(machine, encrypted, ok=False, **settings)
     assert run.failed == {"shop-release", "shop-live", "shop-site"}
     assert problem in run.states["shop-release"]["comment"]
     assert "wrong-place" not in str(run.raw)
-    assert machine.call("wsgi.status")["shop"]["pids"] == before
+    assert machine.status("shop")["pids"] == before
     apply(machine, encrypted)
-    assert machine.call("wsgi.status")["shop"]["health"]["ok"]
+    assert machine.status("shop")["health"]["ok"]

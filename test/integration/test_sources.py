@@ -1,4 +1,4 @@
-"""Every form of source: git over file, ssh and https, archives, folders; and what can go wrong with each."""
+"""Sources: git over file, ssh and https, archives, folders; and the faults of each."""
 
 import json
 import shlex
@@ -36,7 +36,7 @@ git push -q /srv/git/shop.git local && git checkout -q main
 git remote add origin /srv/git/shop.git
 cp -r /srv/git/shop.git /srv/git/shared.git /srv/web/
 for name in shop shared; do git --git-dir=/srv/web/$name.git update-server-info; done
-# What root's git must never run.
+# Hooks that root's git must never run.
 printf '#!/bin/sh\ntouch /root/hook-ran\n' > /root/hook && chmod 755 /root/hook
 mkdir -p /root/hooks && for name in post-checkout reference-transaction; do ln -s /root/hook /root/hooks/$name; done
 git config --global --add safe.directory '*' && git config --global core.hooksPath /root/hooks && git config --global filter.evil.smudge /root/hook
@@ -45,7 +45,7 @@ mkdir -p /srv/git/shop.git/hooks && cp /root/hook /srv/git/shop.git/hooks/post-c
 chown -R git:git /srv/git
 """
 
-# Whoever comes by ssh sees all processes, and tries to read the key.
+# Each ssh connection records all processes, and tries to read the key.
 SSHD = r"""
 set -e
 mkdir -p /run/sshd /srv/sshd && cd /srv/sshd
@@ -99,7 +99,7 @@ def shop(source, **settings):
 
 
 class Site:
-    """The machine, with all that it can fetch from."""
+    """The machine with repositories, archives and the servers that it can fetch them from."""
 
     def __init__(self, machine):
         self.machine = machine
@@ -111,9 +111,8 @@ class Site:
         machine.exec("cp /srv/web/shop.zip /srv/salt-top/")
         server = "systemd-run --quiet python3 /srv/formula/test/integration/source_server.py"
         machine.exec(f"{server} 8001 /srv/web; {server} 8443 /srv/web {TOKEN}: /root/tls/both")
-        machine.exec(
-            "for port in 8001 8443; do for i in $(seq 100); do curl -sko /dev/null https://127.0.0.1:$port; test $? != 7 && break; sleep 0.1; done; done"
-        )
+        for port in (8001, 8443):
+            machine.wait_until(f"{{ curl -sko /dev/null https://127.0.0.1:{port}; test $? != 7; }}")
         self.deploy_key = self.read("/srv/sshd/deploy")
         self.other_key = self.read("/srv/sshd/other")
         self.known_hosts = self.read("/srv/sshd/known")
@@ -125,7 +124,7 @@ class Site:
         return self.machine.exec(f"git --git-dir=/srv/git/shop.git {command}").stdout.strip()
 
     def commit(self, word):
-        """A new commit on main, whose app answers with a word; returns its hash."""
+        """Make a commit on main whose app answers a word, and return its hash."""
         self.machine.exec(
             f'cd /root/work/shop && sed -i \'s/b".*"/b"{word}"/\' shop.py && git -c core.hooksPath=/dev/null commit -qam {word}'
             " && git -c core.hooksPath=/dev/null push -q origin main && chown -R git:git /srv/git"
@@ -140,8 +139,8 @@ class Site:
         return self.machine.get("/", host=f"{name}.example.com").body
 
     def release(self):
-        """The live release's folder."""
-        return f"/srv/wsgi/shop/releases/{self.machine.call('wsgi.status', 'shop')['shop']['release']}"
+        """Return the folder of the live release."""
+        return f"/srv/wsgi/shop/releases/{self.machine.status('shop')['release']}"
 
     def record(self):
         return json.loads(self.read(f"{self.release()}/release.json"))
@@ -165,14 +164,14 @@ def site(machine):
         ("main", "main", "v2"),
     ],
 )
-def test_a_branch_and_a_tag_are_the_commit_that_they_stand_for(site, revision, named, body):
+def test_branches_and_tags_resolve_to_their_commits(site, revision, named, body):
     site.apply(f"{FILE}@{revision}")
     assert site.body() == body
-    # Two names of one commit are one release, which says the first.
+    # Two names of one commit share a release, whose record has the first name.
     assert site.record()["revision"]["commit"] == site.git(f"rev-parse '{named}'")
 
 
-def test_a_checkout_has_submodules_links_and_executable_bits_and_nothing_of_git(site):
+def test_release_has_submodules_links_and_executable_bits_and_no_git_folder(site):
     site.apply(f"{FILE}@light")
     code = f"{site.release()}/code"
     assert site.read(f"{code}/shared/shared.py") == 'SHARED = "shared"\n'
@@ -185,17 +184,17 @@ def test_a_checkout_has_submodules_links_and_executable_bits_and_nothing_of_git(
     assert site.machine.exec(f"find {site.release()} -maxdepth 1").stdout.count("\n") == 4
 
 
-def test_no_hook_of_anybody_ran(site):
+def test_no_git_hook_is_run(site):
     assert site.machine.exec("test -e /root/hook-ran", check=False).rc == 1
 
 
-def test_a_subfolder_is_all_that_is_there(site):
+def test_subdirectory_is_the_only_content_of_the_release(site):
     site.apply(f"{FILE}@light#subdirectory=web")
     assert site.body() == "web"
     assert site.machine.exec(f"ls {site.release()}/code").stdout.split() == ["__pycache__", "inner.py", "shop.py"]
 
 
-def test_a_branch_that_moves_is_followed(site):
+def test_next_run_follows_a_branch_that_moved(site):
     site.apply(f"{FILE}@main")
     moved = site.commit("moved")
     run = site.machine.apply()
@@ -205,7 +204,7 @@ def test_a_branch_that_moves_is_followed(site):
     assert site.machine.apply().changed == set()
 
 
-def test_a_commit_that_no_branch_leads_to_any_more_can_be_had(site):
+def test_commit_that_no_branch_contains_is_fetched(site):
     commit = site.commit("forced-away")
     site.machine.exec(
         "cd /root/work/shop && git -c core.hooksPath=/dev/null reset -q --hard HEAD~ && git push -qf origin main"
@@ -216,7 +215,7 @@ def test_a_commit_that_no_branch_leads_to_any_more_can_be_had(site):
 
 
 @pytest.mark.parametrize("damage", ["rm HEAD", "rm -r objects", "find objects -type f -exec truncate -s 9 {} +"])
-def test_a_damaged_mirror_is_made_anew(site, damage):
+def test_damaged_mirror_is_recreated(site, damage):
     site.apply(f"{FILE}@light")
     site.machine.exec(f"cd /var/lib/wsgi/git/*/ && chmod -R u+w . && {damage}")
     word = f"after-{len(damage)}"
@@ -224,26 +223,22 @@ def test_a_damaged_mirror_is_made_anew(site, damage):
     assert site.body() == word
 
 
-def test_the_mirror_is_roots_alone(site):
+def test_mirror_is_readable_by_root_only(site):
     assert site.machine.exec("stat -c '%a %U' /var/lib/wsgi/git").stdout.split() == ["700", "root"]
 
 
-def observed(site):
-    """Which commands of git an idle run started, but for a look of Salt's own at git's version."""
-    script, report = "/srv/formula/test/integration/observed_salt_call.py", "/root/observed.json"
-    run = site.machine.exec(["/opt/salt/bin/python", script, report, "--out=json", "state.apply", "wsgi"])
-    states = json.loads(run.stdout)["local"]
-    assert all(state["result"] is True and not state["changes"] for state in states.values()), run.stdout
-    started = json.loads(site.read(report))["started"]
+def started_git_commands(site):
+    """Return the git commands that an idle run starts, except that by which Salt asks for git's version."""
+    started = site.machine.observe_idle_run()["started"]
     return [command for command in started if "'git'" in command and "'version'" not in command]
 
 
-def test_a_commit_that_is_named_is_not_looked_up_again(site):
+def test_full_commit_is_not_looked_up_again(site):
     site.apply(f"{FILE}@{site.git('rev-parse light')}")
-    assert observed(site) == []
+    assert started_git_commands(site) == []
 
 
-def test_two_apps_of_one_repository_ask_it_once(site):
+def test_two_apps_of_one_repository_query_it_once(site):
     apps = {
         "shop": shop(f"{FILE}@light"),
         "wiki": shop(f"{FILE}@annotated#subdirectory=web", domains=["wiki.example.com"]),
@@ -251,16 +246,16 @@ def test_two_apps_of_one_repository_ask_it_once(site):
     site.machine.pillar({"apps": apps})
     site.machine.apply()
     assert (site.body(), site.body("wiki")) == ("v1", "web")
-    started = observed(site)
+    started = started_git_commands(site)
     assert len(started) == 1
     assert "ls-remote" in started[0]
 
 
-# What can go wrong: the app serves on, the message says what to do, the next run finishes the work.
+# Faults
 
 
 def silent(site):
-    """A host that accepts and says nothing."""
+    """Start a host that accepts connections and never answers; return a source on it."""
     listen = "import socket, time; s = socket.create_server(('127.0.0.1', 2223)); time.sleep(600)"
     site.machine.exec(["systemd-run", "--quiet", "--unit=silent", "--collect", "python3", "-c", listen])
     return {"source": "git+ssh://git@127.0.0.1:2223/srv/git/shop.git@main"}
@@ -353,24 +348,24 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def serving(site):
-    """Settings that work, and are live."""
+    """The settings of a source that works and is live."""
     good = {"source": f"{SSH}@light", "deploy_key": site.deploy_key.rstrip("\n"), "known_hosts": site.known_hosts}
     site.apply(**good)
     return good
 
 
-def test_ssh_with_a_deploy_key_that_has_no_last_newline(site, serving):
+def test_deploy_key_without_a_trailing_newline_is_accepted(site, serving):
     assert site.body() == "v1"
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_leaves_the_app_serving_and_says_what_to_do(site, serving, fault):
-    changed, told = FAULTS[fault]
+def test_fault_of_a_source_leaves_the_app_serving_and_names_the_remedy(site, serving, fault):
+    changed, message = FAULTS[fault]
     before = site.machine.exec("readlink /var/lib/wsgi/live/shop; ls /srv/wsgi/shop/releases /run/wsgi").stdout
     settings = {**serving, "source": f"{SSH}@main", **changed(site)}
     run = site.apply(ok=False, **settings)
     assert run.failed == {"shop-release", "shop-live", "shop-site"}, run
-    assert told in run.states["shop-release"]["comment"]
+    assert message in run.states["shop-release"]["comment"]
     assert "an0ther-token" not in json.dumps(run.raw)
     assert site.body() == "v1"
     after = site.machine.exec("readlink /var/lib/wsgi/live/shop; ls /srv/wsgi/shop/releases /run/wsgi").stdout
@@ -380,7 +375,7 @@ def test_a_fault_leaves_the_app_serving_and_says_what_to_do(site, serving, fault
     assert site.machine.exec("ls /tmp/escaped /tmp/tmp", check=False).stdout == ""
 
 
-def test_the_next_run_finishes_the_work(site, serving):
+def test_run_after_a_fault_finishes_the_change(site, serving):
     site.machine.exec("systemctl stop silent")
     word = "finished"
     site.commit(word)
@@ -393,7 +388,7 @@ def test_the_next_run_finishes_the_work(site, serving):
 
 
 def holders(site, secret, *more):
-    """The files that hold it, those apart that the test itself wrote."""
+    """Return the files that hold a secret, except those that the tests wrote."""
     found = site.machine.exec(
         f"grep -rlF -e {shlex.quote(secret)} /etc /srv /var /run /root /tmp /usr/local 2>/dev/null || true"
     ).stdout.split()
@@ -401,7 +396,7 @@ def holders(site, secret, *more):
     return [path for path in found if not path.startswith(own)]
 
 
-def test_a_key_is_in_no_argument_and_no_file_but_for_the_time_of_a_command(site, serving):
+def test_deploy_key_is_in_no_argument_and_only_briefly_in_a_file(site, serving):
     line = site.deploy_key.splitlines()[2]
     run = site.apply(**{**serving, "source": f"{SSH}@annotated"})
     assert site.body() == "v2"
@@ -415,15 +410,13 @@ def test_a_key_is_in_no_argument_and_no_file_but_for_the_time_of_a_command(site,
     assert line not in json.dumps(site.machine.call("wsgi.settings"))
 
 
-def test_what_a_killed_run_left_goes_with_the_next(site, serving):
+def test_next_run_removes_keys_and_processes_of_a_killed_fetch(site, serving):
     site.commit("killed")
     site.machine.pillar({"apps": {"shop": shop(**{**serving, "source": f"{SSH}@main"})}})
     site.machine.exec(": > /srv/sshd/seen; touch /srv/sshd/hold")
     run = "systemd-run --quiet --collect --unit=killed --property=KillMode=process"
     site.machine.exec(f"{run} salt-call state.apply wsgi")
-    site.machine.exec(
-        "for try in $(seq 600); do test -s /srv/sshd/seen && ! test -e /srv/sshd/hold && break; sleep 0.1; done"
-    )
+    site.machine.wait_until("test -s /srv/sshd/seen && ! test -e /srv/sshd/hold", 60)
     private = site.machine.exec("stat -c '%a %U' /run/wsgi/git.*/ /run/wsgi/git.*/key").stdout
     assert private == "700 root\n600 root\n"
     site.machine.exec("systemctl kill --kill-who=main --signal=KILL killed")
@@ -434,7 +427,7 @@ def test_what_a_killed_run_left_goes_with_the_next(site, serving):
     assert site.machine.exec("pgrep -fc '^ssh -o BatchMode'", check=False).stdout.strip() == "0"
 
 
-def test_a_token_is_in_no_argument_no_file_and_no_message(site):
+def test_token_is_in_no_argument_no_file_and_no_message(site):
     run = site.apply(f"{HTTPS}@light")
     assert site.body() == "v1"
     seen = site.read("/srv/web.8443.seen")
@@ -447,10 +440,10 @@ def test_a_token_is_in_no_argument_no_file_and_no_message(site):
     assert TOKEN not in json.dumps(site.machine.call("wsgi.settings"))
 
 
-# Archives, folders
+# Archives and folders
 
 
-def test_a_tar_keeps_executable_bits_and_links_and_no_other_bits(site):
+def test_tar_archive_keeps_links_and_executable_bits_and_drops_setuid(site):
     site.apply(f"{WEB}/shop.tar.gz#sha256={site.sums['shop.tar.gz']}&subdirectory=shop-1.0")
     assert site.body() == "tar"
     code = f"{site.release()}/code"
@@ -466,9 +459,9 @@ def test_a_tar_keeps_executable_bits_and_links_and_no_other_bits(site):
 @pytest.mark.parametrize(
     "place", ["salt://shop.zip", f"{WEB}/shop.zip", f"{TLS}/shop.zip", f"{TLS}/moved/shop.zip"], ids=str
 )
-def test_a_zip_from_everywhere(site, place):
+def test_zip_archive_is_fetched_over_every_scheme(site, place):
     site.apply(f"{WEB}/shop.tar.gz#sha256={site.sums['shop.tar.gz']}&subdirectory=shop-1.0")
-    # One release, wherever it comes from: it has to go, to be fetched again.
+    # Equal archives share a release, which must be removed to be fetched again.
     site.machine.exec(
         f"grep -lr {site.sums['shop.zip']} /srv/wsgi/shop/releases/*/release.json | xargs -r dirname | xargs -r rm -r"
     )
@@ -477,14 +470,14 @@ def test_a_zip_from_everywhere(site, place):
     assert TOKEN not in json.dumps(run.raw)
 
 
-def test_credentials_do_not_follow_to_another_host(site):
-    """The last zip was on one, by a redirect: there the server saw no Authorization."""
+def test_credentials_are_not_sent_to_another_host_after_a_redirect(site):
+    """The last zip archive was fetched through a redirect."""
     seen = site.read("/srv/web.8001.seen")
     assert "/shop.zip None\n" in seen
     assert "Basic" not in seen
 
 
-def test_a_folder_of_the_machine_is_copied_as_it_is(site):
+def test_local_folder_is_copied_without_git_and_pipes(site):
     site.machine.exec(
         "mkdir -p /opt/shop/.git /opt/shop/sub && cp /root/work/shop/web/shop.py /opt/shop && cd /opt/shop"
         " && printf '#!/bin/sh\n' > tool && chmod 755 tool && ln -sf shop.py out && mkfifo pipe && touch .git/HEAD"
@@ -503,7 +496,7 @@ def test_a_folder_of_the_machine_is_copied_as_it_is(site):
 # The first run
 
 
-def test_the_first_highstate_installs_git_and_serves_what_it_fetches(machine_factory, request, tmp_path):
+def test_first_highstate_installs_git_and_serves_a_repository(machine_factory, request, tmp_path):
     def git(*words):
         identity = ["-c", "user.name=T", "-c", "user.email=t@example.com"]
         subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True)

@@ -1,14 +1,13 @@
-"""nginx serves an app's files, and no other; a page finds those that it names, whichever release made it."""
+"""Static files, internal files and error pages: nginx serves an app's files and no others, across releases."""
 
 import contextlib
-import email
 import json
 
 import pytest
 from pillars import app
 
 MEDIA = "/var/lib/wsgi/home/home/media"
-# Reads a page, then what it names, and again what the pages before it named.
+# Reads a page, the file that it names, and again those that the pages before named.
 READER = """
 import json, os, time, urllib.error, urllib.request
 
@@ -34,7 +33,7 @@ print(json.dumps({"pages": pages, "named": sorted(named), "missing": missing}))
 
 
 def pillar(release="one", server="gunicorn", **home):
-    """An app at the top of a site, one at /shop, and how they are served."""
+    """Return a pillar with an app at the root of a site and one at /shop."""
     shared = {
         "source": "salt://apps/assets",
         "application": "assets:application",
@@ -70,7 +69,7 @@ def pillar(release="one", server="gunicorn", **home):
 
 @pytest.fixture(scope="module", autouse=True)
 def served(machine):
-    """The machine, on which both are served."""
+    """The machine that serves both apps."""
     for path, text in {
         "/srv/files/deep/app.3f9c2b1a.js": "1",
         "/srv/files/report-20260101.pdf": "2",
@@ -84,16 +83,14 @@ def served(machine):
     machine.exec("ln -s /srv/secret.txt /srv/files/link; ln -s /srv/files/deep /srv/files/own")
     machine.pillar(pillar())
     run = machine.apply()
-    warned = [state["warnings"] for state in run.raw.values() if state.get("warnings")]
-    assert warned == []
+    assert run.warnings == []
     return machine
 
 
 def curl(machine, path, *options):
-    """The status and the body of one request, whose path is sent as it is; its headers, in lower case."""
-    done = machine.exec(["curl", "-s", "--path-as-is", "-D", "/dev/stderr", *options, f"http://127.0.0.1{path}"])
-    status, *lines = done.stderr.strip().splitlines()
-    return int(status.split()[1]), done.stdout, email.message_from_string("\n".join(lines).lower())
+    """Return status, body and headers of the response to a request, with further options of curl's."""
+    response = machine.get(path, options=options)
+    return response.status, response.body, response.headers
 
 
 def test_files_of_the_release_and_of_the_machine_are_served(machine):
@@ -109,7 +106,7 @@ def test_files_of_the_release_and_of_the_machine_are_served(machine):
     assert curl(machine, "/static/plain.css")[2]["content-type"] == "text/css"
 
 
-def test_what_has_a_hash_in_its_name_is_kept_for_ever_and_the_rest_is_asked_for(machine):
+def test_hashed_files_are_cached_forever_and_others_are_revalidated(machine):
     hashed = machine.get("/").body
     _, _, headers = curl(machine, hashed)
     assert headers["cache-control"] == "public, max-age=31536000, immutable"
@@ -122,16 +119,16 @@ def test_what_has_a_hash_in_its_name_is_kept_for_ever_and_the_rest_is_asked_for(
 
 
 @pytest.mark.parametrize(("mount", "body"), [("/", "/* one */\n"), ("/shop/", "/* shop */\n")])
-def test_what_was_compressed_before_is_sent_so_to_whom_can_read_it(machine, mount, body):
-    """Whether or not the app has nginx compress what was not."""
+def test_precompressed_file_is_sent_to_clients_that_accept_it(machine, mount, body):
+    """This does not depend on the app's `compression`."""
     hashed = machine.get(mount).body
     _, sent, headers = curl(machine, hashed, "-H", "Accept-Encoding: gzip", "--compressed")
-    assert (sent, headers["content-encoding"], headers.get_all("vary")) == (body, "gzip", ["accept-encoding"])
+    assert (sent, headers["content-encoding"], headers.get_all("vary")) == (body, "gzip", ["Accept-Encoding"])
     assert "content-encoding" not in curl(machine, hashed)[2]
 
 
 @pytest.mark.parametrize("folder", ["static", "files", "media", "shop/static"])
-def test_no_path_leads_out_of_a_folder(machine, folder):
+def test_no_path_escapes_the_folder(machine, folder):
     for way in (
         f"/{folder}../secret.txt",
         f"/{folder}../code/assets.py",
@@ -156,14 +153,14 @@ def test_no_path_leads_out_of_a_folder(machine, folder):
         assert "root:" not in body
 
 
-def test_links_out_of_a_folder_are_not_followed(machine):
+def test_links_out_of_the_folder_are_not_followed(machine):
     for path in ("/static/inner/passwd", "/static/inner/etc/passwd", "/static/inner/loop/inner/passwd"):
         assert curl(machine, path)[0] == 404, path
     machine.exec(f"ln -s /etc/passwd {MEDIA}/passwd && chown -h wsgi-home {MEDIA}/passwd")
     assert curl(machine, "/media/passwd")[0] == 403
 
 
-def test_the_code_is_not_for_nginx_nor_for_anybody_else(machine):
+def test_code_is_readable_only_by_the_app_and_static_files_only_by_nginx(machine):
     code = machine.exec("readlink -f /srv/wsgi/home/releases/*/code/assets.py").stdout.strip()
     published = "/srv/wsgi/home/static/static/live/plain.css"
     for user, path, allowed in (
@@ -178,7 +175,7 @@ def test_the_code_is_not_for_nginx_nor_for_anybody_else(machine):
         assert (machine.exec(["su", "-s", "/bin/cat", user, path], check=False).rc == 0) == allowed, (user, path)
 
 
-def test_nothing_is_listed_nor_written_and_what_is_missing_has_a_page(machine):
+def test_folders_are_not_listed_and_missing_files_have_an_error_page(machine):
     assert curl(machine, "/static/")[:2] == (403, "<p>Not for you.</p>")
     assert curl(machine, "/static/plain.css", "-X", "POST")[0] == 405
     assert curl(machine, "/static/plain.css", "-X", "DELETE")[0] == 405
@@ -188,13 +185,13 @@ def test_nothing_is_listed_nor_written_and_what_is_missing_has_a_page(machine):
     assert curl(machine, "/none")[:2] == (404, "not the app's")
 
 
-def test_who_asks_too_often_is_told_on_a_page_too_when_to_come_again(machine):
+def test_error_page_of_a_rate_limit_keeps_retry_after(machine):
     assert curl(machine, "/rare")[:2] == (404, "not the app's")
     status, body, headers = curl(machine, "/rare")
     assert (status, body, headers.get_all("retry-after")) == (429, "<p>Not so often.</p>", ["60"])
 
 
-def test_what_an_app_was_sent_is_served_from_its_home(machine):
+def test_upload_to_an_app_is_served_from_its_home(machine):
     assert curl(machine, "/upload/cat.txt", "--data", "miaow")[0] == 200
     assert curl(machine, "/media/2026/cat.txt")[:2] == (200, "miaow")
     assert machine.exec(["su", "-s", "/bin/ls", "nobody", MEDIA], check=False).rc != 0
@@ -203,13 +200,13 @@ def test_what_an_app_was_sent_is_served_from_its_home(machine):
 @pytest.mark.parametrize(
     ("mount", "file", "body"), [("", "report.txt", "for members\n"), ("/shop", "shop.txt", "for customers")]
 )
-def test_an_app_has_nginx_send_what_nobody_can_ask_for(machine, mount, file, body):
+def test_internal_file_is_sent_only_when_the_app_names_it(machine, mount, file, body):
     assert curl(machine, f"{mount}/protected/{file}")[0] == 404
     status, sent, headers = curl(machine, f"{mount}/download/{file}")
     assert (status, sent, headers["cache-control"]) == (200, body, "private, no-cache")
 
 
-def test_before_a_reload_clients_are_told_to_open_new_connections(machine):
+def test_responses_before_a_reload_close_their_connections(machine):
     assert curl(machine, "/static/plain.css")[2]["connection"] == "keep-alive"
     machine.exec("touch /run/wsgi/nginx.closing")
     found = [curl(machine, path) for path in ("/static/plain.css", "/files/own/app.3f9c2b1a.js", "/favicon.ico")]
@@ -221,13 +218,13 @@ def test_before_a_reload_clients_are_told_to_open_new_connections(machine):
     assert {headers["connection"] for *_, headers in [*found, missing]} == {"close"}
 
 
-def test_files_are_served_in_maintenance(machine):
+def test_static_files_are_served_during_maintenance(machine):
     machine.call("wsgi.maintenance", "home", "on")
     assert (curl(machine, "/")[0], curl(machine, "/static/plain.css")[0]) == (503, 200)
     machine.call("wsgi.maintenance", "home", "off")
 
 
-def test_a_page_is_shown_when_the_server_does_not_answer(machine):
+def test_error_page_is_shown_when_the_server_does_not_answer(machine):
     socket = machine.exec("readlink -f /var/lib/wsgi/live/home/http.sock").stdout.strip()
     machine.exec(f"mv {socket} {socket}.away")
     status, body, headers = curl(machine, "/")
@@ -237,13 +234,13 @@ def test_a_page_is_shown_when_the_server_does_not_answer(machine):
     assert curl(machine, "/")[0] == 200
 
 
-def test_a_run_with_nothing_to_do_publishes_nothing(machine):
+def test_idle_run_publishes_nothing(machine):
     assert machine.apply().changed == set()
 
 
 @contextlib.contextmanager
 def reader(machine):
-    """A reader of pages, as long as the body runs; what came of it is in the dict."""
+    """Read pages and their files while the body runs; the dict has the result then."""
     machine.exec("rm -f /tmp/reader.stop")
     process = machine.spawn(["python3", "-c", READER])
     assert next(process.lines) == "reading"
@@ -255,7 +252,7 @@ def reader(machine):
         found.update(json.loads(next(process.lines, '{"missing": "it did not end well"}')))
 
 
-def test_a_page_finds_its_files_when_the_release_changes_and_after_the_way_back(machine):
+def test_page_finds_its_files_during_a_new_release_and_after_a_rollback(machine):
     old = machine.get("/").body
     with reader(machine) as read, machine.load(clients=4, path=old, mode="keepalive-get,close-get") as load:
         machine.pillar(pillar("two"))
@@ -270,11 +267,11 @@ def test_a_page_finds_its_files_when_the_release_changes_and_after_the_way_back(
     assert read["missing"] == []
     assert read["named"] == sorted([old, new])
     assert load.report["lost"] == 0, load.report
-    # What nobody asks for any more is gone.
+    # Files of releases that are no longer needed are gone.
     assert len(machine.exec("ls /srv/wsgi/home/static/static").stdout.split()) == 2
 
 
-def test_a_folder_that_the_release_does_not_have_changes_nothing(machine):
+def test_static_folder_that_the_release_lacks_fails_the_change(machine):
     machine.pillar(pillar("three", static={"/static/": "dist"}))
     with machine.load(clients=2, path=machine.get("/").body, mode="keepalive-get,close-get", pause=0.02) as load:
         run = machine.apply(ok=False)
@@ -284,10 +281,9 @@ def test_a_folder_that_the_release_does_not_have_changes_nothing(machine):
     assert load.report["lost"] == 0, load.report
 
 
-def test_paths_can_change_alone(machine):
+def test_static_paths_change_without_a_new_generation(machine):
     machine.pillar(pillar("one", static={"/assets/": "static", "/files/": "/srv/nowhere"}))
-    warnings = [each for state in machine.apply().raw.values() for each in state.get("warnings", [])]
-    assert warnings == [
+    assert machine.apply().warnings == [
         "wsgi:apps:home:static:/files/: www-data, nginx's user, can't read '/srv/nowhere': /srv/nowhere is not there"
     ]
     machine.pillar(pillar("one", static={"/assets/": "static", "/inner/": "static/inner"}, error_pages={}))
@@ -301,7 +297,7 @@ def test_paths_can_change_alone(machine):
     assert machine.exec("ls /srv/wsgi/home/static").stdout.split() == ["private", "static", "static:inner"]
 
 
-def test_nothing_is_served_of_an_app_that_is_gone(machine):
+def test_removing_an_app_removes_its_static_files(machine):
     machine.pillar({"apps": {}})
     machine.apply()
     assert machine.exec("ls /srv/wsgi/home").stdout.split() == ["environments", "releases"]

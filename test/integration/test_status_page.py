@@ -1,8 +1,7 @@
-"""The page that tells of the apps: what is on it, who gets it, and how it looks in a browser."""
+"""The status page: its content, who may read it, and how it looks in a browser."""
 
 import base64
 import hashlib
-import json
 import re
 import time
 from subprocess import run
@@ -12,7 +11,7 @@ from pillars import app
 
 PASSWORD = "correct horse"
 SECRET = "hunter2-of-the-app"
-# Every text's contrast to what is behind it, as https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio has it: the least.
+# The least contrast of any text to its background: https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio
 CONTRAST = """
 (() => {
   const light = colour => {
@@ -45,7 +44,7 @@ SEEN = {
 IN_THE_WAY = "/usr/local/lib/wsgi/maintenance.html"
 APPS = {
     "hello": app("uwsgi", domains=["hello.example.com", "*.hello.example.com"], env={"PASSWORD": SECRET}),
-    # Of what systemd keeps, systemd alone knows the processes.
+    # Only systemd knows the processes of its units.
     "closed": app(
         "uwsgi",
         process_manager="systemd",
@@ -59,15 +58,15 @@ APPS = {
 
 
 def hashed():
-    """The password, as pillar has it."""
+    """Return the hash of the password, for pillar."""
     return run(["openssl", "passwd", "-6", PASSWORD], check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture(scope="module")
-def told(machine):
+def served(machine):
     """
-    A machine with an app that serves, one in maintenance, one that can't be built, and one with a problem; and
-    with a folder where a file is to be.
+    The machine with an app that serves, one in maintenance, one that cannot be built, and one with a problem in pillar;
+    and with a folder in the place of a file.
     """
     machine.exec(["mkdir", "--parents", IN_THE_WAY])
     machine.pillar({"apps": APPS, "status_page": {}})
@@ -79,13 +78,13 @@ def told(machine):
 
 
 @pytest.fixture(scope="module")
-def page(told):
-    """The page, as nginx gives it to who is on the machine."""
-    return told.get("/", port=8079)
+def page(served):
+    """The page as it is served on loopback."""
+    return served.get("/", port=8079)
 
 
-def test_it_tells_how_each_app_fares(told, page):
-    status = told.call("wsgi.status")
+def test_page_shows_the_state_of_each_app(served, page):
+    status = served.call("wsgi.status")
     assert page.status == 200
     assert "2 of 3 apps healthy" in page.body
     assert f"generation <code>{status['hello']['generation']}</code>" in page.body
@@ -93,13 +92,15 @@ def test_it_tells_how_each_app_fares(told, page):
     assert '<a href="http://hello.example.com/" rel="noreferrer">hello.example.com</a>' in page.body
     assert "in maintenance" in page.body
     assert page.body.count("certificate until ") == 1
-    until = told.exec("openssl x509 -enddate -noout < /etc/nginx/wsgi/live/private/default_8081.self-signed.crt").stdout
+    until = served.exec(
+        "openssl x509 -enddate -noout < /etc/nginx/wsgi/live/private/default_8081.self-signed.crt"
+    ).stdout
     day = time.strftime("%Y-%m-%d", time.strptime(until.strip(), "notAfter=%b %d %H:%M:%S %Y GMT"))
     assert f"<small>certificate until {day}</small>" in page.body
 
 
-def test_it_tells_what_failed_and_why(page):
-    """It comes last, however the states before it went."""
+def test_page_shows_what_failed_and_why(page):
+    """It is written last, even if states before it failed."""
     assert "&lt;b&gt;bold&lt;/b&gt;: not a key" in page.body
     assert "<b>" not in page.body
     assert re.search(r"<code>unbuilt-release</code> failed: .*salt://apps/nothing-of-that-name", page.body)
@@ -109,28 +110,28 @@ def test_it_tells_what_failed_and_why(page):
     assert "unbuilt-site" not in page.body
 
 
-def test_it_holds_no_secret(page):
+def test_page_has_no_secret(page):
     assert SECRET not in page.body
 
 
-def test_nobody_on_the_machine_reads_it_past_nginx(told):
+def test_page_on_disk_is_readable_by_nginx_only(served):
     assert (
-        told.exec(["stat", "--format=%a %U %G", "/var/lib/wsgi/status/index.html"]).stdout.strip()
+        served.exec(["stat", "--format=%a %U %G", "/var/lib/wsgi/status/index.html"]).stdout.strip()
         == "640 root www-data"
     )
-    assert told.exec("runuser -u nobody -- cat /var/lib/wsgi/status/index.html", check=False).rc
+    assert served.exec("runuser -u nobody -- cat /var/lib/wsgi/status/index.html", check=False).rc
 
 
-def test_it_is_for_this_machine_alone(told):
-    addresses = {line.split()[3] for line in told.exec("ss -Hltn 'sport = :8079'").stdout.splitlines()}
+def test_page_is_served_on_loopback_only(served):
+    addresses = {line.split()[3] for line in served.exec("ss -Hltn 'sport = :8079'").stdout.splitlines()}
     assert addresses == {"127.0.0.1:8079"}
-    assert told.get("/../../etc/passwd", port=8079).status in (400, 404)
-    assert told.get("/index.html", port=8079).status == 404
-    assert told.get("/", host="rebound.example.com", port=8079).status == 421
-    assert told.get("/", host="localhost:8079", port=8079).status == 200
+    assert served.get("/../../etc/passwd", port=8079).status in (400, 404)
+    assert served.get("/index.html", port=8079).status == 404
+    assert served.get("/", host="rebound.example.com", port=8079).status == 421
+    assert served.get("/", host="localhost:8079", port=8079).status == 200
 
 
-def test_a_browser_may_load_nothing_and_run_nothing(page):
+def test_page_may_load_and_run_nothing_in_a_browser(page):
     style = re.search(r"<style>(.*)</style>", page.body, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = page.headers["Content-Security-Policy"]
@@ -139,8 +140,8 @@ def test_a_browser_may_load_nothing_and_run_nothing(page):
 
 
 @pytest.mark.parametrize(("width", "dark"), [(320, True), (390, False), (1280, False), (1280, True)])
-def test_it_is_readable_in_a_browser(told, width, dark):
-    seen = told.browse("http://127.0.0.1:8079/", SEEN, f"--width={width}", "--height=844", *["--dark"] * dark)
+def test_page_is_readable_in_a_browser(served, width, dark):
+    seen = served.browse("http://127.0.0.1:8079/", SEEN, f"--width={width}", "--height=844", *["--dark"] * dark)
     assert seen["console"] == []
     assert (seen["language"], seen["heading"], seen["scripts"]) == ("en", 1, 0)
     assert seen["title"].endswith(": 2 of 3 apps healthy")
@@ -150,79 +151,77 @@ def test_it_is_readable_in_a_browser(told, width, dark):
     assert seen["display"] == ("table-cell" if width == 1280 else "grid")
     assert seen["letters"] >= 14
     assert seen["contrast"] >= 4.5
-    # The style is taken, against which a wrong hash of it would be.
+    # The style is applied, so its hash in the policy is right.
     assert seen["ground"] == ("rgb(21, 23, 26)" if dark else "rgb(255, 255, 255)")
 
 
-def test_a_run_that_changes_nothing_writes_it_and_mentions_no_change(told):
-    told.exec(["rmdir", IN_THE_WAY])
-    before = told.get("/", port=8079).body
-    told.pillar({"apps": {name: APPS[name] for name in ("hello", "closed")}, "status_page": {}})
-    gone = told.apply()
+def test_idle_run_refreshes_the_page_and_reports_no_change(served):
+    served.exec(["rmdir", IN_THE_WAY])
+    before = served.get("/", port=8079).body
+    served.pillar({"apps": {name: APPS[name] for name in ("hello", "closed")}, "status_page": {}})
+    gone = served.apply()
     assert "wsgi-status-page" in gone.changed
-    first = told.get("/", port=8079).body
+    first = served.get("/", port=8079).body
     assert "unbuilt" not in first
-    assert told.apply(test=True).changed == set()
-    assert told.get("/", port=8079).body == first
-    assert told.apply().changed == set()
+    assert served.apply(test=True).changed == set()
+    assert served.get("/", port=8079).body == first
+    assert served.apply().changed == set()
     written = re.compile(r'<time datetime="([^"]+)">')
-    assert written.search(told.get("/", port=8079).body)[1] > written.search(first)[1] > written.search(before)[1]
+    assert written.search(served.get("/", port=8079).body)[1] > written.search(first)[1] > written.search(before)[1]
 
 
-def test_such_a_run_starts_no_process_for_it(told):
-    script = "/srv/formula/test/integration/observed_salt_call.py"
-    told.exec(["/opt/salt/bin/python", script, "/root/observed.json", "--out=json", "state.apply", "wsgi"])
-    started = json.loads(told.exec(["cat", "/root/observed.json"]).stdout)["started"]
+def test_idle_run_starts_no_process_for_the_page(served):
+    started = served.observe_idle_run()["started"]
     assert started
     assert [command for command in started if "'show', '--property" in command or "openssl" in command] == []
 
 
-def test_what_is_done_by_hand_is_on_it_at_once(told):
-    told.call("wsgi.maintenance", "closed", "off")
-    assert "in maintenance" not in told.get("/", port=8079).body
-    generation = told.call("wsgi.restart", "hello")
-    assert f"generation <code>{generation}</code>" in told.get("/", port=8079).body
+def test_functions_called_by_hand_update_the_page_at_once(served):
+    served.call("wsgi.maintenance", "closed", "off")
+    assert "in maintenance" not in served.get("/", port=8079).body
+    generation = served.call("wsgi.restart", "hello")
+    assert f"generation <code>{generation}</code>" in served.get("/", port=8079).body
 
 
-def test_others_need_a_password(told):
+def test_page_on_a_domain_needs_a_password(served):
     hash = hashed()
     page = {"domain": "status.example.com", "basic_auth": {"users": {"ann": hash}}}
-    told.pillar({"apps": {"hello": APPS["hello"]}, "status_page": page})
-    changed = told.apply()
+    served.pillar({"apps": {"hello": APPS["hello"]}, "status_page": page})
+    changed = served.apply()
     assert hash not in str(changed.raw)
-    assert told.get("/", host="status.example.com").status == 401
+    assert served.get("/", host="status.example.com").status == 401
     curl = ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}"]
     ask = [*curl, "--header", "Host: status.example.com", "http://127.0.0.1/", "--user"]
-    assert told.exec([*ask, f"ann:{PASSWORD}"]).stdout == "200"
-    assert told.exec([*ask, "ann:guessed"]).stdout == "401"
+    assert served.exec([*ask, f"ann:{PASSWORD}"]).stdout == "200"
+    assert served.exec([*ask, "ann:guessed"]).stdout == "401"
     with pytest.raises(ConnectionError):
-        told.get("/", port=8079)
+        served.get("/", port=8079)
     with pytest.raises(ConnectionError, match="Empty reply"):
-        told.get("/", host="unknown.example.com")
-    found = told.exec(["stat", "--format=%a %U %G", "/etc/nginx/wsgi/live/private/_status.htpasswd"]).stdout.strip()
+        served.get("/", host="unknown.example.com")
+    found = served.exec(["stat", "--format=%a %U %G", "/etc/nginx/wsgi/live/private/_status.htpasswd"]).stdout.strip()
     assert found == "640 root www-data"
-    assert told.apply().changed == set()
+    assert served.apply().changed == set()
 
 
-def test_over_tls_it_is_a_path_of_a_site(told):
-    """As docs/edge.md has it."""
+def test_page_can_be_a_path_of_a_site_over_tls(served):
+    """docs/edge.md shows how."""
     words = "location = /status { proxy_pass http://127.0.0.1:8079/; }"
     hello = {**APPS["hello"], "tls": "self_signed", "nginx": {"server": words}}
-    told.pillar({"apps": {"hello": hello}, "status_page": {"basic_auth": {"users": {"ann": hashed()}}}})
-    told.apply()
+    served.pillar({"apps": {"hello": hello}, "status_page": {"basic_auth": {"users": {"ann": hashed()}}}})
+    served.apply()
     curl = "curl --silent --insecure --resolve hello.example.com:443:127.0.0.1 --write-out '%{http_code}'"
     url = "https://hello.example.com/status"
-    assert told.exec(f"{curl} --output /dev/null {url}").stdout == "401"
-    page = told.exec(f"{curl} --user 'ann:{PASSWORD}' {url}").stdout
+    assert served.exec(f"{curl} --output /dev/null {url}").stdout == "401"
+    page = served.exec(f"{curl} --user 'ann:{PASSWORD}' {url}").stdout
     assert "1 of 1 apps healthy" in page
     assert page.endswith("200")
 
 
-def test_it_goes_as_it_came(told):
-    told.pillar({"apps": {"hello": APPS["hello"]}})
-    assert "wsgi-status-page" in told.apply().changed
+def test_disabling_the_page_removes_everything_of_it(served):
+    served.pillar({"apps": {"hello": APPS["hello"]}})
+    assert "wsgi-status-page" in served.apply().changed
     with pytest.raises(ConnectionError, match="Empty reply"):
-        told.get("/", host="status.example.com")
-    assert not told.host.file("/var/lib/wsgi/status").exists
-    assert not told.host.file("/etc/nginx/wsgi/live/private/_status.htpasswd").exists
-    assert told.apply().changed == set()
+        served.get("/", host="status.example.com")
+    assert not served.host.file("/var/lib/wsgi/status").exists
+    assert not served.host.file("/etc/nginx/wsgi/live/private/_status.htpasswd").exists
+    assert served.apply().changed == set()

@@ -1,19 +1,8 @@
-"""What every suite of kitchen.yml serves; also run by kitchen's verifier on the machine it converged."""
-
-import pathlib
+"""The suites of kitchen.yml; Kitchen's verifier runs these tests on the machine that it converged."""
 
 import harness
 import pytest
-
-KEPT_APPS = pathlib.Path(__file__).parent.parent / "apps"
-QUESTIONS = """
-import concurrent.futures, urllib.request
-def ask(number):
-    with urllib.request.urlopen(f"http://127.0.0.1/?question-{number}", timeout=30) as answer:
-        return answer.read().decode() == f"question-{number}"[::-1]
-with concurrent.futures.ThreadPoolExecutor(8) as clients:
-    print(sum(clients.map(ask, range(400))))
-"""
+from zeromq import count_answers, start_responder
 
 
 @pytest.mark.parametrize("suite", ["uwsgi", "gunicorn", "switch"])
@@ -22,7 +11,7 @@ def test_hello_is_served(suite_machine, suite):
     server = harness.suites()[suite]["apps"]["hello"]["server"]
     assert server in machine.get("/").body.lower()
     assert machine.get("/healthz").status == 200
-    status = machine.call("wsgi.status")["hello"]
+    status = machine.status("hello")
     assert status["server"] == server
     assert status["health"]["ok"]
     assert len(status["pids"]) == 3  # a master and two workers
@@ -30,7 +19,7 @@ def test_hello_is_served(suite_machine, suite):
     assert machine.host.service("nginx").is_running
 
 
-def test_both_servers_are_behind_one_nginx(suite_machine):
+def test_two_servers_are_behind_one_nginx(suite_machine):
     machine = suite_machine("both")
     assert "uwsgi" in machine.get("/", host="hello.example.com").body.lower()
     assert "gunicorn" in machine.get("/", host="api.example.com").body
@@ -44,14 +33,14 @@ def test_every_server_serves_beside_the_others(suite_machine, name, request):
     if asked.get("state") == "absent":
         pytest.skip(f"{asked['server']} is not available on this platform")
     assert machine.get("/", host=asked["domains"][0]).body.startswith("hello from")
-    status = machine.call("wsgi.status", name)[name]
+    status = machine.status(name)
     assert status["server"] == asked["server"]
     assert status["health"]["ok"]
 
 
-def test_a_release_comes_with_what_belongs_to_it(suite_machine):
+def test_release_runs_hooks_processes_and_schedules(suite_machine):
     machine = suite_machine("release")
-    status = machine.call("wsgi.status")["hello"]
+    status = machine.status("hello")
     assert (
         machine.host.file(f"/srv/wsgi/hello/releases/{status['release']}/code/assets.txt").content_string == "assets\n"
     )
@@ -62,7 +51,7 @@ def test_a_release_comes_with_what_belongs_to_it(suite_machine):
     assert machine.call("wsgi.history", "hello")[-1]["event"] == "live"
 
 
-def test_apps_share_a_host_over_tls_and_nginx_serves_their_files(suite_machine):
+def test_apps_share_a_domain_over_tls_and_nginx_serves_their_files(suite_machine):
     machine = suite_machine("edge")
     curl = "curl --silent --show-error --insecure --resolve example.com:443:127.0.0.1 https://example.com"
     assert "gunicorn" in machine.exec(f"{curl}/").stdout
@@ -72,7 +61,7 @@ def test_apps_share_a_host_over_tls_and_nginx_serves_their_files(suite_machine):
     assert (redirected.status, redirected.headers["Location"]) == (308, "https://example.com/shop/?a=b")
 
 
-def test_one_word_switches_the_server_and_back(suite_machine):
+def test_changing_one_key_switches_the_server_and_back(suite_machine):
     machine = suite_machine("switch")
     apps = harness.suites()["switch"]["apps"]
     with machine.load(clients=4, pause=0.02) as load:
@@ -83,7 +72,7 @@ def test_one_word_switches_the_server_and_back(suite_machine):
     assert load.report["lost"] == 0, load.report
 
 
-def test_zeromq_app_works_with_many_workers_under_one_server_and_then_the_other(suite_machine):
+def test_zeromq_app_answers_with_many_workers_under_uwsgi_and_gunicorn(suite_machine):
     """The story that this project began with."""
     machine = suite_machine("zeromq")
     app = harness.suites()["zeromq"]["apps"]["zeromq"]
@@ -91,22 +80,7 @@ def test_zeromq_app_works_with_many_workers_under_one_server_and_then_the_other(
     for server in ("uwsgi", "gunicorn"):
         machine.pillar({"apps": {"zeromq": {**app, "server": server}}})
         machine.apply()
-        assert len(machine.call("wsgi.status")["zeromq"]["pids"]) == 5  # a master and four workers
-        assert answered(machine) == 400
+        assert len(machine.status("zeromq")["pids"]) == 5  # a master and four workers
+        assert count_answers(machine) == 400
     machine.pillar({"apps": {"zeromq": app}})
     machine.apply()
-
-
-def start_responder(machine):
-    """What the app talks to, run by the Python of the app's own environment."""
-    machine.put("/tmp/responder.py", (KEPT_APPS / "zeromq/responder.py").read_text())
-    machine.exec(
-        "systemctl is-active -q responder || systemd-run --unit=responder --collect"
-        " $(ls -d /srv/wsgi/zeromq/environments/*/bin/python | head -1) /tmp/responder.py"
-    )
-
-
-def answered(machine):
-    """How many of 400 questions, eight at a time, get their own answer."""
-    machine.put("/tmp/questions.py", QUESTIONS)
-    return int(machine.exec("timeout 120 python3 /tmp/questions.py").stdout)

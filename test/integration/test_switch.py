@@ -1,4 +1,4 @@
-"""Any change of what runs an app, under continuous load, loses no request and leaves nothing of the old."""
+"""Any change of a running app under continuous load loses no request and leaves nothing of the old generation."""
 
 import json
 
@@ -7,8 +7,8 @@ from pillars import app, inspected, wait_until_asleep
 
 HELLO_TWO = {"source": "salt://apps/hello_two"}
 GEVENT = {"requirements": ["gunicorn[gevent]==27.0.1"], "server_options": {"gunicorn": {"worker_class": "gevent"}}}
-# Each line one change from the line before: of the code, a setting, a secret, the site, the environment's packages,
-# the process manager, the user, alone and with the server; that of the server alone is test_every_pair.py's.
+# Each line changes the line before: code, a setting, a secret, the site, the environment, the process manager, the
+# user, alone or with the server. test_every_pair.py changes the server alone.
 CHANGES = [
     {"server": "gunicorn", "threads": 4, "env": {"SECRET": "one"}},
     {"server": "gunicorn", "threads": 4, "env": {"SECRET": "two"}},
@@ -27,47 +27,44 @@ CHANGES = [
 ]
 
 
-def test_changes_under_load_lose_no_request(machine):
+def test_switching_under_load_loses_no_request(machine):
     machine.pillar({"apps": {"hello": app("uwsgi")}})
     machine.apply()
-    generations = [live(machine)]
-    # The pause leaves some of the processors to the changes.
+    generations = [machine.live_generation("hello")]
+    # The pause leaves processor time to the changes.
     with machine.load(clients=8, pause=0.04, host="hello.example.com", seconds=1200) as load:
         for change in CHANGES:
             machine.pillar({"apps": {"hello": app(**change)}})
             machine.apply()
-            generations.append(live(machine))
+            generations.append(machine.live_generation("hello"))
             assert_nothing_else_is_left(machine)
     assert load.report["lost"] == 0, json.dumps(load.report, indent=1)
     assert load.report["requests"] > 1_000
     kept = machine.exec("ls -t /srv/wsgi/hello/releases").stdout.split()
     assert len(kept) == 3  # keep_releases
-    assert kept[0] == machine.call("wsgi.status")["hello"]["release"]
+    assert kept[0] == machine.status("hello")["release"]
     assert sum(old != new for old, new in zip(generations, generations[1:])) >= 12
 
 
-def test_slow_request_is_answered_by_the_generation_that_got_it(machine):
+def test_slow_request_is_answered_by_the_generation_that_received_it(machine):
     machine.pillar({"apps": {"hello": inspected("gunicorn")}})
     machine.apply()
     for server in ("uwsgi", "gunicorn"):
-        before = live(machine)
+        before = machine.live_generation("hello")
         machine.exec(f"systemd-run --unit=slow --collect sh -c 'curl -s \"127.0.0.1/?sleep=12&{server}\" > /tmp/slow'")
         wait_until_asleep(machine, "hello", f"sleep=12&{server}")
         machine.pillar({"apps": {"hello": inspected(server)}})
         machine.apply()
-        assert live(machine) != before
-        answer = json.loads(
-            machine.exec(
-                "for i in $(seq 100); do [ -s /tmp/slow ] && break; sleep 0.2; done; cat /tmp/slow; rm /tmp/slow"
-            ).stdout
-        )
-        # gunicorn says who it is, uWSGI doesn't.
+        assert machine.live_generation("hello") != before
+        machine.wait_until("[ -s /tmp/slow ]")
+        answer = json.loads(machine.exec("cat /tmp/slow; rm /tmp/slow").stdout)
+        # gunicorn sets SERVER_SOFTWARE, uWSGI does not.
         assert ("SERVER_SOFTWARE" in answer["environ"]) == (server == "uwsgi")
 
 
 @pytest.mark.parametrize("server", ["uwsgi", "gunicorn"])
-def test_upload_that_began_before_a_change_of_server_arrives_after_it(machine, server):
-    """nginx has chosen how to speak to the server by then, and finds another one."""
+def test_upload_that_began_before_a_switch_arrives_after_it(machine, server):
+    """nginx has chosen the protocol of the old server by then."""
     other = {"uwsgi": "gunicorn", "gunicorn": "uwsgi"}[server]
     machine.pillar({"apps": {"hello": app(other)}})
     machine.apply()
@@ -76,19 +73,15 @@ def test_upload_that_began_before_a_change_of_server_arrives_after_it(machine, s
         'head -c 300000 /dev/zero | tr "\\0" x > /tmp/body;'
         ' curl -s --limit-rate 20k -H "Expect:" --data-binary @/tmp/body 127.0.0.1/ > /tmp/uploaded\''
     )
-    machine.exec("timeout 60 sh -c 'until ss -tnH state established dport = :80 | grep -q .; do sleep 0.1; done'")
+    machine.wait_until("ss -tnH state established dport = :80 | grep -q .")
     machine.pillar({"apps": {"hello": app(server)}})
     machine.apply()
-    machine.exec("while systemctl is-active -q upload; do sleep 0.2; done")
+    machine.wait_until("! systemctl is-active -q upload", 120)
     assert machine.exec("cmp /tmp/body /tmp/uploaded", check=False).rc == 0
 
 
-def live(machine):
-    return machine.exec("readlink /var/lib/wsgi/live/hello").stdout.strip().rpartition("/")[2]
-
-
 def assert_nothing_else_is_left(machine):
-    now = live(machine)
+    now = machine.live_generation("hello")
     found = machine.exec(
         "cd /; ls -d etc/wsgi/hello/*/ run/wsgi/hello/*/ etc/wsgi/vassals/* etc/supervisor/conf.d/*"
         " etc/tmpfiles.d/wsgi-* 2>/dev/null; true"

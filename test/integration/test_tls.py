@@ -1,11 +1,10 @@
-"""TLS: certificates of one's own, self-signed ones, and those of an authority; what clients get to see of them."""
+"""TLS: configured, self-signed and ACME certificates, profiles, HSTS and HTTP/3."""
 
 import json
 import re
 
 import pytest
 from pillars import app, inspected
-from test_idle_run import observed
 
 OWN, SELF, AUTHORITY = "own.example.com", "self.example.com", "acme.example.com"
 ALIAS = f"www.{AUTHORITY}"
@@ -32,7 +31,7 @@ done
 
 @pytest.fixture(scope="module")
 def tls(machine):
-    """The machine with a certificate authority that is not running yet, and keys of one's own."""
+    """The machine with keys, and a certificate authority that is not running yet."""
     machine.exec("apt-get install -y pebble sslscan")
     machine.exec(MAKE)
     machine.exec(f"echo 127.0.0.1 {AUTHORITY} {ALIAS} >> /etc/hosts")
@@ -74,7 +73,7 @@ def pillar(machine, own=None, self_signed=None, nginx=None, server="waitress", a
 
 
 def curl(machine, url, *options):
-    """The status line and headers of an answer; ConnectionError where there is none."""
+    """Return the status line and headers of a response; ConnectionError when there is none."""
     name = url.split("/")[2]
     resolved = [word for port in (80, 443) for word in ("--resolve", f"{name}:{port}:127.0.0.1")]
     done = machine.exec(["curl", "-skI", "-X", "GET", *resolved, *options, url], check=False)
@@ -84,7 +83,7 @@ def curl(machine, url, *options):
 
 
 def shown(machine, name, *options):
-    """What openssl tells of the certificate that nginx shows for a host."""
+    """Return what openssl prints of the certificate that nginx shows for a host."""
     client = f"openssl s_client -connect 127.0.0.1:443 -servername {name} </dev/null 2>/dev/null"
     return machine.exec(f"{client} | openssl x509 -noout {' '.join(options)}").stdout.strip()
 
@@ -95,24 +94,24 @@ def changes_of(run):
 
 @pytest.fixture(scope="module")
 def first_run(tls):
-    """All three sites, while no authority answers."""
+    """The run that brings up all three sites while no authority answers."""
     tls.pillar(pillar(tls, server="gunicorn"))
     return tls.apply(ok=False)
 
 
-def test_sites_serve_from_the_first_run_on_though_no_authority_answers(tls, first_run):
+def test_sites_serve_after_the_first_run_though_no_authority_answers(tls, first_run):
     assert first_run.failed == {"wsgi-certificates"}, first_run
     for name in (OWN, SELF, AUTHORITY):
         assert curl(tls, f"https://{name}/").startswith("HTTP/2 200")
 
 
-def test_the_client_says_why_there_is_no_certificate(first_run):
+def test_comment_says_why_certbot_got_no_certificate(first_run):
     comment = first_run.states["wsgi-certificates"]["comment"]
     assert f"wsgi:apps:authority:tls:certificate: certbot got none for {AUTHORITY}, {ALIAS}" in comment
     assert "Connection refused" in comment
 
 
-def test_a_certificate_of_ones_own_is_shown_and_a_self_signed_one_is_for_its_host(tls, first_run):
+def test_configured_certificate_is_shown_and_a_self_signed_one_names_its_host(tls, first_run):
     assert (
         shown(tls, OWN, "-fingerprint")
         == tls.exec(f"openssl x509 -noout -fingerprint -in /root/tls/{OWN}.crt").stdout.strip()
@@ -121,7 +120,7 @@ def test_a_certificate_of_ones_own_is_shown_and_a_self_signed_one_is_for_its_hos
     assert f"DNS:{AUTHORITY}, DNS:{ALIAS}" in shown(tls, AUTHORITY, "-ext", "subjectAltName")
 
 
-def test_a_key_is_for_root_alone_and_in_no_report(tls, first_run):
+def test_keys_are_readable_by_root_only_and_in_no_report(tls, first_run):
     listed = tls.exec("stat -c '%a %U %n' /etc/nginx/wsgi/live/private/*_80.*").stdout.splitlines()
     assert len(listed) == 6
     assert all(line.startswith("600 root ") for line in listed)
@@ -131,7 +130,7 @@ def test_a_key_is_for_root_alone_and_in_no_report(tls, first_run):
     assert "PRIVATE KEY" not in changes_of(first_run)
 
 
-def test_plain_http_is_redirected_where_it_should_be(tls, first_run):
+def test_plain_http_is_redirected_unless_pillar_disables_it(tls, first_run):
     redirected = curl(tls, f"http://{OWN}/a%20b?c=d")
     assert redirected.startswith("HTTP/1.1 308")
     assert f"\nLocation: https://{OWN}/a%20b?c=d\n" in redirected
@@ -140,7 +139,7 @@ def test_plain_http_is_redirected_where_it_should_be(tls, first_run):
     assert curl(tls, f"http://{SELF}/").startswith("HTTP/1.1 200")
 
 
-def test_hsts_is_told_over_tls_whatever_the_answer(tls, first_run):
+def test_hsts_header_is_sent_over_tls_with_every_status(tls, first_run):
     assert "\nstrict-transport-security: max-age=300; includeSubDomains\n" in curl(tls, f"https://{OWN}/")
     assert "\nstrict-transport-security: max-age=300\n" in curl(tls, f"https://{SELF}/")
     assert "trict-" not in curl(tls, f"http://{SELF}/")
@@ -152,15 +151,15 @@ def test_hsts_is_told_over_tls_whatever_the_answer(tls, first_run):
     assert "\nstrict-transport-security: max-age=300\n" in maintained
 
 
-def test_an_unknown_host_gets_no_answer(tls, first_run):
-    # No handshake; before nginx 1.19.4, nothing after it.
+def test_request_for_an_unknown_host_gets_no_response(tls, first_run):
+    # The handshake fails; before nginx 1.19.4 the connection is closed after it.
     for url in ("https://unknown.example.com/", "https://127.0.0.1/"):
         with pytest.raises(ConnectionError, match="code (35|52|92)"):
             curl(tls, url)
 
 
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
-def test_sessions_are_resumed(tls, first_run, version):
+def test_tls_sessions_are_resumed(tls, first_run, version):
     client = f"openssl s_client -connect 127.0.0.1:443 -servername {OWN} {version} -ign_eof"
     request = f"printf 'GET / HTTP/1.1\\r\\nHost: {OWN}\\r\\nConnection: close\\r\\n\\r\\n'"
     assert "New, TLS" in tls.exec(f"{request} | {client} -sess_out /tmp/session 2>&1").stdout
@@ -168,7 +167,7 @@ def test_sessions_are_resumed(tls, first_run, version):
 
 
 def scanned(machine, name):
-    """The protocols and ciphers that a scanner gets out of a site."""
+    """Return the protocols and ciphers that sslscan finds at a site, and its output."""
     found = machine.exec(
         ["sslscan", "--no-colour", "--no-cipher-details", f"--sni-name={name}", "127.0.0.1:443"]
     ).stdout
@@ -181,7 +180,7 @@ def scanned(machine, name):
 TLS13 = {"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"}
 
 
-def test_intermediate_is_what_mozilla_says(tls, first_run):
+def test_intermediate_profile_is_that_of_mozilla(tls, first_run):
     protocols, ciphers, found = scanned(tls, OWN)
     assert protocols == {"TLSv1.2", "TLSv1.3"}, found
     assert ciphers == TLS13 | {
@@ -192,28 +191,28 @@ def test_intermediate_is_what_mozilla_says(tls, first_run):
 
 @pytest.fixture(scope="module")
 def certified(tls, first_run):
-    """The authority answers now; and the same key is in sdb."""
+    """The run after the authority has started; the configured key comes from sdb now."""
     tls.pillar(pillar(tls, {"key": "sdb://vault/own:key"}, server="gunicorn"))
     environment = "-E PEBBLE_VA_NOSLEEP=1 -E PEBBLE_WFE_NONCEREJECT=0"
     tls.exec(f"systemd-run --unit=pebble {environment} pebble -config /root/tls/pebble.json")
-    tls.exec("timeout 20 sh -c 'until curl -sk https://localhost:14000/dir; do sleep 0.2; done'")
+    tls.wait_until("curl -sk https://localhost:14000/dir")
     return tls.apply()
 
 
-def test_the_authoritys_certificate_is_taken_up_as_soon_as_there_is_one(tls, certified):
+def test_certificate_of_the_authority_is_used_as_soon_as_it_exists(tls, certified):
     assert certified.changed == {"wsgi-certificates"}
     assert "Pebble" in shown(tls, AUTHORITY, "-issuer")
     assert f"DNS:{AUTHORITY}, DNS:{ALIAS}" in shown(tls, AUTHORITY, "-ext", "subjectAltName")
     assert tls.exec("ls /etc/nginx/wsgi/live/private | grep acme", check=False).stdout == ""
 
 
-def test_a_run_that_changes_nothing_starts_neither_openssl_nor_certbot_nor_nginx(tls, certified):
-    started = re.findall(r"Popen \['(?:/\S*/)?([^/']+)'", "\n".join(observed(tls, "wsgi")["started"]))
+def test_idle_run_starts_neither_openssl_nor_certbot_nor_nginx(tls, certified):
+    started = re.findall(r"Popen \['(?:/\S*/)?([^/']+)'", "\n".join(tls.observe_idle_run()["started"]))
     assert "systemctl" in started
     assert {*started} & {"openssl", "certbot", "nginx"} == set()
 
 
-def test_a_renewal_by_the_clients_timer_is_taken_up_and_loses_no_request(tls, certified):
+def test_renewal_by_certbot_is_used_and_loses_no_request(tls, certified):
     before = shown(tls, AUTHORITY, "-serial")
     tls.exec(f"sed -i '1i renew_before_expiry = 9 years' /etc/letsencrypt/renewal/wsgi-{AUTHORITY}_80.conf")
     assert tls.exec("systemctl is-active certbot.timer").stdout.strip() == "active"
@@ -224,7 +223,7 @@ def test_a_renewal_by_the_clients_timer_is_taken_up_and_loses_no_request(tls, ce
     assert tls.apply().changed == set()
 
 
-def test_a_site_serves_on_with_its_certificate_where_the_authority_gives_no_better_one(tls, certified):
+def test_site_keeps_its_certificate_when_the_authority_gives_no_new_one(tls, certified):
     before = shown(tls, AUTHORITY, "-serial")
     tls.exec("systemctl stop pebble")
     tls.pillar(pillar(tls, server="gunicorn", aliases=[ALIAS, f"shop.{AUTHORITY}"]))
@@ -234,7 +233,7 @@ def test_a_site_serves_on_with_its_certificate_where_the_authority_gives_no_bett
     assert curl(tls, f"https://{AUTHORITY}/").startswith("HTTP/2 200")
 
 
-def test_certificates_the_profile_and_the_server_are_switched_under_load(tls, certified):
+def test_switching_certificates_and_the_server_under_load_loses_no_request(tls, certified):
     own = {"certificate": "self_signed", "key": None}
     key = {"certificate": "/root/tls/other.example.com.crt", "key": "/root/tls/other.example.com.key"}
     tls.pillar(pillar(tls, own, key, {"tls_profile": "modern"}))
@@ -248,18 +247,17 @@ def test_certificates_the_profile_and_the_server_are_switched_under_load(tls, ce
     assert "wsgi-certificates" not in run.changed  # its hosts are the old ones again
     assert f"DNS:{OWN}" in shown(tls, OWN, "-ext", "subjectAltName")
     assert "other.example.com" in shown(tls, SELF, "-subject")
-    warnings = [state.get("warnings") for state in run.raw.values() if state["__id__"] == "self-site"]
-    assert warnings == [[f"wsgi:apps:self:tls:certificate: it is not for {SELF}"]]
+    assert run.warnings == [f"wsgi:apps:self:tls:certificate: it is not for {SELF}"]
     left = tls.exec("cd /etc/nginx/wsgi/live/private && ls *_80.*").stdout.split()
     assert left == [f"{OWN}_80.self-signed.crt", f"{OWN}_80.self-signed.key"]
 
 
-def test_modern_is_what_mozilla_says(tls, certified):
+def test_modern_profile_is_that_of_mozilla(tls, certified):
     protocols, ciphers, found = scanned(tls, OWN)
     assert (protocols, ciphers) == ({"TLSv1.3"}, TLS13), found
 
 
-def test_a_certificate_that_another_hand_replaces_is_taken_up(tls, certified):
+def test_certificate_replaced_by_hand_is_used(tls, certified):
     tls.exec(
         "cd /root/tls && cp own.example.com.crt other.example.com.crt && cp own.example.com.key other.example.com.key"
     )
@@ -272,7 +270,7 @@ SITES = "find /etc/nginx -type f -name '*_80*' -exec sha256sum {} + | sort"
 
 @pytest.fixture(scope="module")
 def refused(tls, certified):
-    """What was there before each site was wrong in its own way; a dry run with these, and a real one."""
+    """The sums of nginx's files before each site got an error of its own; a dry run with the errors, and a real run."""
     before = tls.exec(SITES).stdout
     missing = {"certificate": "/root/tls/none.crt", "key": "/root/tls/own.example.com.key"}
     wrong = pillar(tls, {"key": pem(tls, "localhost.key"), "hsts": 0}, missing, {"tls_profile": "modern"})
@@ -281,7 +279,7 @@ def refused(tls, certified):
     return before, tls.apply(test=True, ok=False), tls.apply(ok=False)
 
 
-def test_a_key_of_another_certificate_is_refused_before_anything_is_touched(tls, refused):
+def test_key_of_another_certificate_is_refused_before_anything_is_touched(tls, refused):
     before, *runs = refused
     for run in runs:
         assert run.failed == {"wsgi-pillar", "own-site", "self-site"}
@@ -293,13 +291,13 @@ def test_a_key_of_another_certificate_is_refused_before_anything_is_touched(tls,
     assert curl(tls, f"https://{OWN}/").startswith("HTTP/2 200")
 
 
-def test_an_app_with_a_problem_keeps_its_certificate_and_the_renewals(tls, refused):
+def test_app_with_a_problem_keeps_its_certificate_and_its_renewals(tls, refused):
     assert "Pebble" in shown(tls, AUTHORITY, "-issuer")
     assert tls.exec("ls /etc/letsencrypt/renewal").stdout == f"wsgi-{AUTHORITY}_80.conf\n"
     assert tls.exec("test -x /usr/local/lib/wsgi/reload-nginx", check=False).rc == 0
 
 
-def test_http3_is_served_where_the_installed_nginx_has_it_and_refused_elsewhere(tls, certified):
+def test_http3_is_served_if_nginx_has_it_and_else_refused(tls, certified):
     http3 = {"http3": True, "redirect": True}
     tls.pillar(pillar(tls, http3, http3))
     if "http_v3_module" not in tls.exec("nginx -V 2>&1").stdout:
@@ -322,7 +320,7 @@ def test_http3_is_served_where_the_installed_nginx_has_it_and_refused_elsewhere(
         curl(tls, "https://unknown.example.com/", "--http3-only")
 
 
-def test_a_site_that_goes_takes_its_certificates_along(tls, certified):
+def test_removing_a_site_removes_its_certificates(tls, certified):
     everything = pillar(tls)
     everything["apps"] = {"own": {**everything["apps"]["own"], "tls": "none"}}
     tls.pillar(everything)

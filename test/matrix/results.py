@@ -1,8 +1,8 @@
-"""A pytest plugin that makes the table in docs/platforms.md of what was seen on each platform.
+"""A pytest plugin that writes the table of results in docs/platforms.md.
 
-    test/run test/matrix --matrix --write-results      writes the rows of the platforms that were seen
+    test/run test/matrix --matrix --write-results      writes the rows of the tested platforms
 
-The rows of the other platforms stay as they are.
+The rows of other platforms stay as they are.
 """
 
 import datetime
@@ -16,11 +16,11 @@ PAGE = ROOT / "docs/platforms.md"
 BEGIN, END = "<!-- platforms: begin -->", "<!-- platforms: end -->"
 SERVERS = tuple(harness.suites()["servers"]["apps"])
 VERSIONS = ("Salt", "Python", "systemd", "cgroups", "nginx", "supervisor", "uWSGI", "Passenger")
-# What the columns are called, by the tests' marks, and what each means.
+# The name of each column, by the mark of its tests, and its meaning.
 COLUMNS = {
-    "idle run": "a second run with nothing to do changes nothing",
-    "switch": "another server, another process manager and back under load, no request lost",
-    "failed change": "the old generation serves on, no request lost",
+    "idle run": "a second run changes nothing",
+    "switch": "switching the server and the process manager and back under load loses no request",
+    "failed change": "the old generation keeps serving, and no request is lost",
     "functions": "`wsgi.validate`, `wsgi.deploy`, `wsgi.rollback`, `wsgi.history`",
     "edge": "TLS, two apps on one domain, static files",
     "reboot": "every server serves again",
@@ -35,7 +35,7 @@ def pytest_configure(config):
 
 
 class Results:
-    """What was seen: platform -> column -> its worst result, and the versions there."""
+    """The results: platform -> column -> the worst result, and the versions there."""
 
     def __init__(self, config):
         self.config = config
@@ -56,7 +56,7 @@ class Results:
 
 
 def with_table(page, cells, date):
-    """Return a page with the rows in its table replaced of those platforms that were seen on a date."""
+    """Return a page with the rows of the tested platforms replaced in its table."""
     head, _, rest = page.partition(f"{BEGIN}\n")
     table, _, tail = rest.partition(END)
     rows = {row[0]: row for row in (re.split(r" *\| *", line)[1:-1] for line in table.splitlines()) if row}

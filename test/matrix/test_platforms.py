@@ -1,6 +1,6 @@
-"""Each Debian with each Salt: every server that it has, and what depends on its Salt, Python, systemd and nginx.
+"""Each Debian with each Salt: all servers of the platform, and what depends on its Salt, Python, systemd and nginx.
 
-test/run test/matrix              the platforms of SLICE; with debian-12 each Debian and each Salt is among them
+test/run test/matrix              the platforms of SLICE, which with debian-12 cover each Debian and each Salt
 test/run test/matrix --matrix     all platforms of kitchen.yml
 """
 
@@ -31,7 +31,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module")
 def machine(platform, machine_factory, request):
-    """A machine that has none of the formula's packages yet, for all tests of one platform, in their order."""
+    """The machine of one platform, at first without the formula's packages, for all of its tests in their order."""
     machine = machine_factory(provisioned=False, platform=platform)
     yield machine
     if not request.config.getoption("keep"):
@@ -40,7 +40,7 @@ def machine(platform, machine_factory, request):
 
 @pytest.fixture(scope="module")
 def apps(platform):
-    """The suite with every server, as the platform has them: app -> its settings."""
+    """The apps of the suite with every server on the platform: app -> settings."""
     return harness.suites(platform)["servers"]["apps"]
 
 
@@ -57,7 +57,7 @@ def versions(machine, first_run):
 
 @pytest.fixture(autouse=True)
 def cell(request, platform, record_property):
-    """The cell of docs/platforms.md that a test fills."""
+    """Record the cell of docs/platforms.md that a test fills."""
     column = request.node.get_closest_marker("column")
     name = column.args[0] if column else request.getfixturevalue("name")
     there = column or request.getfixturevalue("apps")[name].get("state") != "absent"
@@ -78,12 +78,12 @@ def suite_machine(machine, platform):
 
 @pytest.fixture
 def gunicorn(machine, platform):
-    """change(**settings) sets those of the app `gunicorn` in the suite with every server, until the test's end."""
+    """change(**settings) sets settings of the app `gunicorn` in the suite with every server, until the test ends."""
     suite = harness.suites(platform)["servers"]
 
     def change(**settings):
         changed = copy.deepcopy(suite)
-        # Else its workers come and go by themselves under load.
+        # Otherwise workers would be recycled under load.
         changed["apps"]["gunicorn"].update({"max_requests": 0, **settings})
         machine.pillar(changed)
 
@@ -94,7 +94,7 @@ def gunicorn(machine, platform):
 
 
 def serves(machine, name, server):
-    status = machine.call("wsgi.status", name)[name]
+    status = machine.status(name)
     assert (status["server"], status["health"]["ok"]) == (server, True)
     return answers(machine, name)
 
@@ -105,7 +105,7 @@ def answers(machine, name):
 
 
 @pytest.mark.parametrize("name", harness.suites()["servers"]["apps"])
-def test_a_first_run_brings_up_each_server_or_the_platform_refuses_it(machine, platform, apps, first_run, name):
+def test_first_run_brings_up_each_server_that_the_platform_has(machine, platform, apps, first_run, name):
     if apps[name].get("state") == "absent":
         suite = harness.suites(platform)["servers"]
         machine.pillar({**suite, "apps": {name: {**apps[name], "state": "present"}}})
@@ -118,14 +118,14 @@ def test_a_first_run_brings_up_each_server_or_the_platform_refuses_it(machine, p
 
 
 @pytest.mark.column("idle run")
-def test_a_run_with_nothing_to_do_changes_nothing(machine, first_run):
+def test_idle_run_changes_nothing(machine, first_run):
     assert first_run.ok, first_run
     assert machine.apply().changed == set()
     assert machine.apply(sls=None).changed == set()
 
 
 @pytest.mark.column("switch")
-def test_a_switch_under_load_loses_no_request(machine, gunicorn):
+def test_switching_under_load_loses_no_request(machine, gunicorn):
     ways = [("uwsgi", "systemd"), ("waitress", "circus"), ("uwsgi", "emperor"), ("gunicorn", "supervisor")]
     with machine.load(clients=8, host="gunicorn.example.com", pause=0.02) as load:
         for server, manager in ways:
@@ -136,8 +136,8 @@ def test_a_switch_under_load_loses_no_request(machine, gunicorn):
 
 
 @pytest.mark.column("failed change")
-def test_a_change_that_fails_leaves_the_old_generation_serving(machine, gunicorn):
-    before = machine.call("wsgi.status", "gunicorn")["gunicorn"]["generation"]
+def test_failed_change_leaves_the_old_generation_serving(machine, gunicorn):
+    before = machine.status("gunicorn")["generation"]
     gunicorn(application="hello:nothing", env={"SECRET": "hunter2-hunter2"})
     with machine.load(clients=4, host="gunicorn.example.com", pause=0.02) as load:
         run = machine.apply(ok=False)
@@ -145,11 +145,11 @@ def test_a_change_that_fails_leaves_the_old_generation_serving(machine, gunicorn
     assert run.failed == {"gunicorn-live", "gunicorn-site"}, run
     assert "nothing" in run.states["gunicorn-live"]["comment"]
     assert "hunter2" not in str(run.raw)
-    assert machine.call("wsgi.status", "gunicorn")["gunicorn"]["generation"] == before
+    assert machine.status("gunicorn")["generation"] == before
 
 
 @pytest.mark.column("functions")
-def test_functions_do_what_they_do_on_debian_12(machine, gunicorn):
+def test_deploy_and_rollback_work(machine, gunicorn):
     assert machine.call("wsgi.validate") is True
     first = machine.call("wsgi.deploy", "gunicorn")["generation"]
     gunicorn(env={"GREETING": "second"})
@@ -169,12 +169,12 @@ def test_every_server_serves_after_a_reboot(machine, apps):
 
 
 @pytest.mark.column("edge")
-def test_what_nginx_does_in_front_of_the_apps(suite_machine):
-    test_suites.test_apps_share_a_host_over_tls_and_nginx_serves_their_files(suite_machine)
+def test_apps_share_a_domain_over_tls_and_nginx_serves_their_files(suite_machine):
+    test_suites.test_apps_share_a_domain_over_tls_and_nginx_serves_their_files(suite_machine)
 
 
 @pytest.mark.column("clean")
-def test_clean_takes_away_everything(machine):
+def test_clean_removes_everything(machine):
     machine.apply(sls="wsgi.clean")
     assert harness.find_leftovers(machine) == ""
     assert machine.exec("nginx -t").rc == 0

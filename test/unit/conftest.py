@@ -1,4 +1,4 @@
-"""The formula's Python without a machine: a host made of the checkout's own files."""
+"""Fixtures for tests without a machine: hosts that are made of the checkout's files."""
 
 import importlib.util
 import os
@@ -10,21 +10,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Where Salt puts them, too: `import servers` is what they themselves say.
+# Salt adds this folder, too.
 sys.path.insert(0, str(ROOT / "_utils"))
 
+from pillars import HELLO
+from wsgi_formula.edge import nginx
 from wsgi_formula.edge.nginx import NginxBuild
 from wsgi_formula.host import Host
 
 
 def list_master(saltenv, prefix=""):
-    """Salt's cp.list_master over the checkout."""
+    """Replace Salt's cp.list_master: list the files of the checkout."""
     files = (path for path in (ROOT / prefix).rglob("*") if path.is_file())
     return [str(path.relative_to(ROOT)) for path in files]
 
 
 def cache_file(url, saltenv):
-    """Salt's cp.cache_file over the checkout: the file itself, or "" where there is none."""
+    """Replace Salt's cp.cache_file: return the path in the checkout, or "" if there is no such file."""
     path = ROOT / url[len("salt://") :]
     return str(path) if path.is_file() else ""
 
@@ -32,8 +34,8 @@ def cache_file(url, saltenv):
 PARSED = {}
 
 
-class Host(Host):
-    """A host that parses each of the formula's YAML files once for all tests: that takes longer than most tests do."""
+class CachingHost(Host):
+    """A host that parses each of the formula's YAML files once for all tests, since parsing is slower than most tests."""
 
     def _yaml(self, name, otherwise=None):
         if name not in PARSED:
@@ -42,18 +44,18 @@ class Host(Host):
 
 
 def host_of(wsgi, system="Debian-12", opts=None):
-    """A Debian host whose pillar holds that below `wsgi`."""
+    """Return a Debian host with this pillar below `wsgi`."""
     salt = {"cp.list_master": list_master, "cp.cache_file": cache_file}
     grains = {"os_family": "Debian", "osfinger": system}
-    host = Host(salt, pillar={"wsgi": wsgi}, grains=grains, saltenv="base", opts=opts)
+    host = CachingHost(salt, pillar={"wsgi": wsgi}, grains=grains, saltenv="base", opts=opts)
     host.nginx_built = NginxBuild((1, 22, 1), ("http_v2_module", "http_gzip_static_module"))
     return host
 
 
 @pytest.fixture(params=["plain pillar", "masked pillar"])
 def make_host(request):
-    """make_host(wsgi, system="Debian-12") is a Debian host whose pillar holds that below `wsgi`: as it is without a
-    master, and in the classes that Salt 3008 has for what a master sends."""
+    """make_host(wsgi, system="Debian-12") returns a Debian host with this pillar below `wsgi`: with a plain pillar, as
+    without a master, and with the masking classes in which Salt 3008 hands out a master's pillar."""
     if request.param == "plain pillar":
         return host_of
     secret = pytest.importorskip("salt.utils.secret", reason="this Salt masks no pillar")
@@ -62,12 +64,12 @@ def make_host(request):
 
 @pytest.fixture
 def load(make_host):
-    """load(wsgi) is the Settings that this pillar comes to, on Debian."""
+    """load(wsgi) returns the Settings of a Debian host with this pillar."""
     known = make_host({})
 
     def settings(wsgi):
         host = make_host(wsgi)
-        # No pillar changes these, and to read them takes longer than all else.
+        # These do not depend on pillar, and reading them takes longest.
         host.family, host.servers = known.family, known.servers
         return host.settings
 
@@ -75,8 +77,37 @@ def load(make_host):
 
 
 @pytest.fixture
+def make_nginx_host(make_host, tmp_path):
+    """make_nginx_host({app: {key: value}}, build=None, **pillar) returns a host whose apps are HELLO with these settings,
+    under an nginx of such a build, whose files are below tmp_path."""
+
+    def host_of(apps, build=None, **pillar):
+        host = make_host({**pillar, "apps": {name: {**HELLO, **own} for name, own in apps.items()}})
+        assert host.settings.problems == []
+        host.family["nginx"].update(conf_dir=f"{tmp_path}/conf.d", own_dir=f"{tmp_path}/own")
+        if build:
+            host.nginx_built = build
+        return host
+
+    return host_of
+
+
+def nginx_files_of(host):
+    """Return nginx's files of a host, by their paths below nginx's own folder."""
+    own = f"{host.family['nginx']['own_dir']}/"
+    files = nginx.needed_changes(host, *host.settings.apps)
+    return {path[len(own) :]: text for path, text in files.items() if path.startswith(own)}
+
+
+@pytest.fixture
+def make_nginx_files(make_nginx_host):
+    """make_nginx_files takes what make_nginx_host takes, and returns the host's nginx_files_of."""
+    return lambda apps, **more: nginx_files_of(make_nginx_host(apps, **more))
+
+
+@pytest.fixture
 def load_program(monkeypatch):
-    """load_program(name) is a copy of wsgi/common/<name>.py of its own; what it would kill stands in its `killed`."""
+    """load_program(name) returns a fresh module of wsgi/common/<name>.py; its `killed` records what it would kill."""
 
     def loaded(name):
         spec = importlib.util.spec_from_file_location(name, ROOT / f"wsgi/common/{name}.py")

@@ -1,4 +1,4 @@
-"""The table of the contract's results keeps what a run has not seen."""
+"""The table of the contract's results: what a run writes, and what it keeps."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ def report(server, manager, column, passed=True):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """run(*reports, write=True) is a run of tests, of which it returns pytest's exit status; run.page is the page."""
+    """run(*reports, write=True) simulates a run of tests and returns pytest's exit status; run.page is the page."""
     page = tmp_path / "servers.md"
     page.write_text(f"# Servers\n{results.BEGIN}\n{results.END}\nAfter it.\n")
     monkeypatch.setattr(results, "PAGE", page)
@@ -41,7 +41,7 @@ def everything():
             yield report(*pair, column)
 
 
-def test_a_run_of_one_server_replaces_its_cells_and_keeps_all_others(run):
+def test_run_of_one_server_replaces_its_cells_and_keeps_all_others(run):
     run(
         report("granian", "systemd", "serves"), report("granian", "systemd", "logs"), report("uwsgi", "emperor", "logs")
     )
@@ -53,13 +53,13 @@ def test_a_run_of_one_server_replaces_its_cells_and_keeps_all_others(run):
     assert run.page.read_text().startswith("# Servers\n") and run.page.read_text().endswith("\nAfter it.\n")
 
 
-def test_a_new_server_gets_a_row_where_servers_yaml_has_it(run):
+def test_new_server_gets_its_row_in_the_order_of_servers_yaml(run):
     run(report("uwsgi", "emperor", "serves"), report("command", "circus", "serves"))
     run(report("granian", "systemd", "serves"))
     assert list(run.cells()) == [("uwsgi", "emperor"), ("granian", "systemd"), ("command", "circus")]
 
 
-def test_a_row_that_servers_yaml_no_longer_claims_goes_with_the_next_whole_run(run):
+def test_whole_run_removes_rows_that_servers_yaml_no_longer_has(run):
     run(report("unicorn", "systemd", "serves"))
     run(report("granian", "systemd", "serves"))
     assert ("unicorn", "systemd") in run.cells()
@@ -67,25 +67,25 @@ def test_a_row_that_servers_yaml_no_longer_claims_goes_with_the_next_whole_run(r
     assert ("unicorn", "systemd") not in run.cells()
 
 
-def test_a_whole_run_fails_where_the_table_is_not_what_was_seen(run):
+def test_whole_run_fails_when_the_table_differs_from_its_results(run):
     assert run(*everything(), write=False) == 1
     run(*everything())
     assert run(*everything(), write=False) == 0
     assert run(*everything(), report("granian", "systemd", "logs", passed=False), write=False) == 1
 
 
-def test_a_part_of_a_run_does_not_fail_for_the_rest_of_the_table(run):
+def test_partial_run_does_not_fail_for_the_rest_of_the_table(run):
     run(*everything())
     assert run(report("granian", "systemd", "serves"), write=False) == 0
 
 
-def test_another_platform_writes_nothing(run):
+def test_run_on_another_platform_writes_nothing(run):
     before = run.page.read_text()
     run(report("granian", "systemd", "serves"), platform="debian-13")
     assert run.page.read_text() == before
 
 
-def test_the_page_is_read_as_it_is_written():
+def test_written_table_is_read_back_unchanged():
     page = results.PAGE.read_text()
     table = page[page.index(results.BEGIN) + len(results.BEGIN) + 1 : page.index(results.END)]
     assert results.Results.table(results.read(table)) == table

@@ -1,4 +1,4 @@
-"""A change of a configuration file is told by the lines that say what changed; the log has all of it."""
+"""Diffs: a state reports the changed lines of a file, and the log has the whole diff."""
 
 import logging
 
@@ -38,11 +38,11 @@ server {
     ],
     ids=["repeated", "commented", "added", "only a comment", "only moved", "only indented"],
 )
-def test_a_change_is_told_by_its_lines_each_once(after, told):
+def test_change_is_reported_by_its_lines_each_once(after, told):
     assert diff.brief("x.conf", BEFORE, after).startswith(told)
 
 
-def test_of_many_lines_the_first_ones_are_told_and_how_many_more_there_are():
+def test_long_change_is_reported_by_its_first_lines_and_the_number_of_others():
     def told(count):
         return diff.brief("x.conf", "", "".join(f"line {number}\n" for number in range(count))).splitlines()
 
@@ -53,7 +53,7 @@ def test_of_many_lines_the_first_ones_are_told_and_how_many_more_there_are():
     assert diff.first_lines("x.html", "a\n" * 500).splitlines()[-1] == told(500)[-1]
 
 
-def test_the_whole_diff_is_logged_at_level_debug(caplog):
+def test_whole_diff_is_logged_at_level_debug(caplog):
     with caplog.at_level(logging.DEBUG):
         diff.brief("x.conf", BEFORE, BEFORE.replace("35s", "70s"))
     assert caplog.text.count("+        proxy_read_timeout 70s;") == 2
@@ -62,7 +62,7 @@ def test_the_whole_diff_is_logged_at_level_debug(caplog):
 
 @pytest.fixture
 def change(make_host, tmp_path):
-    """change(own, before) is what the site's state tells where an app's pillar said `before`, and now says `own`."""
+    """change(own, before) returns the changes that the site's state reports between these settings of an app."""
 
     def shown(own, before):
         hosts = [make_host({"apps": {"shop": values.app({**SHOP, **said})}}) for said in (before, own)]
@@ -88,13 +88,13 @@ def change(make_host, tmp_path):
     ],
     ids=lambda value: None if isinstance(value, int) else str(value)[:24],
 )
-def test_an_edited_word_is_told_in_few_lines(change, own, most, line):
+def test_edited_word_is_reported_in_few_lines(change, own, most, line):
     told = [line for each in change(own, {}).values() for line in each["diff"].splitlines()]
     assert len(told) <= most
     assert line in [*told, ""]
 
 
-def test_nothing_secret_is_told_or_logged(change, caplog):
+def test_no_secret_is_reported_or_logged(change, caplog):
     with caplog.at_level(logging.DEBUG):
         users = {"ann": "$6$hunter2$hunter2"}
         told = change({"basic_auth": {"users": users}}, {"basic_auth": {"users": {**users, "bob": "$6$hunter2$b"}}})

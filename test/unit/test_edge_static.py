@@ -1,4 +1,4 @@
-"""What nginx serves of an app: which files are published, under which names, and how its configuration says so."""
+"""Static files: which are published under which names, which paths are refused, and nginx's locations for them."""
 
 import os
 import re
@@ -7,16 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pillars import HELLO
 from wsgi_formula import files
-from wsgi_formula.edge import nginx, static
+from wsgi_formula.edge import static
 from wsgi_formula.errors import WsgiError
 
-SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
+SHOP = {**HELLO, "domains": ["example.com"]}
 
 
 @pytest.fixture
 def problems(load):
-    """problems({key: value, …}) are those of an app that says so, and of another one that is at /docs."""
+    """problems({key: value, …}) returns the problems of an app with these settings and of another one at /docs."""
 
     def problems_of(own, docs=()):
         apps = {"shop": {**SHOP, **own}, "docs": {**SHOP, "mount": "/docs", **dict(docs)}}
@@ -27,7 +28,7 @@ def problems(load):
 
 @pytest.fixture
 def make_release(tmp_path, monkeypatch):
-    """make_release(id, {file: text, …}) is a release of the app `shop` with such files; a text may be a link."""
+    """make_release(id, {file: text, …}) returns a release of the app `shop` with such files; "-> x" makes a link."""
     monkeypatch.setattr(static, "SRV", str(tmp_path))
     monkeypatch.setattr(files, "ensure_dir", lambda path, *_: os.makedirs(path, exist_ok=True))
     monkeypatch.setattr(static, "_nginx", lambda host: SimpleNamespace(pw_gid=0))
@@ -53,14 +54,12 @@ def make_release(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def make_files(make_host, tmp_path):
-    """make_files({key: value, …}) are nginx's files with such an app: `wsgi.conf`, and the others as one text."""
+def make_files(make_nginx_files):
+    """make_files({key: value, …}) returns nginx's files of such an app: `wsgi.conf`, and the others as one text, `site`."""
 
     def files_of(own):
-        host = make_host({"apps": {"shop": {**SHOP, **own}}})
-        host.family["nginx"].update(conf_dir=str(tmp_path), own_dir=str(tmp_path))
-        files = nginx.needed_changes(host, "shop")
-        return {"wsgi.conf": files.pop(nginx.entry_path(host)), "site": "\n".join(files.values())}
+        files = make_nginx_files({"shop": {**SHOP, **own}})
+        return {"wsgi.conf": files.pop("wsgi.conf"), "site": "\n".join(files.values())}
 
     return files_of
 
@@ -71,7 +70,7 @@ def said(**own):
 
 @pytest.fixture
 def published(tmp_path):
-    """published(release, {key: value, …}) is what is then below static/: names to texts."""
+    """published(release, {key: value, …}) publishes it and returns the files below static/: names to texts."""
 
     def published_of(release, **own):
         static.publish(None, "shop", said(**own), release)
@@ -89,22 +88,22 @@ def published(tmp_path):
     return published_of
 
 
-# What is published
+# Publishing
 
 
-def test_a_folder_is_published_as_links_that_others_can_read(make_release, published, tmp_path):
+def test_folder_is_published_as_hard_links_that_others_can_read(make_release, published, tmp_path):
     release = make_release("a", {"static/app.css": "1", "static/img/logo.svg": "2", "settings.py": "secret"})
     assert published(release, static={"/static/": "static/"}) == {"static/app.css": "1", "static/img/logo.svg": "2"}
     file = os.stat(f"{tmp_path}/shop/static/static/live/app.css")
     assert (file.st_nlink, file.st_mode & 0o777) == (2, 0o644)
 
 
-def test_a_file_is_published_alone(make_release, published):
+def test_single_file_is_published_alone(make_release, published):
     release = make_release("a", {"static/favicon.ico": "1", "static/app.css": "2"})
     assert published(release, static={"/favicon.ico": "static/favicon.ico"}) == {"static:favicon.ico/favicon.ico": "1"}
 
 
-def test_files_of_the_releases_before_stay_where_the_new_one_has_none_of_that_name(make_release, published):
+def test_files_of_earlier_releases_stay_unless_the_new_release_has_the_name(make_release, published):
     oldest = make_release("a", {"static/app.1.css": "a", "static/plain.css": "a"})
     old = make_release("b", {"static/app.2.css": "b", "static/plain.css": "b"})
     new = make_release("c", {"static/app.3.css": "c"}, others=[old, oldest])
@@ -116,7 +115,7 @@ def test_files_of_the_releases_before_stay_where_the_new_one_has_none_of_that_na
     }
 
 
-def test_a_file_is_never_beside_the_compressed_one_of_another_release(make_release, published):
+def test_file_is_never_published_beside_the_compressed_one_of_another_release(make_release, published):
     old = make_release(
         "a", {"static/app.css": "a", "static/app.css.gz": "a", "static/x.js.br": "a", "static/y.js": "a"}
     )
@@ -124,13 +123,13 @@ def test_a_file_is_never_beside_the_compressed_one_of_another_release(make_relea
     assert {text for text in published(new, static={"/static/": "static"}).values()} == {"b"}
 
 
-def test_what_is_a_file_in_one_release_may_be_a_folder_in_another(make_release, published):
+def test_name_may_be_a_file_in_one_release_and_a_folder_in_another(make_release, published):
     old = make_release("a", {"static/one": "a", "static/two/inner": "a"})
     new = make_release("b", {"static/one/inner": "b", "static/two": "b"}, others=[old])
     assert published(new, static={"/static/": "static"}) == {"static/one/inner": "b", "static/two": "b"}
 
 
-def test_links_within_the_release_are_resolved_and_others_left_out(make_release, published, tmp_path):
+def test_links_within_the_release_are_resolved_and_others_omitted(make_release, published, tmp_path):
     (tmp_path / "environment" / "admin.css").write_text("admin")
     (tmp_path / "elsewhere").write_text("elsewhere")
     files = {
@@ -151,24 +150,24 @@ def test_links_within_the_release_are_resolved_and_others_left_out(make_release,
     }
 
 
-def test_links_that_multiply_are_a_problem(make_release, monkeypatch):
+def test_links_that_multiply_files_are_refused(make_release, monkeypatch):
     monkeypatch.setattr(static, "MOST_FILES", 50)
     files = {f"static/{number}/{other}": f"-> ../{other}" for number in range(9) for other in range(9)}
     with pytest.raises(WsgiError, match="static holds more than 50 files"):
         static.build(None, "shop", said(static={"/static/": "static"}), make_release("a", files))
 
 
-def test_a_release_is_published_once(make_release, tmp_path):
+def test_release_is_published_once(make_release, tmp_path):
     app, release = said(static={"/static/": "static"}), make_release("a", {"static/app.css": "1"})
     assert static.outdated("shop", app, release) == ["static"]
     static.publish(None, "shop", app, release)
     assert static.outdated("shop", app, release) == []
-    # What others there were does not matter any more.
+    # Other releases do not matter any more.
     release.others = [make_release("b", {})]
     assert static.build(None, "shop", app, release) == {}
 
 
-def test_trees_that_are_not_live_go_and_so_do_paths_that_nobody_names(make_release, tmp_path):
+def test_trees_that_are_not_live_and_unused_paths_are_pruned(make_release, tmp_path):
     app = said(static={"/static/": "static"}, error_pages={404: "errors/404.html"})
     files = {"static/app.css": "1", "errors/404.html": "2"}
     old = make_release("a", files)
@@ -181,7 +180,7 @@ def test_trees_that_are_not_live_go_and_so_do_paths_that_nobody_names(make_relea
     assert os.listdir(root) == ["static"]
 
 
-def test_a_new_release_without_such_a_path_is_refused_and_one_that_was_live_is_not(make_release):
+def test_missing_path_is_refused_in_a_new_release_but_not_in_one_that_was_live(make_release):
     app = said(static={"/static/": "dist"}, error_pages={404: "static"})
     with pytest.raises(WsgiError) as refused:
         static.check("shop", app, make_release("a", {"static/app.css": "1"}, live=False))
@@ -190,7 +189,7 @@ def test_a_new_release_without_such_a_path_is_refused_and_one_that_was_live_is_n
     static.check("shop", app, make_release("b", {}))
 
 
-# What nginx can't read
+# Permissions
 
 
 @pytest.mark.parametrize(
@@ -202,9 +201,9 @@ def test_a_new_release_without_such_a_path_is_refused_and_one_that_was_live_is_n
         (0o755, "/file", "is no folder"),
     ],
 )
-def test_what_nginx_can_not_read_is_told(make_host, monkeypatch, mode, path, why):
+def test_unreadable_path_gives_a_warning(make_host, monkeypatch, mode, path, why):
     monkeypatch.setattr(static, "_nginx", lambda host: SimpleNamespace(pw_name="nobody", pw_uid=65534, pw_gid=65534))
-    # Pytest's own folders are for its user alone.
+    # Folders of pytest are readable by its user only.
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, mode)
         Path(folder, "file").write_text("")
@@ -217,7 +216,7 @@ def test_what_nginx_can_not_read_is_told(make_host, monkeypatch, mode, path, why
         assert found[0].endswith(why)
 
 
-# Pillar
+# Validation
 
 
 @pytest.mark.parametrize(
@@ -238,17 +237,17 @@ def test_what_nginx_can_not_read_is_told(make_host, monkeypatch, mode, path, why
         "",
     ],
 )
-def test_a_folder_that_leads_elsewhere_or_is_all_there_is_is_refused(problems, path):
+def test_folder_outside_of_the_release_or_the_release_itself_is_refused(problems, path):
     assert len(problems({"static": {"/static/": path}})) == 1
 
 
 @pytest.mark.parametrize("prefix", ["/", "static/", "/a//", "/../", "/a/../", "/./", "/a b/", "/a%20b/", "/a;/"])
-def test_a_path_that_nginx_would_never_see_is_refused(problems, prefix):
+def test_url_path_that_nginx_never_sees_is_refused(problems, prefix):
     assert len(problems({"static": {prefix: "static"}})) == 1
 
 
 @pytest.mark.parametrize("prefix", ["/static/", "/a/b.c/", "/.well-known/", "/favicon.ico"])
-def test_paths_of_folders_and_of_files_are_taken(problems, prefix):
+def test_url_paths_of_folders_and_files_are_accepted(problems, prefix):
     assert problems({"static": {prefix: "static/some+folder.d"}}) == []
 
 
@@ -261,23 +260,23 @@ def test_paths_of_folders_and_of_files_are_taken(problems, prefix):
         ({"static": {"/docs/a/": "a"}}, {"internal": {"/a/": "a"}}, {"shop:static", "docs:internal"}),
     ],
 )
-def test_a_path_of_a_site_has_one_who_answers_it(problems, own, docs, keys):
+def test_url_path_of_a_site_may_be_used_only_once(problems, own, docs, keys):
     assert {problem.split(": ")[0] for problem in problems(own, docs)} == {f"wsgi:apps:{key}" for key in keys}
 
 
-def test_the_same_paths_at_other_mounts_are_no_problem(problems):
+def test_same_url_path_at_another_mount_is_accepted(problems):
     assert problems({"static": {"/static/": "a"}}, {"static": {"/static/": "a"}}) == []
 
 
-# nginx's words
+# nginx's locations
 
 
 def block(text, start):
-    """The lines of a location."""
+    """Return the lines of a location."""
     return text.partition(f"location {start} {{\n")[2].partition("\n}\n")[0]
 
 
-def test_a_location_and_its_folder_both_end_in_a_slash(make_files):
+def test_location_and_its_alias_both_end_in_a_slash(make_files):
     own = {"mount": "/shop", "static": {"/static/": "dist", "/media/": "/srv/media"}, "internal": {"/paid/": "paid/"}}
     site = make_files(own)["site"]
     static, media, paid = (block(site, f"^~ /shop/{name}/") for name in ("static", "media", "paid"))
@@ -289,20 +288,20 @@ def test_a_location_and_its_folder_both_end_in_a_slash(make_files):
     assert ["disable_symlinks if_not_owner from=/srv/media/;" in each for each in (static, media)] == [False, True]
 
 
-def test_a_file_is_served_under_its_path_alone(make_files):
+def test_single_file_is_served_only_under_its_own_path(make_files):
     site = make_files({"static": {"/favicon.ico": "static/favicon.ico", "/robots.txt": "/srv/robots.txt"}})["site"]
     icon, robots = (block(site, f"= /{name}") for name in ("favicon.ico", "robots.txt"))
     assert "alias /srv/wsgi/shop/static/static:favicon.ico/live/favicon.ico;" in icon
     assert "alias /srv/robots.txt;" in robots
 
 
-def test_what_is_not_for_everybody_is_not_for_shared_caches(make_files):
+def test_restricted_files_are_not_for_shared_caches(make_files):
     own = {"static": {"/static/": "static"}}
     assert "Cache-Control $wsgi_public_caching;" in make_files(own)["site"]
     assert "Cache-Control $wsgi_private_caching;" in make_files({**own, "allow": ["10.0.0.0/8"]})["site"]
 
 
-def test_an_error_page_comes_after_what_the_location_does_about_that_error(make_files):
+def test_error_page_comes_after_the_handling_of_that_status(make_files):
     lines = make_files({"error_pages": {502: "errors/502.html"}})["site"].splitlines()
     own = [line.strip() for line in lines if "error_page 502" in line]
     page, again = "error_page 502 //errors/shop/502;", "error_page 502 = @shop-again;"
@@ -329,7 +328,7 @@ def test_an_error_page_comes_after_what_the_location_does_about_that_error(make_
         ("photo-2.jpg", False),
     ],
 )
-def test_a_hash_of_the_content_is_told_from_other_words(make_files, name, hashed):
+def test_content_hash_in_a_file_name_is_recognised(make_files, name, hashed):
     text = make_files({"static": {"/static/": "static"}})["wsgi.conf"]
     patterns = re.findall(r'^    "~(.*)" "public, max-age=31536000, immutable";$', text, re.MULTILINE)
     assert len(patterns) == 2

@@ -1,4 +1,4 @@
-"""TLS: what a certificate says, what nginx is told of it, and what can't be had."""
+"""TLS: parsed certificates, nginx's files for them, refused settings, and when certificates are made."""
 
 import calendar
 import os
@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import nginx_files_of
+from pillars import HELLO
 from wsgi_formula.edge import nginx, nginx_tree, reload, tls
 from wsgi_formula.edge.nginx import NginxBuild, SecretFile
 from wsgi_formula.edge.tls import NAMED, Certificate
@@ -17,7 +19,8 @@ from wsgi_formula.errors import WsgiError
 OLD = NginxBuild((1, 18, 0), ("http_v2_module",), (1, 1, 1))
 USUAL = NginxBuild((1, 22, 1), ("http_v2_module",), (3, 0, 22))
 NEW = NginxBuild((1, 26, 3), ("http_v2_module", "http_v3_module"), (3, 5, 7))
-SHOP = {"source": "salt://wsgi/examples/hello", "application": "hello:application", "domains": ["example.com"]}
+DOMAIN = {"domains": ["example.com"]}
+SHOP = {**HELLO, **DOMAIN}
 PAIR = {"certificate": "/etc/ssl/shop.pem", "key": "/etc/ssl/shop.key"}
 ID = "example.com_80"
 BAG = "Bag Attributes\n-----BEGIN PRIVATE KEY-----\n"
@@ -54,44 +57,40 @@ dWivvIQ9KX5GfI/006XTvofadV6Kxq4aDYMwYOZl4FY=
 
 
 @pytest.fixture
-def make_files(make_host, tmp_path, monkeypatch):
-    """make_files({app: {key: value, …}, …}, built, nginx) are nginx's files of such apps, by their paths below its own folder."""
+def make_files(make_nginx_host, tmp_path, monkeypatch):
+    """make_files({app: {key: value, …}, …}, built, nginx) returns a host with such apps, and its nginx_files_of."""
     monkeypatch.setattr(tls, "CERTBOT", f"{tmp_path}/letsencrypt")
 
-    def files_of(apps, built=USUAL, proxy=None):
-        host = make_host({"apps": {name: {**SHOP, **own} for name, own in apps.items()}, "nginx": proxy or {}})
-        assert host.settings.problems == []
-        host.nginx_built = built
-        host.family["nginx"].update(conf_dir=f"{tmp_path}/conf.d", own_dir=f"{tmp_path}/own")
-        own, found = f"{tmp_path}/own/", nginx.needed_changes(host, *host.settings.apps)
-        return host, {path[len(own) :]: text for path, text in found.items() if path.startswith(own)}
+    def files_of(apps, built=USUAL, nginx=None):
+        host = make_nginx_host({name: {**DOMAIN, **own} for name, own in apps.items()}, built, nginx=nginx or {})
+        return host, nginx_files_of(host)
 
     return files_of
 
 
 def blocks(text):
-    """The server blocks of a file."""
+    """Return the server blocks of a file."""
     return re.findall(r"^server \{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
 
 
-# What a certificate says
+# Parsing
 
 
-def test_a_certificate_is_read():
+def test_certificate_is_parsed():
     found = tls.parse(f"Bag Attributes: none\n{RICH}{PLAIN}")
     assert found.names == ("example.com", "*.example.com")
     assert found.until == calendar.timegm((2054, 4, 9, 11, 12, 25))
     assert found.ocsp
 
 
-def test_a_certificate_without_extensions_is_read_too():
+def test_certificate_without_extensions_is_parsed():
     assert tls.parse(PLAIN) == Certificate((), calendar.timegm((2027, 6, 11, 11, 12, 25)), False)
 
 
 @pytest.mark.parametrize(
     "text", ["", RICH[:300], RICH.replace("MIIB/TCC", "MIIB/TC"), RICH.replace("\nMIIB", "\nAAAA")]
 )
-def test_what_is_none_is_refused(text):
+def test_invalid_certificate_is_refused(text):
     with pytest.raises(ValueError, match="certificate"):
         tls.parse(text)
 
@@ -106,15 +105,15 @@ def test_what_is_none_is_refused(text):
     ],
     ids=str,
 )
-def test_a_wildcard_is_for_one_label(domains, missing):
+def test_wildcard_covers_one_label(domains, missing):
     assert tls.parse(RICH).missing(domains) == missing
 
 
-# What nginx is told
+# nginx's files
 
 
 @pytest.mark.parametrize("certificate", ["self_signed", "acme"])
-def test_a_site_has_a_self_signed_certificate_until_it_has_its_own(make_files, tmp_path, certificate):
+def test_site_has_a_self_signed_certificate_until_it_has_its_own(make_files, tmp_path, certificate):
     host, files = make_files({"shop": {"tls": certificate}})
     assert f"ssl_certificate {tmp_path}/own/private/{ID}.self-signed.crt;" in files[f"sites/{ID}.conf"]
     live = tmp_path / f"letsencrypt/live/wsgi-{ID}"
@@ -127,7 +126,7 @@ def test_a_site_has_a_self_signed_certificate_until_it_has_its_own(make_files, t
     assert ("ssl_stapling on" in text) == (certificate == "acme")  # as it names a responder
 
 
-def test_one_of_a_path_stays_where_it_is_and_one_of_pillar_is_roots_alone(make_files, tmp_path):
+def test_certificate_from_a_path_is_not_copied_and_one_from_pillar_is_private(make_files, tmp_path):
     _, files = make_files({"shop": {"tls": {"certificate": RICH, "key": PAIR["key"]}}})
     assert files[f"private/{ID}.crt"] == SecretFile(RICH)
     assert f"private/{ID}.key" not in files
@@ -135,13 +134,13 @@ def test_one_of_a_path_stays_where_it_is_and_one_of_pillar_is_roots_alone(make_f
     assert "ssl_certificate_key /etc/ssl/shop.key;" in files[f"sites/{ID}.conf"]
 
 
-def test_a_key_may_be_in_sdb(make_host):
+def test_key_may_come_from_sdb(make_host):
     host = make_host({"apps": {"shop": {**SHOP, "tls": {"certificate": RICH, "key": "sdb://vault/key"}}}})
     asked, key = [], "-----BEGIN PRIVATE KEY-----\r\nhunter2"
     host.salt = {**host.salt, "sdb.get": lambda uri, strict: asked.append(uri) or key}
     for _ in range(2):
         found = nginx.desired_files(host, "shop")[f"/etc/nginx/wsgi/live/private/{ID}.key"]
-    # As it will be read from its file, or it would differ in each run.
+    # Read as from its file, or it would differ in each run.
     assert found == SecretFile("-----BEGIN PRIVATE KEY-----\nhunter2\n")
     assert asked == ["sdb://vault/key"]
 
@@ -158,13 +157,13 @@ def test_a_key_may_be_in_sdb(make_host):
         ("modern", NEW, ["ssl_ecdh_curve X25519MLKEM768:X25519:prime256v1:secp384r1;"]),
     ],
 )
-def test_the_profile_is_mozillas(make_files, profile, built, words):
+def test_tls_profile_is_that_of_mozilla(make_files, profile, built, words):
     text = make_files({"shop": {}}, built, {"tls_profile": profile})[1]["tls.conf"]
     assert [word for word in words if word not in text] == []
     assert ("ssl_ciphers" in text) == (profile == "intermediate")
 
 
-def test_every_block_with_tls_has_the_profile_that_of_unknown_hosts_too(make_files):
+def test_every_tls_server_block_includes_the_profile(make_files):
     _, files = make_files({"shop": {"tls": "self_signed", "redirect_domains": ["example.org"]}})
     every = blocks(files["wsgi.conf"]) + blocks(files[f"sites/{ID}.conf"])
     assert [" ssl" in block for block in every] == ["/tls.conf;" in block for block in every]
@@ -172,7 +171,7 @@ def test_every_block_with_tls_has_the_profile_that_of_unknown_hosts_too(make_fil
     assert ["ssl_reject_handshake" in block for block in every].count(True) == 1
 
 
-def test_an_older_nginx_has_a_certificate_for_unknown_hosts(make_files):
+def test_older_nginx_gets_a_certificate_for_unknown_hosts(make_files):
     text = make_files({"shop": {"tls": "self_signed"}}, OLD)[1]["wsgi.conf"]
     assert "ssl_reject_handshake" not in text
     assert "/private/unknown.self-signed.crt;" in text
@@ -187,13 +186,13 @@ def test_an_older_nginx_has_a_certificate_for_unknown_hosts(make_files):
         (False, NEW, ["listen 443 ssl;"]),
     ],
 )
-def test_http2_is_said_as_the_installed_nginx_wants_it(make_files, http2, built, words):
+def test_http2_directive_fits_the_version_of_nginx(make_files, http2, built, words):
     text = make_files({"shop": {"tls": {"http2": http2}}}, built)[1][f"sites/{ID}.conf"]
     assert [word for word in words if word not in text] == []
     assert bool(re.search(r"http2( on)?;", text)) == http2
 
 
-def test_http3_is_told_of_and_listened_for(make_files):
+def test_http3_is_announced_and_listened_on(make_files):
     _, files = make_files({"shop": {"tls": {"http3": True, "listen": 8443}}}, NEW)
     assert "listen 8443 quic;" in files[f"sites/{ID}.conf"]
     assert "listen 8443 quic reuseport default_server;" in files["wsgi.conf"]
@@ -202,7 +201,7 @@ def test_http3_is_told_of_and_listened_for(make_files):
 
 @pytest.mark.parametrize("default_site", [True, False])
 @pytest.mark.parametrize("domains", [[], ["a.example.com"]], ids=["default", "named"])
-def test_one_block_of_a_port_shares_out_its_packets(make_files, domains, default_site):
+def test_one_server_block_per_port_has_reuseport(make_files, domains, default_site):
     http3 = {"tls": {"http3": True}, "redirect_domains": []}
     one = {**http3, "domains": domains}
     two = {**http3, "redirect_domains": ["example.org"]}
@@ -211,7 +210,7 @@ def test_one_block_of_a_port_shares_out_its_packets(make_files, domains, default
     assert len(re.findall(r"listen 443 quic reuseport", said)) == 1
 
 
-def test_hsts_is_said_in_every_location_with_headers_and_never_of_plain_http(make_files):
+def test_hsts_header_is_in_every_location_and_never_sent_over_plain_http(make_files):
     tls = {"hsts": 300, "hsts_subdomains": True, "hsts_preload": True, "redirect": False}
     _, files = make_files({"shop": {"tls": tls, "redirect_domains": ["example.org"]}})
     main, redirected = blocks(files[f"sites/{ID}.conf"])
@@ -221,7 +220,7 @@ def test_hsts_is_said_in_every_location_with_headers_and_never_of_plain_http(mak
         assert "Strict-Transport-Security $wsgi_hsts always;" in location or "add_header" not in location
 
 
-def test_the_challenge_is_answered_over_plain_http_by_every_host_of_the_site(make_files):
+def test_acme_challenge_is_answered_over_plain_http_for_every_host(make_files):
     text = make_files({"shop": {"tls": "acme", "redirect_domains": ["www.example.com"]}})[1][f"sites/{ID}.conf"]
     assert ["/.well-known/acme-challenge/" in block for block in blocks(text)] == [
         "listen 80;" in block for block in blocks(text)
@@ -229,7 +228,7 @@ def test_the_challenge_is_answered_over_plain_http_by_every_host_of_the_site(mak
     assert "acme-challenge" not in make_files({"shop": {"tls": "self_signed"}})[1][f"sites/{ID}.conf"]
 
 
-# What can't be had
+# Validation
 
 
 @pytest.mark.parametrize(
@@ -249,13 +248,13 @@ def test_the_challenge_is_answered_over_plain_http_by_every_host_of_the_site(mak
     ],
     ids=str,
 )
-def test_what_can_be_no_site_is_a_problem(load, own, problem):
+def test_invalid_tls_settings_are_refused(load, own, problem):
     problems = load({"apps": {"shop": {**SHOP, **own}}}).problems
     assert problems
     assert problems[0].startswith(f"wsgi:apps:shop:{problem}"), problems
 
 
-def test_what_openssl_exports_is_never_shown(load):
+def test_key_in_a_certificate_value_is_not_shown(load):
     bag = f"{BAG}hunter2\n"
     settings = load({"apps": {"shop": {**SHOP, "tls": {"certificate": bag, "key": bag}}}})
     assert settings.problems == ["wsgi:apps:shop:tls:certificate: holds a private key, which goes into key"]
@@ -264,13 +263,13 @@ def test_what_openssl_exports_is_never_shown(load):
 @pytest.mark.parametrize(
     "tls", [f"{BAG}hunter2", [{"key": f"{BAG}hunter2"}], {"certificate": "PRIVATE KEY hunter2"}], ids=type
 )
-def test_a_key_in_the_wrong_place_is_not_shown_either(load, tls):
+def test_key_in_another_setting_is_not_shown(load, tls):
     problems = load({"apps": {"shop": {**SHOP, "tls": tls}}}).problems
     assert problems
     assert "hunter2" not in str(problems)
 
 
-def test_sites_of_one_host_can_not_meet_at_the_port_of_tls(load):
+def test_two_sites_of_one_domain_cannot_share_the_tls_port(load):
     apps = {"shop": {**SHOP, "tls": "self_signed"}, "blog": {**SHOP, "listen": 81, "tls": "self_signed"}}
     assert load({"apps": apps}).problems == [
         "wsgi:apps:blog:tls: 'example.com' on port 443 is shop's, whose listen is another"
@@ -292,7 +291,7 @@ def test_sites_of_one_host_can_not_meet_at_the_port_of_tls(load):
     ],
     ids=["http3", "http2", "no certificate", "no key", "no private key", "half a certificate"],
 )
-def test_what_this_machine_can_not_do_is_a_problem(make_files, said, problem):
+def test_unsupported_tls_feature_is_refused(make_files, said, problem):
     host, _ = make_files({"shop": {"tls": said}, "blog": {"domains": ["example.org"], "tls": "self_signed"}})
     with pytest.raises(WsgiError) as raised:
         tls.check(host, nginx.site_of(host, "shop"), USUAL)
@@ -300,13 +299,13 @@ def test_what_this_machine_can_not_do_is_a_problem(make_files, said, problem):
 
 
 def openssl(folder, *arguments):
-    """The text of what OpenSSL makes."""
+    """Return the text that an OpenSSL command writes."""
     made = folder / f"made-{len(list(folder.iterdir()))}"
     subprocess.run(["openssl", *arguments, "-out", made], check=True, capture_output=True, cwd=folder)
     return made.read_text()
 
 
-def test_a_pair_that_does_not_fit_is_a_problem_that_says_why(make_files, tmp_path):
+def test_mismatched_certificate_and_key_are_refused_with_the_reason(make_files, tmp_path):
     certificate, key = tls.make_self_signed(["example.com"])
     (tmp_path / "key").write_text(key)
     alike = openssl(tmp_path, "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
@@ -333,22 +332,20 @@ def test_a_pair_that_does_not_fit_is_a_problem_that_says_why(make_files, tmp_pat
     assert found == "wsgi:apps:shop:tls:certificate: it is too weak: OpenSSL says EE_KEY_TOO_SMALL"
 
 
-def test_sites_of_a_newer_nginx_may_differ_in_http2(make_files):
+def test_newer_nginx_allows_sites_to_differ_in_http2(make_files):
     apps = {"shop": {"tls": {"http2": False}}, "blog": {"domains": ["example.org"], "tls": "self_signed"}}
     host, _ = make_files(apps, NEW)
     assert tls.check(host, nginx.site_of(host, "shop"), NEW) == []
 
 
-# What is to be made, got, and taken away
+# Making and removing certificates
 
 
 @pytest.mark.parametrize(
     ("names", "left", "due"),
     [(("example.com",), 31, False), (("example.com",), 29, True), (("example.org",), 31, True), (None, 0, True)],
 )
-def test_a_self_signed_certificate_is_made_where_it_is_missing_wrong_or_nearly_over(
-    make_files, monkeypatch, names, left, due
-):
+def test_self_signed_certificate_is_made_if_missing_wrong_or_expiring(make_files, monkeypatch, names, left, due):
     host, _ = make_files({"shop": {"tls": "self_signed"}})
 
     def parsed(text):
@@ -372,8 +369,8 @@ def test_a_self_signed_certificate_is_made_where_it_is_missing_wrong_or_nearly_o
     ],
     ids=["the same", "another authority", "another key", "ones own authority", "none"],
 )
-def test_certbot_runs_where_what_it_has_is_not_what_is_asked_for(make_files, tmp_path, acme, renewal, wanted):
-    host, _ = make_files({"shop": {"tls": "acme"}}, proxy={"acme": acme})
+def test_certbot_runs_if_its_certificate_differs_from_the_requested_one(make_files, tmp_path, acme, renewal, wanted):
+    host, _ = make_files({"shop": {"tls": "acme"}}, nginx={"acme": acme})
     site = nginx.site_of(host, "shop")
     if renewal:
         (tmp_path / "letsencrypt/renewal").mkdir(parents=True)
@@ -384,7 +381,7 @@ def test_certbot_runs_where_what_it_has_is_not_what_is_asked_for(make_files, tmp
     assert tls.wanting(host) == ([site] if wanted else [])
 
 
-def test_what_no_site_names_is_left_over_and_another_hands_is_not(make_files, tmp_path):
+def test_certbot_removes_only_unused_certificates_of_the_formula(make_files, tmp_path):
     host, files = make_files({"shop": {"tls": "acme"}})
     own = f"{tmp_path}/own"
     there = {f"{own}/{path}": text for path, text in files.items()}
@@ -403,7 +400,7 @@ def test_what_no_site_names_is_left_over_and_another_hands_is_not(make_files, tm
 
 @pytest.fixture
 def installed(make_files, tmp_path, monkeypatch):
-    """installed(apps) are the files of such apps, on the disk; and nginx refuses what names a certificate that is not."""
+    """installed(apps) installs nginx's files of such apps; its nginx refuses a site whose certificate is missing."""
 
     def tested(host, staged=None, changes=()):
         own = host.family["nginx"]["own_dir"]
@@ -426,7 +423,7 @@ def installed(make_files, tmp_path, monkeypatch):
     return put
 
 
-def test_sites_whose_certificates_all_got_lost_come_back(installed, tmp_path):
+def test_sites_come_back_after_all_certificates_are_lost(installed, tmp_path):
     apps = {name: {"tls": "acme", "domains": [f"{name}.example.com"]} for name in ("blog", "shop")}
     for name in apps:
         live = tmp_path / f"letsencrypt/live/wsgi-{name}.example.com_80"
@@ -442,7 +439,7 @@ def test_sites_whose_certificates_all_got_lost_come_back(installed, tmp_path):
     }
 
 
-def test_a_self_signed_certificate_goes_live_with_its_key_and_its_site_or_not_at_all(installed, tmp_path, monkeypatch):
+def test_self_signed_certificate_is_installed_together_with_its_key_and_site(installed, tmp_path, monkeypatch):
     def killed(live, staged, contents):
         assert {*contents} > {f"private/{ID}.self-signed.crt", f"private/{ID}.self-signed.key", f"sites/{ID}.conf"}
         raise KeyboardInterrupt
@@ -454,7 +451,7 @@ def test_a_self_signed_certificate_goes_live_with_its_key_and_its_site_or_not_at
     monkeypatch.undo()
 
 
-def test_a_self_signed_certificate_is_for_its_hosts():
+def test_self_signed_certificate_names_its_hosts():
     certificate, key = tls.make_self_signed(["example.com", "*.example.com"])
     found = tls.parse(certificate)
     assert found.names == ("example.com", "*.example.com")
@@ -462,7 +459,7 @@ def test_a_self_signed_certificate_is_for_its_hosts():
     assert "PRIVATE KEY" in key
 
 
-def test_a_self_signed_key_is_roots_alone(installed, tmp_path):
+def test_self_signed_key_is_readable_by_root_only(installed, tmp_path):
     installed({"shop": {"tls": "self_signed"}})
     for end in ("crt", "key"):
         assert (tmp_path / f"own/private/{ID}.self-signed.{end}").stat().st_mode & 0o777 == 0o600

@@ -1,4 +1,4 @@
-"""The guard that each worker's app is under, on the Python of the tests."""
+"""The guard around the app of each worker, under the Python of the tests."""
 
 import os
 import signal
@@ -15,13 +15,13 @@ COMMON = Path(__file__).resolve().parents[2] / "wsgi/common"
 
 @pytest.fixture
 def guard_module(monkeypatch, load_program):
-    """A copy of the module of its own; what it would kill stands in its `killed`."""
+    """A fresh module of the guard; its `killed` records what it would kill."""
     monkeypatch.syspath_prepend(COMMON)
     return load_program("wsgi_guard")
 
 
 def call(application, **environ):
-    """Status, headers, body of an answer, as a server would get them."""
+    """Return status, headers and body of a response, as a server gets them."""
     setup_testing_defaults(environ)
     answer = []
 
@@ -43,17 +43,17 @@ def hello(environ, start_response):
     return [b"hello"]
 
 
-def test_an_answer_passes_as_it_is(guard_module):
+def test_response_passes_unchanged(guard_module):
     application = guard_module.WSGI(hello, guard_module.Guard())
     assert call(application) == ("200 OK", [("Content-Type", "text/plain")], b"hello")
 
 
-def test_a_list_stays_a_list_so_that_servers_know_its_length(guard_module):
+def test_list_stays_a_list_so_that_servers_know_its_length(guard_module):
     body = guard_module.WSGI(hello, guard_module.Guard())({"REQUEST_METHOD": "GET"}, lambda *_: None)
     assert body == [b"hello"]
 
 
-def test_the_file_wrapper_stays_what_it_is(guard_module):
+def test_file_wrapper_is_passed_through(guard_module):
     class Wrapper(list):
         pass
 
@@ -64,14 +64,14 @@ def test_the_file_wrapper_stays_what_it_is(guard_module):
     assert not guard.running
 
 
-def test_a_file_stays_a_file_where_the_wrapper_is_a_function(guard_module, tmp_path):
-    """As under uWSGI, which sends the file that it has wrapped last."""
+def test_file_stays_a_file_if_the_wrapper_is_a_function(guard_module, tmp_path):
+    """uWSGI has such a wrapper, and sends the file that it has wrapped last."""
     with open(tmp_path / "file", "wb+") as file:
         environ = {"REQUEST_METHOD": "GET", "wsgi.file_wrapper": lambda wrapped: wrapped}
         assert guard_module.WSGI(lambda *_: file, guard_module.Guard())(environ, None) is file
 
 
-def test_what_is_streamed_is_a_request_until_it_is_closed(guard_module):
+def test_streaming_request_runs_until_its_body_is_closed(guard_module):
     closed = []
 
     class Body:
@@ -100,7 +100,7 @@ def raising_later(environ, start_response):
 
 
 @pytest.mark.parametrize("application", [raising, raising_later])
-def test_an_exception_is_logged_and_answered_with_500(guard_module, capsys, application):
+def test_exception_is_logged_and_answered_with_500(guard_module, capsys, application):
     guard = guard_module.Guard()
     status, _, body = call(guard_module.WSGI(application, guard))
     assert (status, body) == ("500 Internal Server Error", b"Internal Server Error\n")
@@ -108,7 +108,7 @@ def test_an_exception_is_logged_and_answered_with_500(guard_module, capsys, appl
     assert not guard.running
 
 
-def test_the_answer_to_an_exception_is_sent_under_uwsgi_too(guard_module):
+def test_exception_is_answered_under_uwsgi_too(guard_module):
     def as_uwsgi_does(status, headers, exc_info):
         raise SystemError("returned a result with an exception set")
 
@@ -116,7 +116,7 @@ def test_the_answer_to_an_exception_is_sent_under_uwsgi_too(guard_module):
     assert body == [b"Internal Server Error\n"]
 
 
-def test_an_exception_after_something_was_sent_is_the_servers(guard_module):
+def test_exception_after_the_first_part_is_left_to_the_server(guard_module):
     def half(environ, start_response):
         start_response("200 OK", [])
         yield b"half"
@@ -126,7 +126,7 @@ def test_an_exception_after_something_was_sent_is_the_servers(guard_module):
         call(guard_module.WSGI(half, guard_module.Guard()))
 
 
-def test_the_client_is_whom_nginx_names(guard_module):
+def test_client_address_comes_from_nginx(guard_module):
     seen = {}
 
     def application(environ, start_response):
@@ -140,7 +140,7 @@ def test_the_client_is_whom_nginx_names(guard_module):
     assert (seen["wsgi.url_scheme"], seen["SERVER_PORT"]) == ("http", "8443")
 
 
-def test_a_worker_asks_its_master_to_be_replaced_after_max_requests(guard_module):
+def test_worker_requests_its_replacement_after_max_requests(guard_module):
     guard = guard_module.Guard(max_requests=5)
     application = guard_module.WSGI(hello, guard)
     for _ in range(5):
@@ -149,7 +149,7 @@ def test_a_worker_asks_its_master_to_be_replaced_after_max_requests(guard_module
     assert guard_module.killed == [(os.getpid(), signal.SIGTERM)]
 
 
-def test_a_spawned_worker_asks_spawn(guard_module, monkeypatch):
+def test_spawned_worker_requests_its_replacement_from_spawn(guard_module, monkeypatch):
     monkeypatch.setenv("WSGI_SPAWN_LINK", "/run/http-1.sock")
     monkeypatch.setenv("WSGI_SPAWN_PID", "4711")
     monkeypatch.setenv("WSGI_SPAWN_SOCKET", "/run/http-1.1.sock")
@@ -158,14 +158,14 @@ def test_a_spawned_worker_asks_spawn(guard_module, monkeypatch):
     assert (4711, signal.SIGUSR1) in guard_module.killed
 
 
-def test_not_all_workers_are_replaced_at_once(guard_module):
+def test_workers_reach_max_requests_at_different_times(guard_module):
     limits = {guard_module.Guard(max_requests=1000)._left for _ in range(50)}
     assert len(limits) > 5
     assert 1000 <= min(limits) <= max(limits) <= 1100
 
 
 def run(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
-    """A worker in a process of its own: its exit code, and what it wrote."""
+    """Run a worker in a process of its own, and return its exit code and output."""
     return subprocess.run(
         [sys.executable, "-c", "import sys, time, threading; import wsgi_guard\n" + textwrap.dedent(code)],
         env={"PYTHONPATH": str(COMMON), **environment},
@@ -177,8 +177,8 @@ def run(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
     )
 
 
-def test_what_a_worker_says_is_written_in_whole_lines():
-    """The workers of a generation share one pipe: parts of lines would mix there."""
+def test_output_of_a_worker_is_written_in_whole_lines():
+    """The workers of a generation share one pipe, where parts of lines would mix."""
     ours, its = os.pipe2(os.O_DIRECT)  # keeps apart what was written apart
     code = """
         wsgi_guard.guarded("wsgiref.simple_server:demo_app", "wsgi")
@@ -195,7 +195,7 @@ def test_what_a_worker_says_is_written_in_whole_lines():
 
 
 @pytest.mark.parametrize("hang", ["time.sleep(600)", "while True: pass"])
-def test_a_hung_request_ends_its_worker_and_shows_where_it_hung(hang):
+def test_hung_request_ends_its_worker_and_logs_where_it_hung(hang):
     done = run(
         f"""
         def where_it_hangs(environ, start_response):
@@ -209,7 +209,7 @@ def test_a_hung_request_ends_its_worker_and_shows_where_it_hung(hang):
     assert "where_it_hangs" in done.stderr
 
 
-def test_the_requests_beside_a_hung_one_may_finish():
+def test_requests_beside_a_hung_one_may_finish():
     done = run(
         """
         import signal
@@ -240,7 +240,7 @@ def test_the_requests_beside_a_hung_one_may_finish():
     assert done.stdout.splitlines() == ["retires", "answered"]
 
 
-def test_a_worker_with_a_hung_request_serves_until_its_successor_does():
+def test_worker_with_a_hung_request_serves_until_its_successor_is_ready():
     done = run(
         """
         import wsgi_successor
@@ -270,8 +270,8 @@ def test_a_worker_with_a_hung_request_serves_until_its_successor_does():
     assert done.stdout.splitlines()[:2] == ["has served alone", "leaves"]
 
 
-def test_a_worker_in_which_no_python_runs_any_more_ends():
-    """A C extension that hangs with the interpreter's lock held."""
+def test_worker_that_hangs_with_the_gil_held_ends():
+    """A C extension may hang so."""
     done = run(
         """
         import ctypes
@@ -287,7 +287,7 @@ def test_a_worker_in_which_no_python_runs_any_more_ends():
     assert "Timeout" in done.stderr
 
 
-def test_a_worker_of_too_much_memory_is_replaced_and_of_twice_as_much_ended():
+def test_worker_over_its_memory_limit_is_replaced_and_killed_over_twice_that():
     code = """
         import signal
         retires = threading.Event()
@@ -307,7 +307,7 @@ def test_a_worker_of_too_much_memory_is_replaced_and_of_twice_as_much_ended():
 
 
 def ask(application):
-    """What an ASGI app sends for one request, a line each, with a time-out of 1 s; and its log."""
+    """Return what an ASGI app sends for one request with a time-out of 1 s, a line each, and its log."""
     done = run(
         f"""
         import asyncio
@@ -323,7 +323,7 @@ def ask(application):
     return done.stdout.splitlines(), done.stderr
 
 
-def test_an_asgi_request_without_an_answer_gets_504():
+def test_hung_asgi_request_gets_504():
     sent, log = ask(
         """
         async def application(scope, receive, send):
@@ -334,7 +334,7 @@ def test_an_asgi_request_without_an_answer_gets_504():
     assert "await asyncio.sleep(600)" in log or "in application" in log
 
 
-def test_an_asgi_answer_that_has_begun_may_take_its_time():
+def test_asgi_response_that_has_begun_has_no_timeout():
     sent, _ = ask(
         """
         async def application(scope, receive, send):
@@ -346,7 +346,7 @@ def test_an_asgi_answer_that_has_begun_may_take_its_time():
     assert sent == ["200", "192.0.2.7"]
 
 
-def test_an_event_loop_that_stands_still_ends_its_worker():
+def test_blocked_event_loop_ends_its_worker():
     done = run(
         """
         import asyncio
@@ -361,7 +361,7 @@ def test_an_event_loop_that_stands_still_ends_its_worker():
     assert "stands_still" in done.stderr
 
 
-def test_an_answer_says_which_generation_it_is_of(guard_module):
+def test_response_names_its_generation(guard_module):
     application = guard_module.WSGI(hello, guard_module.Guard(run="/run/wsgi/shop/0123456789"))
     headers = [("Content-Type", "text/plain"), ("X-WSGI-Generation", "0123456789")]
     assert call(application) == ("200 OK", headers, b"hello")
@@ -374,7 +374,7 @@ MOUNTED = {"HTTP_X_REAL_IP": "192.0.2.1", "HTTP_X_FORWARDED_PREFIX": "/shop"}
     ("path", "inner"),
     [("/shop/", "/"), ("/shop/cart/7", "/cart/7"), ("//shop//cart", "/cart"), ("/shop/shop/", "/shop/")],
 )
-def test_an_app_finds_its_mount_in_script_name(guard_module, path, inner):
+def test_mount_is_passed_as_script_name(guard_module, path, inner):
     seen = {}
 
     def application(environ, start_response):
@@ -386,11 +386,11 @@ def test_an_app_finds_its_mount_in_script_name(guard_module, path, inner):
 
 
 @pytest.mark.parametrize("path", ["/shopping", "/", "/x/../shop/", "/SHOP/"])
-def test_an_app_is_not_asked_for_what_is_not_below_its_mount(guard_module, path):
+def test_path_outside_of_the_mount_does_not_reach_the_app(guard_module, path):
     status, _, _ = call(guard_module.WSGI(None, guard_module.Guard()), PATH_INFO=path, **MOUNTED)
     assert status == "404 Not Found"
 
 
-def test_a_mount_is_believed_of_nginx_alone(guard_module):
+def test_mount_is_trusted_only_from_nginx(guard_module):
     status, _, _ = call(guard_module.WSGI(hello, guard_module.Guard()), HTTP_X_FORWARDED_PREFIX="/shop")
     assert status == "200 OK"

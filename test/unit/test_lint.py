@@ -1,4 +1,4 @@
-"""The linters find nothing: ruff in the Python, mypy in its type hints, salt-lint in the states."""
+"""The linters: ruff for the Python, mypy for its type hints, salt-lint for the states."""
 
 import re
 import subprocess
@@ -21,7 +21,7 @@ BIN = Path(sysconfig.get_path("scripts"))
     ],
     ids=["ruff check", "ruff format", "mypy", "salt-lint"],
 )
-def test_a_linter_finds_nothing(command):
+def test_linter_finds_nothing(command):
     done = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,4 +1,4 @@
-"""docs/platforms.md, whose table the tests of the matrix write."""
+"""docs/platforms.md, the table of which the matrix tests write."""
 
 import harness
 from matrix import results
@@ -11,14 +11,19 @@ def rows(page):
     return {line.split(" | ")[0][2:]: line for line in lines}
 
 
-def test_the_table_has_a_row_for_each_platform():
+def test_table_has_a_row_for_each_platform():
     page = results.PAGE.read_text()
     assert list(rows(page)) == ["platform", "---", *harness.platforms()]
     same = results.with_table(page, {}, "2026-01-01") == page
     assert same, "write it with: test/run test/matrix --write-results"
 
 
-def test_a_run_replaces_the_rows_that_it_saw_and_keeps_the_others():
+def test_page_explains_each_column():
+    page = results.PAGE.read_text()
+    assert [column for column, meaning in results.COLUMNS.items() if f"- *{column}*: {meaning}\n" not in page] == []
+
+
+def test_run_replaces_the_rows_of_its_platforms_and_keeps_the_others():
     first = results.with_table(PAGE, {"debian-13": {"nginx": "1.26.3", "uwsgi": "✓"}}, "2026-01-01")
     assert all(line.endswith(" | not run |") for name, line in rows(first).items() if name.startswith("debian-12"))
     second = results.with_table(first, {"debian-11": {"nginx": "1.18.0", "uwsgi": "✗"}}, "2026-01-02")

@@ -1,4 +1,4 @@
-"""Through a master, one request tells of all of the formula's files, and no other file than the formula's is used."""
+"""Served files: one request to the master covers all files of the formula, and only files of the manifest are used."""
 
 import hashlib
 import shutil
@@ -17,7 +17,7 @@ NEW = b"of a new version"
 
 
 class Minion:
-    """A minion's file cache, beside a master whose file root is a folder; `requests` are the files asked for."""
+    """A minion's file cache and a master whose file root is a folder; `requests` has the requested files."""
 
     hash = "sha256"  # the master's hash_type
 
@@ -67,7 +67,7 @@ class Minion:
         return [str(path.relative_to(self.root)) for path in (self.root / prefix).rglob("*.*")]
 
     def run(self, file_client="remote"):
-        """What Salt serves in a new run, in which nothing was asked for yet."""
+        """Return the Served of a new run without any request yet."""
         self.requests.clear()
         opts = {
             "file_client": file_client,
@@ -84,7 +84,7 @@ def minion(tmp_path, monkeypatch):
     return Minion(tmp_path)
 
 
-def test_the_manifest_has_the_sum_of_each_file_of_the_formula():
+def test_manifest_has_the_sum_of_each_file_of_the_formula():
     check = ["sha256sum", "--check", "--strict", "--quiet", MANIFEST]
     done = subprocess.run(check, cwd=ROOT, check=False, capture_output=True, text=True)
     listed = [line.split("  ", 1)[1] for line in (ROOT / MANIFEST).read_text().splitlines()]
@@ -94,7 +94,7 @@ def test_the_manifest_has_the_sum_of_each_file_of_the_formula():
     assert (done.returncode, listed) == (0, own), f"run test/manifest\n{done.stdout}{done.stderr}"
 
 
-def test_a_run_asks_for_the_manifest_alone_once_it_has_the_files(minion):
+def test_second_run_requests_only_the_manifest(minion):
     for asked in ([MANIFEST, "wsgi/a.jinja", "wsgi/examples/app/app.py"], [MANIFEST]):
         served = minion.run()
         assert Path(served.file("salt://wsgi/a.jinja")).read_text() == "wsgi/a.jinja"
@@ -103,28 +103,28 @@ def test_a_run_asks_for_the_manifest_alone_once_it_has_the_files(minion):
         assert minion.requests == asked
 
 
-def test_what_is_not_the_formula_s_is_asked_for(minion):
+def test_file_outside_of_the_formula_is_requested(minion):
     served = minion.run()
     assert list(served.folder("salt://shop")[1]) == ["shop.py"]
     assert served.file("salt://wsgi/nothing") == ""
     assert minion.requests == [MANIFEST, "shop", "shop/shop.py", "wsgi/nothing"]
 
 
-def test_an_update_is_fetched(minion):
+def test_updated_file_is_fetched(minion):
     minion.run().file("salt://wsgi/a.jinja")
     minion.edit("wsgi/a.jinja", NEW)
     minion.write_manifest()
     assert Path(minion.run().file("salt://wsgi/a.jinja")).read_bytes() == NEW
 
 
-def test_no_file_is_used_that_the_manifest_does_not_know(minion):
+def test_file_that_differs_from_the_manifest_is_not_used(minion):
     minion.edit("wsgi/a.jinja", NEW)
     with pytest.raises(WsgiError, match=r"salt://wsgi/a\.jinja is not the file of which .* run test/manifest there"):
         minion.run().file("salt://wsgi/a.jinja")
 
 
 @pytest.mark.parametrize("hash_type", ["sha256", "md5"])
-def test_what_the_master_serves_is_compared_without_fetching_it(minion, monkeypatch, hash_type):
+def test_served_file_is_compared_without_being_fetched(minion, monkeypatch, hash_type):
     monkeypatch.setattr(minion, "hash", hash_type)
     assert minion.run().differing() == []
     minion.run().file("salt://wsgi/a.jinja")
@@ -133,20 +133,20 @@ def test_what_the_master_serves_is_compared_without_fetching_it(minion, monkeypa
     assert Path(minion.run().file("salt://wsgi/a.jinja")).read_text() == "wsgi/a.jinja"
 
 
-def test_a_module_that_the_manifest_does_not_know_is_not_to_be_synced(minion):
+def test_module_outside_of_the_manifest_needs_no_sync(minion):
     minion.edit("_modules/wsgi.py", NEW)
     minion.sync()
     with pytest.raises(WsgiError, match=r"salt://_modules/wsgi\.py is not the file of which"):
         _ = minion.run().stale
 
 
-def test_a_master_without_the_manifest_is_told_what_it_has_to_serve(minion):
+def test_missing_manifest_is_reported_with_the_remedy(minion):
     (minion.root / MANIFEST).unlink()
     with pytest.raises(WsgiError, match=r"salt://wsgi/SHA256SUMS is not served in saltenv base: the formula"):
         minion.run().file("salt://wsgi/a.jinja")
 
 
-def test_without_a_master_files_are_read_as_they_are(minion):
+def test_masterless_files_are_read_directly(minion):
     minion.edit("wsgi/a.jinja", NEW)
     served = minion.run("local")
     assert Path(served.file("salt://wsgi/a.jinja")).read_bytes() == NEW
@@ -155,7 +155,7 @@ def test_without_a_master_files_are_read_as_they_are(minion):
 
 
 @pytest.mark.parametrize("file_client", ["remote", "local"])
-def test_modules_that_are_not_synced_or_not_loaded_anew_are_found(minion, file_client):
+def test_stale_modules_on_disk_and_in_memory_are_found(minion, file_client):
     synced = str(minion.cache / "extmods/modules/wsgi.py")
     served.note_loaded("_modules/wsgi.py", synced)
     assert minion.run(file_client).stale == ([], [])
@@ -168,8 +168,8 @@ def test_modules_that_are_not_synced_or_not_loaded_anew_are_found(minion, file_c
     assert minion.run(file_client).stale == ([], [])
 
 
-def test_a_module_counts_as_it_was_when_it_was_imported_first(minion, tmp_path, monkeypatch):
-    """Salt imports its own modules anew after a sync, and Python none that it has."""
+def test_module_counts_as_it_was_when_it_was_first_imported(minion, tmp_path, monkeypatch):
+    """Salt imports its own modules again after a sync, but Python imports no module twice."""
     (tmp_path / "wsgi_formula").mkdir()
     util = tmp_path / "wsgi_formula/b.py"
     loaded = {"wsgi_formula.b": type("module", (), {"__file__": str(util)})}

@@ -1,6 +1,6 @@
-"""docs/servers.md describes every server, and what each makes of the portable settings.
+"""docs/servers.md, which describes every server and has the table of portable settings.
 
-test/run unit -n 0 -k servers_doc --write-results writes the table of the settings.
+test/run unit -n 0 -k servers_doc --write-results writes that table.
 """
 
 import re
@@ -17,14 +17,14 @@ BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"
 
 
 def words(honoured):
-    """What a setting becomes, in a cell: the same for both interfaces, or told of each that can have it."""
+    """Return what a setting becomes, as a cell: once for both interfaces, or for each that supports it."""
     if isinstance(honoured, str):
         return honoured
     return ", ".join(f"{become} ({interface})" for interface, become in honoured.items())
 
 
 def table():
-    """The table of the servers' rows: what each setting becomes, or that it is refused."""
+    """Return the table of the servers: what each setting becomes, or that it is refused."""
     settings = PORTABLE_SETTINGS
     rows = [["server", *settings], ["---"] * (1 + len(settings))]
     rows += [[name, *(words(row["honours"].get(key, "refused")) for key in settings)] for name, row in SERVERS.items()]
@@ -32,7 +32,7 @@ def table():
 
 
 def parts():
-    """The text before the table, the table, and the text after it."""
+    """Return the text before the table, the table, and the text after it."""
     before, _, rest = DOC.read_text().partition(BEGIN)
     found, _, after = rest.partition(END)
     return before, found, after
@@ -47,7 +47,7 @@ def test_table_of_settings_matches_servers_yaml(pytestconfig):
 
 
 @pytest.mark.parametrize("name", [*SERVERS, *sorted(PROCESS_MANAGERS)])
-def test_it_tells_of_each_in_five_lines(name):
+def test_each_server_has_five_lines(name):
     section = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", DOC.read_text(), re.MULTILINE | re.DOTALL)
     assert section, f"docs/servers.md has no section '### {name}'"
     assert len(re.findall("^- ", section[1], re.MULTILINE)) == 5

@@ -1,4 +1,4 @@
-"""spawn, with real processes: each worker on a socket of its own, replaced with nothing lost."""
+"""spawn with real processes: each worker has a socket of its own and is replaced without losing a request."""
 
 import contextlib
 import itertools
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Answers its PID to `who`; sleeps, grows or asks to be replaced as it is told, one connection at a time.
-# It answers an HTTP request alike, and only while there is no file `silent`.
+# Answers its PID to `who`; sleeps, grows or requests its replacement on demand, one connection at a time.
+# It answers HTTP requests too, while there is no file `silent`.
 SERVER = """
 import os, signal, socket, sys, time
 folder = sys.argv[1].rpartition("/")[0]
@@ -62,7 +62,7 @@ def connect(path):
 
 
 def ask(path, words="who"):
-    """What the worker behind a link answers: its PID."""
+    """Return the PID that the worker behind a link answers."""
     with contextlib.closing(connect(path)) as connection:
         connection.sendall(words.encode())
         return int(connection.recv(100))
@@ -104,7 +104,7 @@ class Spawned:
 
 @pytest.fixture
 def spawned(tmp_path):
-    """spawned(workers, *options) are so many workers, ready."""
+    """spawned(workers, *options) returns spawn with so many ready workers."""
     running = []
 
     def started(workers=1, *options):
@@ -118,12 +118,12 @@ def spawned(tmp_path):
             each.process.wait()
 
 
-def test_each_worker_is_a_process_of_its_own(spawned):
+def test_each_worker_is_a_separate_process(spawned):
     links = spawned(3).links
     assert len({ask(link) for link in links}) == 3
 
 
-def test_a_worker_that_asks_for_it_is_replaced_when_its_last_request_is_answered(spawned):
+def test_worker_that_requests_it_is_replaced_after_its_last_request(spawned):
     (link,) = spawned(1).links
     old = ask(link)
     with contextlib.closing(connect(link)) as slow, contextlib.closing(connect(link)) as waiting:
@@ -151,7 +151,7 @@ def test_no_connection_is_refused_while_workers_are_replaced(spawned):
 
 
 @pytest.mark.parametrize("words", ["exit", "kill"])
-def test_a_worker_that_died_is_started_anew(spawned, words):
+def test_dead_worker_is_restarted(spawned, words):
     each = spawned(2)
     old, other = map(ask, each.links)
     if words == "kill":
@@ -165,7 +165,7 @@ def test_a_worker_that_died_is_started_anew(spawned, words):
     assert f"(pid {old})" in each.log.read_text()
 
 
-def test_a_worker_that_outgrows_its_memory_is_replaced_after_its_request(spawned):
+def test_worker_over_its_memory_limit_is_replaced_after_its_request(spawned):
     each = spawned(1, "--memory-limit=40")
     old = ask(each.links[0])
     assert ask(each.links[0], "grow 50") == old
@@ -173,7 +173,7 @@ def test_a_worker_that_outgrows_its_memory_is_replaced_after_its_request(spawned
     assert "MiB; it is replaced" in each.log.read_text()
 
 
-def test_a_worker_of_twice_its_memory_is_killed(spawned):
+def test_worker_over_twice_its_memory_limit_is_killed(spawned):
     each = spawned(1, "--memory-limit=40")
     old = ask(each.links[0])
     with contextlib.suppress(OSError, ValueError):
@@ -183,7 +183,7 @@ def test_a_worker_of_twice_its_memory_is_killed(spawned):
     assert "SIGKILL" in each.log.read_text()
 
 
-def test_told_to_stop_it_lets_requests_finish_and_leaves_nothing(spawned):
+def test_stop_lets_requests_finish_and_leaves_nothing(spawned):
     each = spawned(2)
     pids = [ask(link) for link in each.links]
     with contextlib.closing(connect(each.links[0])) as slow:
@@ -196,7 +196,7 @@ def test_told_to_stop_it_lets_requests_finish_and_leaves_nothing(spawned):
     assert not list(each.folder.glob("*.sock*"))
 
 
-def test_a_hung_request_delays_a_stop_by_no_more_than_patience(spawned):
+def test_hung_request_delays_a_stop_by_at_most_patience(spawned):
     each = spawned(1)
     pid = ask(each.links[0])
     with contextlib.closing(connect(each.links[0])) as hung:
@@ -206,14 +206,14 @@ def test_a_hung_request_delays_a_stop_by_no_more_than_patience(spawned):
     assert gone(pid)
 
 
-def test_workers_do_not_outlive_it(spawned):
+def test_workers_do_not_outlive_spawn(spawned):
     each = spawned(2)
     pids = [ask(link) for link in each.links]
     each.process.kill()
     eventually(lambda: all(map(gone, pids)))
 
 
-def test_what_a_killed_one_left_does_not_stop_the_next(spawned):
+def test_spawn_starts_after_a_killed_spawn(spawned):
     each = spawned(1)
     each.process.kill()
     each.process.wait()
@@ -221,14 +221,14 @@ def test_what_a_killed_one_left_does_not_stop_the_next(spawned):
     eventually(lambda: answers(link))
 
 
-def test_a_program_that_cannot_start_ends_it_at_once(spawned, tmp_path):
+def test_program_that_cannot_start_ends_spawn_at_once(spawned, tmp_path):
     (tmp_path / "broken").touch()
     each = spawned(2)
     assert each.process.wait(20) == 1
     assert "ended with 3 before it listened" in each.log.read_text()
 
 
-def test_a_successor_that_cannot_start_is_tried_again_while_the_old_one_serves(spawned, tmp_path):
+def test_failed_successor_is_retried_while_the_old_worker_serves(spawned, tmp_path):
     each = spawned(1)
     old = ask(each.links[0])
     (tmp_path / "broken").touch()
@@ -247,8 +247,8 @@ def test_a_successor_that_cannot_start_is_tried_again_while_the_old_one_serves(s
         ("deaf", "does not listen any more"),
     ],
 )
-def test_a_worker_that_nginx_cannot_reach_any_more_is_replaced(spawned, word, fault):
-    """As after a child of the app has bound the socket's path; what else the app does goes on."""
+def test_worker_that_lost_its_socket_is_replaced(spawned, word, fault):
+    """A child of the app may bind the path of the socket."""
     each = spawned(1)
     old = ask(each.links[0], word)
     eventually(lambda: answers(each.links[0]), 30)
@@ -257,7 +257,7 @@ def test_a_worker_that_nginx_cannot_reach_any_more_is_replaced(spawned, word, fa
     eventually(lambda: gone(old))
 
 
-def test_a_worker_that_accepts_nothing_any_more_is_replaced(spawned):
+def test_worker_that_stops_accepting_is_replaced(spawned):
     each = spawned(1, "--accept-timeout=2")
     old = ask(each.links[0])
     os.kill(old, signal.SIGSTOP)
@@ -269,7 +269,7 @@ def test_a_worker_that_accepts_nothing_any_more_is_replaced(spawned):
     assert "has accepted no connection for 2 s" in each.log.read_text()
 
 
-def test_a_worker_that_is_busy_for_long_is_not_replaced(spawned):
+def test_busy_worker_is_not_replaced(spawned):
     each = spawned(1, "--accept-timeout=60")
     old = ask(each.links[0])
     with contextlib.closing(connect(each.links[0])) as slow:
@@ -280,8 +280,8 @@ def test_a_worker_that_is_busy_for_long_is_not_replaced(spawned):
     assert ask(each.links[0]) == old
 
 
-def test_a_successor_takes_over_when_it_has_answered(spawned, tmp_path):
-    """One that listens may still be loading its app."""
+def test_successor_takes_over_after_it_has_answered_a_health_check(spawned, tmp_path):
+    """A successor may listen before it has loaded the app."""
     each = spawned(1, "--health-path=/up", "--health-host=shop.example.com")
     old = ask(each.links[0])
     (tmp_path / "silent").touch()
@@ -294,14 +294,14 @@ def test_a_successor_takes_over_when_it_has_answered(spawned, tmp_path):
     eventually(lambda: ask(each.links[0]) != old)
 
 
-def test_where_nobody_serves_requests_wait_at_one_that_listens(spawned, tmp_path):
+def test_without_a_ready_worker_requests_wait_at_one_that_listens(spawned, tmp_path):
     (tmp_path / "silent").touch()
     each = spawned(1, "--health-path=/up")
     assert ask(each.links[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTSTP, signal.SIGALRM])
-def test_a_signal_that_means_something_to_another_server_does_no_harm(spawned, number):
+def test_signals_of_other_servers_do_no_harm(spawned, number):
     each = spawned(1)
     old = ask(each.links[0])
     each.process.send_signal(number)
@@ -311,7 +311,7 @@ def test_a_signal_that_means_something_to_another_server_does_no_harm(spawned, n
     assert each.process.wait(20) == 0
 
 
-def test_a_hangup_replaces_all_workers_one_after_the_other_with_nothing_lost(spawned):
+def test_sighup_replaces_all_workers_one_by_one_without_loss(spawned):
     each = spawned(3)
     old = {ask(link) for link in each.links}
     with contextlib.closing(connect(each.links[0])) as slow:
@@ -326,7 +326,7 @@ def test_a_hangup_replaces_all_workers_one_after_the_other_with_nothing_lost(spa
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
-def test_it_stops_gracefully_however_it_is_told_to(spawned, number):
+def test_every_stop_signal_stops_gracefully(spawned, number):
     each = spawned(1)
     pid = ask(each.links[0])
     with contextlib.closing(connect(each.links[0])) as slow:

@@ -1,17 +1,13 @@
-"""Steps end with all that they started, tell no secret, and one run at a time takes them."""
+"""Steps: commands that end with all processes that they started, and whose failures show no secret."""
 
 import multiprocessing
 import os
-import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from wsgi_formula import lock, process, step
+from wsgi_formula import process, step
 from wsgi_formula.errors import WsgiError
-from wsgi_formula.lock import app_lock
-from wsgi_formula.redact import failure_excerpt, redact
 from wsgi_formula.step import MARK
 
 # Other workers of pytest run tests of this file at the same time.
@@ -19,7 +15,6 @@ STEP = f"unit-test-{os.getpid()}"
 SECONDS = 4322 + os.getpid()
 
 ME = {"uid": os.getuid(), "gid": os.getgid()}
-pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root may give a step another user")
 
 
 def shell(command, name=STEP, **options):
@@ -34,11 +29,11 @@ def alive(pid):
         return False
 
 
-def test_a_step_returns_what_it_printed():
+def test_step_returns_its_output():
     assert shell("echo out; echo err >&2") == "out\nerr\n"
 
 
-def test_a_step_sees_what_it_is_given_and_no_more(monkeypatch):
+def test_step_gets_only_its_own_environment_variables(monkeypatch):
     monkeypatch.setenv("SALT_SECRET", "hunter2")
     monkeypatch.setenv("PIP_INDEX_URL", "https://pypi.example.com")
     seen = dict(line.split("=", 1) for line in shell("env", env={"A": "1"}).splitlines())
@@ -47,7 +42,7 @@ def test_a_step_sees_what_it_is_given_and_no_more(monkeypatch):
     assert "SALT_SECRET" not in seen
 
 
-def test_a_step_that_fails_tells_the_last_lines_without_secrets():
+def test_failed_step_shows_its_last_lines_without_secrets():
     with pytest.raises(WsgiError) as raised:
         shell(
             "for i in $(seq 30); do echo line $i; done; echo hunter2 https://me:hunter3@example.com; exit 3",
@@ -58,15 +53,7 @@ def test_a_step_that_fails_tells_the_last_lines_without_secrets():
     assert str(raised.value).endswith("\n  *** https://me:***@example.com")
 
 
-def test_a_short_value_is_no_secret():
-    assert redact("a 1 b", ["1"]) == "a 1 b"
-
-
-def test_the_longer_of_two_secrets_goes_first():
-    assert redact("hunter2-and-more", ["hunter2", "hunter2-and-more"]) == "***"
-
-
-def test_a_step_that_takes_too_long_ends_with_all_that_it_started():
+def test_step_that_exceeds_its_timeout_is_killed_with_its_children():
     with pytest.raises(WsgiError, match="it did not end within 3 s:\n  begun"):
         shell(f"setsid sleep {SECONDS} & echo begun; sleep {SECONDS}", what="it", timeout=3)
     assert step.kill_steps(STEP) == []
@@ -76,7 +63,7 @@ def test_a_step_that_takes_too_long_ends_with_all_that_it_started():
     )
 
 
-def test_what_a_step_leaves_running_ends_with_it_and_nothing_else_does():
+def test_processes_that_a_step_leaves_are_killed_and_no_others():
     other = subprocess.Popen(["sleep", "60"], env={"WSGI_STEP": step.mark(f"{STEP}-of-another")})
     try:
         pid = int(shell("setsid sleep 4323 > /dev/null 2>&1 & echo $!"))
@@ -89,7 +76,7 @@ def test_what_a_step_leaves_running_ends_with_it_and_nothing_else_does():
 
 @pytest.fixture
 def contained():
-    """The PID, as this machine sees it, of a marked process in a PID namespace of its own."""
+    """The PID on this machine of a marked process in a PID namespace of its own."""
     variable = f"{MARK}={step.mark(STEP)}"
     outer = subprocess.Popen(
         ["unshare", "--pid", "--fork", "--kill-child", "env", variable, "sh", "-c", "echo; exec sleep 60"],
@@ -103,15 +90,15 @@ def contained():
     outer.stdout.close()
 
 
-def test_a_marked_process_of_a_container_is_another_machine_s(contained):
+def test_marked_process_of_a_container_is_left_alone(contained):
     assert os.getpid() in process.pids()
     assert contained not in process.pids()
     assert step.kill_steps(STEP) == []
     assert alive(contained)
 
 
-def test_a_container_that_shares_the_host_s_pid_namespace_has_other_marks(tmp_path):
-    """What it does not share is its root directory."""
+def test_container_in_the_pid_namespace_of_the_host_has_other_marks(tmp_path):
+    """Such a container has another root directory."""
 
     def tell(pipe):
         os.chroot(tmp_path)
@@ -126,8 +113,8 @@ def test_a_container_that_shares_the_host_s_pid_namespace_has_other_marks(tmp_pa
     process.join(10)
 
 
-def test_a_process_that_is_about_to_run_another_program_is_looked_at_again(monkeypatch):
-    """It shows no environment at that moment."""
+def test_process_between_fork_and_exec_is_read_again(monkeypatch):
+    """It has no environment at that moment."""
     looks, look = {}, step._environ
 
     def at_first_none(pid):
@@ -139,7 +126,7 @@ def test_a_process_that_is_about_to_run_another_program_is_looked_at_again(monke
     assert not alive(pid)
 
 
-def test_a_process_without_any_environment_is_not_waited_for():
+def test_process_with_an_empty_environment_is_not_waited_for():
     bare = subprocess.Popen(["sleep", "60"], env={})
     try:
         # It is there a moment before its program is.
@@ -160,109 +147,12 @@ def test_a_process_without_any_environment_is_not_waited_for():
         ("kill -40 $$", "was ended by signal 40"),
     ],
 )
-def test_a_step_that_fails_in_silence_tells_how_it_ended(command, said):
+def test_silent_failure_reports_the_exit_status(command, said):
     with pytest.raises(WsgiError) as raised:
         shell(command, what="it")
     assert str(raised.value) == f"it failed:\n  it printed nothing, and {said}"
 
 
-BANNER = [f"banner {number}" for number in range(100)]
-FIRST = ["Traceback (most recent call last):", '  File "shop.py", line 1, in <module>', "ImportError: this is why"]
-INTERRUPTED = ["Traceback (most recent call last):", '  File "shop.py", line 0, in <module>', "KeyboardInterrupt"]
-
-
-def cause(*said):
-    return [line[2:] for line in failure_excerpt("\n".join([*BANNER, *said]), 60).splitlines()]
-
-
-def test_the_cause_is_the_first_traceback_whatever_came_after_it():
-    told = cause(*FIRST, *INTERRUPTED * 30, "goodbye")
-    assert told[:4] == [*FIRST, INTERRUPTED[0]]
-    assert told[59:62] == [INTERRUPTED[2], "…", INTERRUPTED[1]]
-    assert told[-1] == "goodbye"
-    assert len(told) == 60 + 1 + 15
-
-
-def test_nothing_is_left_out_between_the_first_traceback_and_an_end_that_is_near():
-    said = [*FIRST, *INTERRUPTED * 23, "goodbye"]
-    assert cause(*said) == said
-
-
-@pytest.mark.parametrize("said", [["goodbye"], [*FIRST, *INTERRUPTED, "goodbye"]])
-def test_the_cause_is_the_end_of_what_was_said_where_nothing_came_after_it(said):
-    assert cause(*said) == [*BANNER, *said][-60:]
-
-
-def test_a_program_that_is_not_there_is_told_as_such():
+def test_missing_program_raises_file_not_found():
     with pytest.raises(FileNotFoundError):
         step.run(["/nowhere/program"], STEP, **ME)
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "RUN", str(tmp_path))
-    return tmp_path
-
-
-def holder(pipe):
-    with app_lock("shop", "wsgi.deploy"):
-        pipe.send("held")
-        pipe.poll(30)
-
-
-@pytest.fixture
-def another(run):
-    """Another run that holds the shop, and the pipe that ends it."""
-    context = multiprocessing.get_context("fork")
-    mine, its = context.Pipe()
-    process = context.Process(target=holder, args=(its,))
-    process.start()
-    assert mine.poll(10)
-    yield process, mine
-    process.kill()
-    process.join(10)
-
-
-def test_who_holds_an_app_may_do_so_again(run):
-    with app_lock("shop", "a change"), app_lock("shop", "a build", patience=0):
-        pass
-    with app_lock("shop", "again", patience=0):
-        pass
-
-
-def test_another_run_is_refused_and_told_by_whom(another):
-    process, _ = another
-    refused = rf"shop is being changed by wsgi.deploy \(PID {process.pid}, since [\d:]+\)"
-    with pytest.raises(WsgiError, match=refused), app_lock("shop", "wsgi.rollback", patience=0):
-        pass
-    with app_lock("other", "wsgi.rollback", patience=0):
-        pass
-
-
-def test_another_run_waits_its_patience(another):
-    process, pipe = another
-    pipe.send("enough")
-    with app_lock("shop", "wsgi.rollback", patience=10):
-        process.join(10)
-
-
-def test_the_lock_of_a_run_that_died_is_taken_over_and_what_it_left_running_ended(another):
-    process, _ = another
-    left = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(60)"],
-        env={"WSGI_STEP": step.mark("shop")},
-        start_new_session=True,
-    )
-    time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(10)
-    with app_lock("shop", "wsgi.rollback", patience=5):
-        assert left.wait(5) == -signal.SIGKILL
-
-
-def test_a_run_that_came_to_its_end_leaves_nothing_to_take_over(run, monkeypatch):
-    with app_lock("shop", "a change"):
-        pass
-    monkeypatch.setattr(step, "kill_steps", lambda name: pytest.fail("nobody died"))
-    with app_lock("shop", "a change"):
-        pass

@@ -1,4 +1,4 @@
-"""How a worn worker has its successor started first, under gunicorn and uWSGI."""
+"""Replacement of workers under gunicorn and uWSGI: the successor starts first."""
 
 import os
 import signal
@@ -12,12 +12,12 @@ PROGRAM = Path(__file__).resolve().parents[2] / "wsgi/common/wsgi_successor.py"
 
 @pytest.fixture
 def successor(load_program):
-    """A copy of the module of its own; what it would kill stands in its `killed`."""
+    """A fresh module of the successor; its `killed` records what it would kill."""
     return load_program("wsgi_successor")
 
 
 class Master:
-    """As much of gunicorn's arbiter as the hooks see."""
+    """The part of gunicorn's arbiter that the hooks use."""
 
     def __init__(self, module, workers):
         self.module = module
@@ -67,7 +67,7 @@ class Master:
         return self.WORKERS[1000 + age].guard.relieved()
 
 
-def test_a_worn_worker_is_relieved_when_its_successor_has_loaded_the_app(successor):
+def test_worker_at_max_requests_ends_after_its_successor_has_loaded_the_app(successor):
     master = Master(successor, 1)
     master.worn(1)
     master.worn(1)  # as it does every second
@@ -80,8 +80,8 @@ def test_a_worn_worker_is_relieved_when_its_successor_has_loaded_the_app(success
     assert (master.ages, master.num_workers) == ([2], 1)
 
 
-def test_workers_that_are_worn_at_once_have_a_successor_each(successor):
-    """Of equal signals that come at once a process hears one."""
+def test_simultaneous_replacements_get_a_successor_each(successor):
+    """A process gets only one of equal signals that arrive at once."""
     master = Master(successor, 3)
     master.worn(1)
     master.worn(3)
@@ -95,7 +95,7 @@ def test_workers_that_are_worn_at_once_have_a_successor_each(successor):
     assert (master.ages, master.num_workers) == ([2, 4, 5], 3)
 
 
-def test_a_successor_that_fails_does_not_end_the_master_and_is_asked_for_again(successor):
+def test_failed_successor_does_not_end_the_master_and_is_retried(successor):
     master = Master(successor, 1)
     assert not master.WORKERS[1001].booted  # where nobody serves, the process manager is to hear of it
     master.worn(1)
@@ -110,7 +110,7 @@ def test_a_successor_that_fails_does_not_end_the_master_and_is_asked_for_again(s
 
 
 @pytest.mark.parametrize("moment", ["before it was heard", "while its successor loads"])
-def test_a_worn_worker_that_dies_meanwhile_leaves_as_many_as_are_wanted(successor, moment):
+def test_worker_that_dies_before_its_replacement_leaves_the_right_number(successor, moment):
     master = Master(successor, 2)
     master.worn(1)
     if moment == "before it was heard":
@@ -124,7 +124,7 @@ def test_a_worn_worker_that_dies_meanwhile_leaves_as_many_as_are_wanted(successo
 
 
 class Place(dict):
-    """A worker as uwsgi.workers() tells of it."""
+    """A worker as in uwsgi.workers()."""
 
     def __init__(self, pid, status="idle", apps=1):
         super().__init__(pid=pid, status=status, apps=[{}] * apps)
@@ -132,7 +132,7 @@ class Place(dict):
 
 @pytest.fixture
 def uwsgi(successor, tmp_path, monkeypatch):
-    """uWSGI's module in a worker of two, with a place for a third one; `heard` is what its master was told."""
+    """uWSGI's module in one of two workers with a spare slot; `heard` returns what its master got."""
     clock = types.SimpleNamespace(now=100.0)
     monkeypatch.setattr(successor.time, "monotonic", lambda: clock.now)
     os.mkfifo(tmp_path / "fifo")
@@ -148,7 +148,7 @@ def uwsgi(successor, tmp_path, monkeypatch):
     os.close(reader)
 
 
-def test_uwsgi_starts_a_successor_in_the_empty_place(successor, uwsgi):
+def test_uwsgi_starts_a_successor_in_its_spare_slot(successor, uwsgi):
     worker = successor.Uwsgi(uwsgi)
     worker.ask()
     assert uwsgi.heard() == b"+"
@@ -164,7 +164,7 @@ def test_uwsgi_starts_a_successor_in_the_empty_place(successor, uwsgi):
     assert successor.killed == [(os.getpid(), signal.SIGHUP)]
 
 
-def test_a_dead_worker_that_uwsgis_master_has_not_seen_is_no_successor(successor, uwsgi):
+def test_dead_worker_that_uwsgi_has_not_noticed_is_not_a_successor(successor, uwsgi):
     uwsgi.places[2] = Place(2**22 + 1)  # no process has that number
     worker = successor.Uwsgi(uwsgi)
     worker.ask()
@@ -173,7 +173,7 @@ def test_a_dead_worker_that_uwsgis_master_has_not_seen_is_no_successor(successor
     assert (uwsgi.heard(), worker.relieved()) == (b"++", False)
 
 
-def test_without_a_place_for_it_uwsgi_starts_a_successor_later(successor, uwsgi):
+def test_uwsgi_without_a_spare_slot_starts_the_successor_later(successor, uwsgi):
     del uwsgi.opt["master-fifo"]
     successor.Uwsgi(uwsgi).ask()
     assert successor.killed == [(os.getpid(), signal.SIGHUP)]

@@ -1,4 +1,4 @@
-"""Which tests run: the quick ones, unless a path or an option chooses others."""
+"""The selection of tests: the quick ones, unless a path or an option selects others."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ CHOICES = {"all": False, "matrix": False, "hosts": None, "keyword": "", "markexp
 
 @pytest.fixture
 def chosen(pytestconfig):
-    """chosen(source, **options) are the arguments that pytest goes on with."""
+    """chosen(source, **options) returns the arguments that pytest continues with."""
     (conftest,) = [each for each in pytestconfig.pluginmanager.get_plugins() if hasattr(each, "suite_machine")]
 
     def chosen(source=Config.ArgsSource.TESTPATHS, **options):
@@ -24,22 +24,22 @@ def chosen(pytestconfig):
 
 
 @pytest.mark.parametrize("name", ["quick", "longest"])
-def test_every_file_that_pytest_ini_names_is_there(pytestconfig, name):
+def test_every_file_in_pytest_ini_exists(pytestconfig, name):
     named = [each.partition("::")[0] for each in pytestconfig.getini(name)]
     assert named
     assert [each for each in named if not (ROOT / each).exists()] == []
 
 
-def test_the_quick_tests_run_where_nothing_chooses_others(chosen, pytestconfig):
+def test_quick_tests_run_without_a_selection(chosen, pytestconfig):
     assert chosen() == pytestconfig.getini("quick") != ["test"]
 
 
 @pytest.mark.parametrize(
     "option", [{"all": True}, {"matrix": True}, {"hosts": "docker://x"}, {"keyword": "granian"}, {"lf": True}], ids=str
 )
-def test_an_option_chooses_among_all_tests(chosen, option):
+def test_option_selects_from_all_tests(chosen, option):
     assert chosen(**option) == ["test"]
 
 
-def test_a_path_chooses_by_itself(chosen):
+def test_path_selects_its_own_tests(chosen):
     assert chosen(Config.ArgsSource.ARGS) == ["test"]

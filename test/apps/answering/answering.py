@@ -1,6 +1,6 @@
 """
-Counts its answers, and has the headers that it is asked for: ?X-Shop=1&status=404&size=1000&sleep=1.
-With ?broken=/a/file it is, while that is there.
+Counts its responses, and sends the headers that the query names: ?X-Shop=1&status=404&size=1000&sleep=1.
+With ?broken=/a/file it fails while that file exists.
 """
 
 import os

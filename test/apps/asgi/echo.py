@@ -1,4 +1,4 @@
-"""An ASGI app that tells what it sees, sends back what it gets, and does what it is asked to."""
+"""An ASGI app that answers its scope, echoes bodies, and does what the query string says."""
 
 import asyncio
 import json

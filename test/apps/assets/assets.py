@@ -1,4 +1,4 @@
-"""Names files that nginx serves: its release's style sheet, a file that it has nginx send, one that it was sent; and it sends on to itself."""
+"""Names files that nginx serves: the style sheet of its release, an internal file, an upload; and redirects to itself."""
 
 import os
 from pathlib import Path

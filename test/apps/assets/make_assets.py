@@ -1,4 +1,4 @@
-"""make_assets.py ONE: what a bundler would make of a release of that name, and what else may lie there."""
+"""make_assets.py ONE: writes what a bundler makes for a release of that name, and some files that must not be served."""
 
 import gzip
 import hashlib

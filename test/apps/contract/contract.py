@@ -1,4 +1,4 @@
-"""Does what its query string says: one app that puts every question of the contract to its server."""
+"""Does what its query string says: the WSGI app of the contract, which needs every feature of a server."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def plain(text, *headers):
 
 
 def tell(environ, seconds="0"):
-    """What the app sees, after a while."""
+    """Return what the app sees of the request, after some seconds."""
     began = time.monotonic()
     time.sleep(float(seconds))
     body = body_of(environ)
@@ -67,7 +67,7 @@ def busy(environ, seconds):
 
 
 def outlast(environ, seconds):
-    """Answers only when another generation has been live for a while."""
+    """Answer only when another generation has been live for some seconds."""
     mine = os.readlink(LIVE)
     while os.readlink(LIVE) == mine:
         time.sleep(0.05)
@@ -80,7 +80,7 @@ def fail(environ, word):
 
 
 def fail_at_once(environ, word):
-    """After the status was said, and before anything else."""
+    """Raise after start_response and before any body."""
 
     def parts():
         raise RuntimeError(f"asked to fail at once: {word}")
@@ -116,7 +116,7 @@ def cookies(environ):
 
 
 def say(environ, word):
-    """Every way in which apps say something."""
+    """Write a word in every way in which apps write output."""
     print(f"stdout {word}")
     print(f"stderr {word}", file=sys.stderr)
     logging.getLogger("contract").info("logging %s", word)

@@ -1,4 +1,4 @@
-"""The same for servers of ASGI: does what the query string says."""
+"""Does what its query string says: the ASGI app of the contract."""
 
 import asyncio
 import hashlib
@@ -51,7 +51,7 @@ async def websocket(scope, receive, send):
 
 
 def plain(scope):
-    """A scope as JSON has it: bytes as latin-1."""
+    """Return a scope for JSON, with bytes decoded as latin-1."""
     found = {name: value for name, value in scope.items() if isinstance(value, (str, int, list, tuple, type(None)))}
     for name in ("raw_path", "query_string"):
         found[name] = scope[name].decode("latin-1") if scope.get(name) is not None else None

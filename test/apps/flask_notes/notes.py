@@ -1,4 +1,4 @@
-"""Notes in a file in the app's home: a POST adds one and says it, a GET tells all, as a page."""
+"""Notes in a file in the app's home: a POST adds one and returns it, a GET returns all as a page."""
 
 from pathlib import Path
 

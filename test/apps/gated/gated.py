@@ -1,4 +1,4 @@
-"""An app whose import waits, from its second time on, as long as there is a file `gate` in its home."""
+"""An app whose import waits, except for the first time, while there is a file `gate` in its home."""
 
 import multiprocessing
 import os
@@ -19,13 +19,13 @@ def square(number):
 
 
 def spawn():
-    """What a child that multiprocessing spawns works out."""
+    """Return what a child that multiprocessing spawns computes."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.map_async(square, [3]).get(20)[0]
 
 
 def steal():
-    """Bind the path of this worker's socket anew, as a child of the app might."""
+    """Bind the path of this worker's socket again, as a child of the app might."""
     path = os.environ["WSGI_SPAWN_SOCKET"]
     os.unlink(path)
     stolen = socket.socket(socket.AF_UNIX)

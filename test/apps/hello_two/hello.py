@@ -1,4 +1,4 @@
-"""The next version of the example: says which server answers, and what its environment holds."""
+"""A second version of the example: answers its server and its environment variables."""
 
 import os
 

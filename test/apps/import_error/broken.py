@@ -1,4 +1,4 @@
-"""Raises while it is imported, and names a secret in doing so."""
+"""Raises an exception with a secret while it is imported."""
 
 import os
 

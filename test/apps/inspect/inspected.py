@@ -1,4 +1,4 @@
-"""Tells what a process of the app sees, and does what it is asked to."""
+"""Answers what a process of the app sees, and does what the query string says."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 
 def can(path, mode):
-    """Whether the app's user can really do it; what open() says otherwise."""
+    """Return whether the app's user can open a path, or the error of open()."""
     try:
         with open(path, mode):
             return "yes"

@@ -1,4 +1,4 @@
-"""Needs what nobody installed."""
+"""Imports a library that is not installed."""
 
 import a_library_that_nobody_installed  # noqa: F401
 

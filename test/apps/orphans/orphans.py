@@ -1,4 +1,4 @@
-"""An app whose workers leave a process behind that nothing of them leads to: no parent, no session, no environment."""
+"""An app whose workers leave a process behind that has none of their marks: no parent, session or environment."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""An app with programs beside it, which tell in its home when they start and end."""
+"""An app with programs beside it, which record in its home when they start and end."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ def application(environ, start_response):
 
 
 def tell(what):
-    """The time is one that all processes of a machine share."""
+    """Record an event with the monotonic time, which all processes of a machine share."""
     print(what)
     with open(os.path.expanduser("~/told"), "a") as file:
         print(f"{time.monotonic()} {sys.argv[1]} {os.environ['VERSION']} {os.getpid()} {what}", file=file)
 
 
 def worker():
-    """Has a task in hand when it is told to stop, and finishes that."""
+    """Run, and finish a task after SIGTERM."""
     if os.environ.get("QUEUE") == "none":
         raise SystemExit("there is no queue")
     told = []
@@ -34,14 +34,14 @@ def worker():
 
 
 def stubborn():
-    """Doesn't want to end."""
+    """Run, and ignore SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     tell("starts")
     time.sleep(3600)
 
 
 def job():
-    """Waits while there is something to wait for."""
+    """Run as long as there is a file `hold`."""
     tell("starts")
     if os.path.exists(os.path.expanduser("~/hold")):
         tell("holds")

@@ -1,4 +1,4 @@
-"""Builds the project around it, leaving traces there as setuptools does; never as root."""
+"""Builds the project of its folder, and leaves files there like setuptools; refuses to run as root."""
 
 import os
 import zipfile

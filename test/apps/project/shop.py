@@ -1,1 +1,1 @@
-"""A project that an app's environment is made from, not what it serves."""
+"""A project that is installed into an app's environment, but not served."""

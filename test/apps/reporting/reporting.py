@@ -1,4 +1,4 @@
-"""Tells what it runs on and what is installed there, as JSON."""
+"""Answers its Python implementation and the installed packages as JSON."""
 
 import json
 import platform

@@ -1,4 +1,4 @@
-"""Starts, and answers, but never says that it is well."""
+"""Starts and answers, but its health check never passes."""
 
 
 def application(environ, start_response):

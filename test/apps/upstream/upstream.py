@@ -1,4 +1,4 @@
-"""Does what its query string says, and keeps in its home what it was asked, for a server that is to be watched."""
+"""Does what its query string says, and records in its home which requests reached it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Answers every question with itself, reversed."""
+"""Answers every question with its reversed text."""
 
 import zmq
 

@@ -1,7 +1,7 @@
-"""The app of the original story: its ZeroMQ context and socket are made when it is imported.
+"""An app that creates a ZeroMQ context and a socket when it is imported.
 
-A context must not cross a fork, nor a socket be shared by threads: where a server does either,
-the poll below ends with nothing, or with the answer to another's question.
+A context must not cross a fork, and threads must not share a socket: if a server does either, the poll below ends with
+nothing or with the answer to another question.
 """
 
 import zmq
