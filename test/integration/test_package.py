@@ -19,7 +19,7 @@ def installed(machine):
     return machine
 
 
-def test_the_package_has_the_whole_formula_and_nothing_else(installed):
+def test_package_has_the_whole_formula_and_nothing_else(installed):
     listed = installed.exec(f"{SPM} local files /srv/spm_build/wsgi-*.spm").stdout.splitlines()
     folders = {name.rpartition("/")[0] for name in listed}
     files = {name.partition("/")[2] for name in listed if name not in folders}
@@ -27,12 +27,12 @@ def test_the_package_has_the_whole_formula_and_nothing_else(installed):
     assert files == {"FORMULA", "LICENSE", "README.md", "pillar.example", "wsgi/SHA256SUMS", *sums}
 
 
-def test_an_app_is_served_from_the_installed_package(installed):
+def test_app_is_served_from_the_installed_package(installed):
     installed.pillar({"apps": {"hello": app()}})
     installed.apply()
     assert installed.get("/").body.startswith("hello from gunicorn")
 
 
-def test_the_package_is_removed_whole(installed):
+def test_package_is_removed_completely(installed):
     installed.exec(f"{SPM} --assume-yes remove wsgi")
     assert installed.exec("find /srv/spm/salt -type f").stdout == ""

@@ -29,7 +29,7 @@ def imports_of(module):
 IMPORTS = {module: set(imports_of(module)) for module in MODULES}
 
 
-def test_a_module_imports_its_own_layer_and_those_above_it():
+def test_module_imports_only_its_own_layer_and_those_above_it():
     below = [
         f"{'/'.join(module)} imports {'/'.join(imported)}"
         for module, imports in IMPORTS.items()
@@ -39,9 +39,9 @@ def test_a_module_imports_its_own_layer_and_those_above_it():
     assert below == []
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_modules_have_no_circular_imports():
     TopologicalSorter(IMPORTS).prepare()
 
 
-def test_the_package_itself_imports_nothing():
+def test_package_itself_imports_nothing():
     assert IMPORTS["__init__",] == set()
