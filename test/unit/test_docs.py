@@ -42,12 +42,12 @@ def test_each_link_leads_to_a_file_and_a_heading_that_exist(page):
     assert not broken
 
 
-def test_the_readme_links_each_page_of_docs():
+def test_readme_links_each_page_of_docs():
     assert {f"docs/{page.name}" for page in DOCS} <= links(README)
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
-def test_a_list_of_contents_names_each_section(page):
+def test_list_of_contents_has_each_section(page):
     listed = {target[1:] for target in links(page) if target.startswith("#")}
     assert not listed or anchors(page, "##") <= listed
 
@@ -70,7 +70,7 @@ def test_each_example_in_the_docs_is_a_valid_pillar(load, wsgi):
     assert load({**wsgi, "apps": apps}).messages == []
 
 
-def test_the_architecture_names_files_and_functions_that_exist():
+def test_architecture_names_files_and_functions_that_exist():
     missing = []
     for line in text_of(ROOT / "docs/architecture.md").splitlines():
         words = re.findall(r"`([^`\n]+)`", line)
