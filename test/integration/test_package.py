@@ -19,7 +19,7 @@ def installed(machine):
     return machine
 
 
-def test_package_contains_the_whole_formula_and_nothing_else(installed):
+def test_package_has_the_whole_formula_and_nothing_else(installed):
     listed = installed.exec(f"{SPM} local files /srv/spm_build/wsgi-*.spm").stdout.splitlines()
     folders = {name.rpartition("/")[0] for name in listed}
     files = {name.partition("/")[2] for name in listed if name not in folders}
@@ -33,6 +33,6 @@ def test_app_is_served_from_the_installed_package(installed):
     assert installed.get("/").body.startswith("hello from gunicorn")
 
 
-def test_removal_leaves_no_file_of_the_package(installed):
+def test_package_is_removed_completely(installed):
     installed.exec(f"{SPM} --assume-yes remove wsgi")
     assert installed.exec("find /srv/spm/salt -type f").stdout == ""

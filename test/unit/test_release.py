@@ -38,7 +38,7 @@ def release(checkout):
     return subprocess.run([checkout / "test/release"], check=False, capture_output=True, text=True)
 
 
-def test_newest_version_of_the_changelog_is_that_of_formula():
+def test_newest_version_in_the_changelog_is_that_of_the_formula():
     assert HEADING.search((ROOT / "CHANGELOG.md").read_text())[1] == FORMULA["version"]
 
 
@@ -55,6 +55,6 @@ def test_version_is_not_released_twice(checkout):
     assert "CHANGELOG.md has no heading" in release(checkout).stderr
 
 
-def test_release_refuses_uncommitted_changes(checkout):
+def test_uncommitted_change_stops_a_release(checkout):
     (checkout / "FORMULA").write_text("version: 9.9.9\n")
     assert "there are changes that are not committed" in release(checkout).stderr

@@ -33,6 +33,6 @@ def test_readme_lists_every_server():
     assert [name for name in SERVERS if name not in {*listed("README.md"), "command"}] == []
 
 
-def test_kitchen_suite_has_every_server():
+def test_suite_of_kitchen_has_every_server():
     apps = harness.suites()["servers"]["apps"].values()
     assert {app["server"] for app in apps} == {*SERVERS}
