@@ -101,7 +101,7 @@ def test_page_shows_the_state_of_each_app(served, page):
 
 def test_page_shows_what_failed_and_why(page):
     """It is written last, even if states before it failed."""
-    assert "&lt;b&gt;bold&lt;/b&gt;: not a key" in page.body
+    assert "&lt;b&gt;bold&lt;/b&gt;: unknown key" in page.body
     assert "<b>" not in page.body
     assert re.search(r"<code>unbuilt-release</code> failed: .*salt://apps/nothing-of-that-name", page.body)
     assert re.search(r'<span class="bad">failed</span>\s*<small>.*nothing-of-that-name', page.body)
@@ -204,7 +204,7 @@ def test_page_on_a_domain_needs_a_password(served):
 
 
 def test_page_can_be_a_path_of_a_site_over_tls(served):
-    """docs/edge.md shows how."""
+    """docs/observability.md shows how."""
     words = "location = /status { proxy_pass http://127.0.0.1:8079/; }"
     hello = {**APPS["hello"], "tls": "self_signed", "nginx": {"server": words}}
     served.pillar({"apps": {"hello": hello}, "status_page": {"basic_auth": {"users": {"ann": hashed()}}}})

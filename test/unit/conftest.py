@@ -97,7 +97,7 @@ def make_nginx_host(make_host, tmp_path):
 
     def host_of(apps, build=None, **pillar):
         host = make_host({**pillar, "apps": {name: {**HELLO, **own} for name, own in apps.items()}})
-        assert host.settings.problems == []
+        assert host.settings.messages == []
         host.family["nginx"].update(conf_dir=f"{tmp_path}/conf.d", own_dir=f"{tmp_path}/own")
         if build:
             host.made[installed_nginx] = build

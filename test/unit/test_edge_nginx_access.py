@@ -19,7 +19,7 @@ def problems(load):
     """problems({key: value, …}) returns the problems of an app with these settings, without its pillar key."""
 
     def found(own, **host):
-        sentences = load({"apps": {"shop": {**HELLO, **own}}, **host}).problems
+        sentences = load({"apps": {"shop": {**HELLO, **own}}, **host}).messages
         return [sentence[len(KEY) + 1 :] for sentence in sentences]
 
     return found
@@ -40,8 +40,8 @@ def make_files(make_nginx_files):
 REFUSED = [
     ({"allow": []}, "allow: [] must be a list of addresses and networks"),
     ({"allow": ["10.0.0.0/40"]}, "allow: ['10.0.0.0/40'] must be"),
-    ({"limits": {"a": {"rate": "5/m"}}}, "limits:a:rate: '5/m' must be a rate in nginx's words, e.g. 10r/s"),
-    ({"limits": {"a": {"rats": "5r/m", "connections": 1}}}, "limits:a:rats: not a key; did you mean 'rate'?"),
+    ({"limits": {"a": {"rate": "5/m"}}}, "limits:a:rate: '5/m' must be a rate as nginx takes it, e.g. 10r/s"),
+    ({"limits": {"a": {"rats": "5r/m", "connections": 1}}}, "limits:a:rats: unknown key; did you mean 'rate'?"),
     ({"limits": {"a": {"path": "/a"}}}, "limits:a:rate: missing; a limit needs a rate, connections, or both"),
     ({"limits": {"A B": {"rate": "5r/m"}}}, "limits:A B: 'A B' must be a lower-case letter"),
     ({"limits": {"a": {"rate": "5r/m", "path": "/a%20b"}}}, "limits:a:path: '/a%20b' must be a path that begins"),
@@ -49,9 +49,9 @@ REFUSED = [
     ({"basic_auth": {"users": {}}}, "basic_auth:users: missing; basic_auth has no effect without it"),
     # nginx takes `off` for no password at all.
     ({"basic_auth": {"realm": "off", "users": {"ann": HASH}}}, "basic_auth:realm: 'off' must be a text of one line"),
-    ({"basic_auth": {"user": {"ann": HASH}}}, "basic_auth:user: not a key; did you mean 'users'?"),
+    ({"basic_auth": {"user": {"ann": HASH}}}, "basic_auth:user: unknown key; did you mean 'users'?"),
     ({"cache": {"paths": ["/a"]}}, "cache:valid: missing; cache has no effect without it"),
-    ({"cache": {"valid": "5 minutes"}}, "cache:valid: '5 minutes' must be a time in nginx's words, e.g. 10m"),
+    ({"cache": {"valid": "5 minutes"}}, "cache:valid: '5 minutes' must be a time as nginx takes it, e.g. 10m"),
     ({"cache": {"valid": "10s5m"}}, "cache:valid: '10s5m' must be a time"),
     ({"cache": {"valid": "500ms"}}, "cache:valid: '500ms' must be a time"),
     ({"cache": {"valid": "1m"}, "buffering": False}, "cache: is not available with buffering: false"),
@@ -72,7 +72,7 @@ REFUSED = [
     ({"response_headers": {"X-A": "$remote_addr"}}, "response_headers:X-A: '$remote_addr' must be a text of one line"),
     ({"response_headers": {"X-A": "a\nb"}}, "response_headers:X-A: 'a\\nb' must be"),
     ({"compression": "gzip"}, "compression: 'gzip' must be true or false"),
-    ({"nginx": {"locations": "a b;"}}, "nginx:locations: not a key; did you mean 'location'?"),
+    ({"nginx": {"locations": "a b;"}}, "nginx:locations: unknown key; did you mean 'location'?"),
 ]
 
 
@@ -100,7 +100,7 @@ def test_password_from_sdb_must_be_a_hash(make_host):
     host.salt["sdb.get"] = lambda uri, strict: {"sdb://a/ann": HASH, "sdb://a/bob": "hunter2"}[uri]
     key = f"{KEY}:basic_auth:users"
     assert htpasswd(host, key, {"ann": "sdb://a/ann", "eve": HASH}) == f"ann:{HASH}\neve:{HASH}\n"
-    with pytest.raises(WsgiError, match=f"{key}:bob: sdb://a/bob holds something else than a hash") as raised:
+    with pytest.raises(WsgiError, match=f"{key}:bob: sdb://a/bob does not hold a hash") as raised:
         htpasswd(host, key, {"bob": "sdb://a/bob"})
     assert "hunter2" not in str(raised.value)
 

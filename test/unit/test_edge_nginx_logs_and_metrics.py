@@ -4,7 +4,7 @@ from pillars import HELLO
 
 
 def problems(load, apps=None, **top):
-    return load({**top, "apps": {name: {**HELLO, **own} for name, own in (apps or {}).items()}}).problems
+    return load({**top, "apps": {name: {**HELLO, **own} for name, own in (apps or {}).items()}}).messages
 
 
 # Access logs

@@ -10,7 +10,7 @@ USERS = {"users": {"ann": "$6$salt$hash"}}
 
 
 def problems(load, apps=None, **top):
-    return load({**top, "apps": {name: {**HELLO, **own} for name, own in (apps or {}).items()}}).problems
+    return load({**top, "apps": {name: {**HELLO, **own} for name, own in (apps or {}).items()}}).messages
 
 
 def test_status_page_is_off_by_default(make_nginx_files):
@@ -64,7 +64,7 @@ def test_unknown_hosts_do_not_reach_the_status_page(make_nginx_files):
 def test_invalid_status_page_is_a_problem_of_the_host(load, page, problem):
     shop = {**HELLO, "domains": ["shop.example.com"], "tls": "self_signed", "metrics": True}
     settings = load({"apps": {"shop": shop}, "status_page": page})
-    assert settings.problems == [problem]
+    assert settings.messages == [problem]
     assert settings.host_wide
 
 

@@ -14,7 +14,7 @@ def make_sites(load):
 
     def sites_of(apps):
         settings = load({"apps": {name: {**SHOP, **own} for name, own in apps.items()}})
-        return settings.sites, settings.problems
+        return settings.sites, settings.messages
 
     return sites_of
 

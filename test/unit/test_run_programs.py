@@ -43,7 +43,7 @@ def make_generation(make_host, monkeypatch):
 
     def generation_of(own, *forgotten):
         host = make_host({"apps": {"shop": {**HELLO, "graceful_timeout": 20, **own}}})
-        assert host.settings.problems == []
+        assert host.settings.messages == []
         settings = settings_record(host.settings.apps["shop"])
         record = {
             "layout": LAYOUT,
@@ -211,7 +211,7 @@ def test_scheduled_command_is_a_timer_and_a_service(make_generation):
 
 @pytest.mark.parametrize("command", ["it's", "", " ", "one\ntwo", [], "''\0"])
 def test_ambiguous_command_is_refused(load, command):
-    problems = load({"apps": {"shop": {**HELLO, "processes": {"worker": {"command": command}}}}}).problems
+    problems = load({"apps": {"shop": {**HELLO, "processes": {"worker": {"command": command}}}}}).messages
     assert len(problems) == 1
     assert problems[0].startswith("wsgi:apps:shop:processes:worker:command: ")
 

@@ -118,7 +118,7 @@ def make_self_signed(names: list) -> tuple[str, str]:
         command = ["openssl", "req", "-x509", "-sha256", "-days", str(SELF_SIGNED_DAYS), "-config", f"{folder}/request"]
         command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
         run_tool([*command, "-out", made[0], "-keyout", made[1]], "openssl made no certificate")
-        return tuple(map(files.read, made))
+        return files.read(made[0]) or "", files.read(made[1]) or ""
 
 
 def run_tool(command: list, failure: str, env: Mapping[str, str] | None = None) -> None:

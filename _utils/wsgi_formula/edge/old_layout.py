@@ -44,7 +44,7 @@ def with_owners(own_dir: str, texts: dict) -> dict:
     for path, text in found.items():
         if "/private/" in path:
             group = files.group_of(f"{os.path.dirname(own_dir)}/{path[len(own_dir) + 1 :]}")
-            found[path] = SecretFile(text, grp.getgrgid(group).gr_name)
+            found[path] = SecretFile(text, grp.getgrgid(group or 0).gr_name)
     return found
 
 

@@ -22,7 +22,6 @@ from ..host import Host
 from ..paths import LIB
 from ..pillar import sites
 from ..pillar.edge import METRICS_PORT, METRICS_SOCKET
-from ..pillar.servers import single_process
 from . import maintenance, static, status_page, tls, words
 from .maintenance import PLAIN_PAGE
 from .nginx_build import installed_nginx
@@ -294,7 +293,7 @@ class SiteFiles:
     def _upstream_workers(self, name, app, installed):
         """Return the number of worker sockets in the upstream. A server that has no such sockets changes nothing there."""
         there = len(WORKER.findall(installed.get(self.app(name).upstreams) or ""))
-        return app["workers"] if single_process(app, self.host.servers) or not there else there
+        return app["workers"] if app.single_process or not there else there
 
     def server_blocks(self, site: sites.Site, reuseport: bool = False) -> list[ServerBlock]:
         """
@@ -303,9 +302,9 @@ class SiteFiles:
         reuseport : bool
             Whether this site has the kernel distribute the packets of HTTP/3.
         """
-        to_https = site.tls and site.tls["redirect"]
+        to_https = bool(site.tls and site.tls["redirect"])
         https_port = "" if not site.tls or site.tls["listen"] in (80, 443) else f":{site.tls['listen']}"
-        ports = {site.tls["listen"]: True} if to_https else site.ports
+        ports = {site.tls["listen"]: True} if site.tls and to_https else site.ports
         found = [self._block(site, ports, site.domains, reuseport)]
         if to_https:
             url = f"https://$host{https_port}$request_uri"

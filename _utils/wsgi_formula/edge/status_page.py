@@ -76,7 +76,7 @@ def facts(host: Host, apps: Mapping[str, dict], failures: Iterable[tuple[str, st
     return {
         "host": host.grains.get("id", "localhost"),
         "apps": {name: _app(host, name, status) for name, status in apps.items()},
-        "problems": host.settings.problems,
+        "problems": host.settings.messages,
         "failures": [(id, _first_line(comment)) for id, comment in failures],
         "changes": _changes(apps),
     }

@@ -62,13 +62,14 @@ def _texts_of_run(host):
 
 def paths(host: Host, site: Site) -> tuple[str, str]:
     """Return the paths of the certificate and the key that nginx reads for a site with TLS."""
-    certificate = site.tls["certificate"]
+    settings = site.tls or {}
+    certificate = settings["certificate"]
     obtained = f"{lineage(site.id)}/fullchain.pem", f"{lineage(site.id)}/privkey.pem"
     if certificate == "acme" and all(map(os.path.exists, obtained)):
         return obtained
     if certificate in ("acme", "self_signed"):
         return self_signed_paths(host, site.id)
-    pairs = zip((certificate, site.tls["key"]), _private(host, site.id))
+    pairs = zip((certificate, settings["key"]), _private(host, site.id))
     return tuple(value if value.startswith("/") else written for value, written in pairs)
 
 

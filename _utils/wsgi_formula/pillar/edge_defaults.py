@@ -4,10 +4,17 @@ The defaults of an app's settings for nginx, and which of them exclude each othe
 This module is pure: it reads no file and starts nothing.
 """
 
+from __future__ import annotations
+
 import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ..errors import Problem
+from .app import App
 
 # The defaults of settings that are off until pillar has them; each needs one key then.
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "basic_auth": {"realm": "Restricted", "users": {}, "except": []},
     "cache": {
         "valid": None,
@@ -29,7 +36,7 @@ DEFAULTS = {
 
 NEEDED = {"basic_auth": "users", "cache": "valid", "cors": "origins"}
 
-LIMIT_DEFAULTS = {"path": "/", "rate": None, "burst": None, "connections": None}
+LIMIT_DEFAULTS: dict[str, Any] = {"path": "/", "rate": None, "burst": None, "connections": None}
 
 SECONDS = {"s": 1, "m": 60}
 
@@ -45,51 +52,56 @@ CORS_HEADERS = [
 ]
 
 
-def complete(app):
+def complete(app: App) -> dict[str, Any]:
     """
     Return the settings of an app for nginx with their defaults.
 
-    app : dict
-        Its merged settings.
+    app : App
+        With the settings of pillar.
 
     .. code-block:: python
 
-        >>> complete({**app, "limits": {"login": {"rate": "5r/m"}}})["limits"]
+        >>> complete(app.replace(limits={"login": {"rate": "5r/m"}}))["limits"]
         {'login': {'path': '/', 'rate': '5r/m', 'burst': 4, 'connections': None}}
     """
     found = {key: app[key] and {**defaults, **app[key]} for key, defaults in DEFAULTS.items()}
     return {**found, "limits": {name: _limit(limit) for name, limit in app["limits"].items()}}
 
 
-def conflicts(app):
+def conflicts(key: str, app: App) -> Iterator[Problem]:
     """
-    Yield the conflicts among the settings of an app: a key below the app's, and the end of a problem.
+    Yield the problems of settings for nginx that exclude each other.
 
-    app : dict
-        Its settings, after ``complete``.
+    key : str
+        The app's pillar key.
+    app : App
+        With the defaults of ``complete``.
     """
-    for key, needed in NEEDED.items():
-        if app[key] and not app[key][needed]:
-            yield f"{key}:{needed}", f"missing; {key} has no effect without it"
+    for part, needed in NEEDED.items():
+        if app[part] and not app[part][needed]:
+            yield Problem(f"{key}:{part}:{needed}", f"missing; {part} has no effect without it")
     for name, limit in app["limits"].items():
         if not limit["rate"] and not limit["connections"]:
-            yield f"limits:{name}:rate", "missing; a limit needs a rate, connections, or both"
+            yield Problem(f"{key}:limits:{name}:rate", "missing; a limit needs a rate, connections, or both")
     if app["cache"] and not app["buffering"]:
-        yield "cache", "is not available with buffering: false, because nginx caches only buffered responses"
+        message = "is not available with buffering: false, because nginx caches only buffered responses"
+        yield Problem(f"{key}:cache", message)
     if app["cors"] and app["cors"]["credentials"] and "*" in app["cors"]["origins"]:
-        yield "cors:credentials", "is not available with origins: ['*'], because browsers refuse it; list the origins"
-    for key, headers in _own_headers(app).items():
+        message = "is not available with origins: ['*'], because browsers refuse it; list the origins"
+        yield Problem(f"{key}:cors:credentials", message)
+    for part, headers in _own_headers(app).items():
         for header in overridden(app, headers):
-            yield f"response_headers:{header}", f"is not available with {key}, which sets this header"
+            message = f"is not available with {part}, which sets this header"
+            yield Problem(f"{key}:response_headers:{header}", message)
 
 
-def overridden(app, headers):
+def overridden(app: Mapping[str, Any], headers: Iterable[str]) -> list[str]:
     """Return those of some headers that an app's ``response_headers`` have too, as they spell them."""
     lower = {header.lower() for header in headers}
     return [header for header in app["response_headers"] if header.lower() in lower]
 
 
-def replaced_headers(app):
+def replaced_headers(app: Mapping[str, Any]) -> list[str]:
     """Return the names of the headers that nginx hides from an app's response, because it adds its own."""
     pillars = [header for header in app["response_headers"] if header.lower() not in SEVERAL]
     # The app's own Retry-After stays where no limit was met; macros/tls.jinja hides the headers of TLS.
@@ -97,7 +109,7 @@ def replaced_headers(app):
     return [*itertools.chain(*own.values()), *pillars]
 
 
-def _own_headers(app):
+def _own_headers(app: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the headers that nginx adds for an app's settings: keys to the names of headers."""
     tls = app["tls"] or {}
     found = {
@@ -109,8 +121,8 @@ def _own_headers(app):
     return {key: headers for key, headers in found.items() if headers}
 
 
-def _limit(limit):
-    limit = {**LIMIT_DEFAULTS, **limit}
+def _limit(own: Mapping[str, Any]) -> dict[str, Any]:
+    limit = {**LIMIT_DEFAULTS, **own}
     if limit["rate"] and limit["burst"] is None:
         # As many requests at once as the rate allows in its whole time, and then one at a time.
         limit["burst"] = int(limit["rate"].split("r/")[0]) - 1
