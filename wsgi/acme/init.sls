@@ -6,16 +6,16 @@ acme-packages:
   pkg.installed:
     - pkgs: {{ family.packages.acme | json }}
 
-# certbot runs this program after a renewal.
-/usr/local/lib/wsgi/reload-nginx:
-  wsgi.file_installed:
-    - source: salt://_utils/wsgi_formula/edge/reload.py
-    - mode: '0755'
-
+# certbot runs this program after a renewal, with these settings.
 /usr/local/lib/wsgi/reload-nginx.json:
   wsgi.file_installed:
     - source: salt://wsgi/acme/reload-nginx.json.jinja
     - context: {nginx: {{ family.nginx | json }}}
+
+/usr/local/lib/wsgi/reload-nginx:
+  wsgi.file_installed:
+    - source: salt://_utils/wsgi_formula/edge/reload.py
+    - mode: '0755'
 
 # certbot trusts an authority of your own by this bundle.
 /etc/systemd/system/certbot.service.d/wsgi.conf:
