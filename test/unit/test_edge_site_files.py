@@ -27,7 +27,7 @@ def make_nginx(make_host, monkeypatch):
 
     def nginx_of(own=None, nginx=None):
         host = make_host({"apps": {"shop": {**SHOP, **(own or {})}}, "nginx": nginx or {}})
-        assert host.settings.problems == []
+        assert host.settings.messages == []
         return host.once(Nginx)
 
     return nginx_of
