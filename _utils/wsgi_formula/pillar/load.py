@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import Problem
 from . import edge_defaults, sites
 from .app import App
 from .check_app import PROGRAM_RULES, AppChecker
@@ -96,21 +95,9 @@ class Loader:
             checker.report("wsgi:apps", "missing; it must be a mapping, {} for no app at all")
         settings.host_wide = bool(settings.problems)
         self.own_defaults = checker.check_app("wsgi:defaults", own_defaults)
-        defaults_broken = bool(settings.problems)
         settings.defaults = merge(self.os_family["app"], self.defaults["app"], self.own_defaults)
-        loaded = {name: self._load_app(name, own) for name, own in apps.items()}
-        if defaults_broken:
-            settings.broken.update(loaded)
-        valid = {name: app for name, app in loaded.items() if app and name not in settings.broken}
-        settings.absent = {name: app for name, app in valid.items() if app["state"] == "absent"}
-        settings.apps = {name: app for name, app in valid.items() if app["state"] == "present"}
-        # One app with metrics is enough, also one with a problem, since it keeps running as it is.
-        settings.nginx["metrics"] |= any(app["metrics"] for app in loaded.values() if app and app["state"] == "present")
-        settings.sites, clashes = sites.group(settings.apps)
-        self._leave_out([*clashes, *sites.port_clashes(settings.apps, settings.status_page, settings.nginx)])
-        clashes = sites.page_clashes(settings.status_page, settings.apps, settings.nginx)
-        settings.problems += clashes
-        settings.host_wide |= bool(clashes)
+        self._load_apps(apps)
+        self._load_sites()
         settings.broken = {describe_name(name) for name in settings.broken}
         return settings
 
@@ -128,12 +115,29 @@ class Loader:
             own = self.checker.check_settings("wsgi:status_page", page, STATUS_PAGE)
             self.settings.status_page = sites.whole_page(merge(self.defaults["status_page"], own))
 
-    def _leave_out(self, clashes: list[Problem]) -> None:
-        """Add the problems of apps that cannot be served together, and leave these apps out."""
-        for problem in clashes:
-            self.settings.problems.append(problem)
-            self.settings.broken.add(problem.app)
-            self.settings.apps.pop(problem.app, None)
+    def _load_apps(self, apps: Mapping[Any, Any]) -> None:
+        settings = self.settings
+        defaults_broken = bool(settings.problems)
+        loaded = {name: self._load_app(name, own) for name, own in apps.items()}
+        if defaults_broken:
+            settings.broken.update(loaded)
+        valid = {name: app for name, app in loaded.items() if app and name not in settings.broken}
+        settings.absent = {name: app for name, app in valid.items() if app["state"] == "absent"}
+        settings.apps = {name: app for name, app in valid.items() if app["state"] == "present"}
+        # One app with metrics is enough, also one with a problem, since it keeps running as it is.
+        settings.nginx["metrics"] |= any(app["metrics"] for app in loaded.values() if app and app["state"] == "present")
+
+    def _load_sites(self) -> None:
+        """Group the apps into sites, and leave out the apps that cannot be served together."""
+        settings = self.settings
+        settings.sites, clashes = sites.group(settings.apps)
+        for problem in clashes + sites.port_clashes(settings.apps, settings.status_page, settings.nginx):
+            settings.problems.append(problem)
+            settings.broken.add(problem.app)
+            settings.apps.pop(problem.app, None)
+        clashes = sites.page_clashes(settings.status_page, settings.apps, settings.nginx)
+        settings.problems += clashes
+        settings.host_wide |= bool(clashes)
 
     def _load_app(self, name: Any, own: Any) -> App | None:
         """Return an app, or None where its name is not valid."""
