@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pillars import BESIDE
 from wsgi_formula.run import generation
+from wsgi_formula.run.generation import Generation
 from wsgi_formula.run.jobs import Job
 from wsgi_formula.run.managers.base import Program
 from wsgi_formula.run.managers.circus import Circus
@@ -82,6 +83,13 @@ def test_generation_of_an_older_formula_has_only_its_server(make_generation):
     generation = make_generation(BESIDE, "processes", "schedule")
     assert [part.unit for part in generation.parts] == ["shop.0123456789"]
     assert generation.program_status() == {}
+
+
+def test_hooks_of_a_record_of_before_version_1_0_are_pending(make_generation):
+    shop = make_generation({})
+    record = Generation(shop.host, shop.name, shop.id, {**shop.record, "owed": ["after_live"]}).record
+    assert record["pending_hooks"] == ["after_live"]
+    assert "owed" not in record
 
 
 @pytest.mark.parametrize(
