@@ -131,9 +131,9 @@ def settings(app=None, saltenv=None):
         salt-call wsgi.settings hello
     """
     found = _host(saltenv).settings
-    apps = {name: schema.shown(each, APP) for name, each in found.apps.items()}
+    apps = {name: schema.hide_secrets(each, APP) for name, each in found.apps.items()}
     if app is None:
-        page = schema.shown(found.status_page or {}, STATUS_PAGE)
+        page = schema.hide_secrets(found.status_page or {}, STATUS_PAGE)
         shown = {"apps": apps, "nginx": found.nginx, **({"status_page": page} if page else {})}
     else:
         shown = apps[_known_app(app, apps)]
@@ -161,7 +161,7 @@ def validate(saltenv=None):
     if errors:
         __context__["retcode"] = 1
         return [f"{UNRENDERED}: {error}" for error in errors]
-    problems = [*host.settings.problems, *host.served.differing()]
+    problems = [*host.settings.messages, *host.served.differing()]
     if problems:
         __context__["retcode"] = 1
     return [*problems, *(f"warning: {sentence}" for sentence in release_hazards(host))] or True
@@ -507,7 +507,7 @@ def _changed(outcome, host=None):
 def _valid_app(host, app):
     """Return an app's name, where pillar has it and it has no problem."""
     _check_modules(host)
-    found = [problem for problem in host.settings.problems if problem.startswith(f"wsgi:apps:{app}:")]
+    found = [str(problem) for problem in host.settings.problems if problem.app == app]
     if app in host.settings.broken and found:
         raise CommandExecutionError("\n".join(found))
     return _known_app(app, host.settings.apps)

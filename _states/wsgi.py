@@ -75,7 +75,7 @@ def pillar_valid(name):
     left = "Nothing was changed"
     if not settings.host_wide:
         left = f"Not changed: {', '.join(sorted(settings.broken)) or 'no app'}"
-    return _warned(_result(name, False, "\n".join([*settings.problems, f"{left}."])), warnings)
+    return _warned(_result(name, False, "\n".join([*settings.messages, f"{left}."])), warnings)
 
 
 def release_built(name):

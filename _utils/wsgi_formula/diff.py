@@ -1,29 +1,32 @@
 """
-The change of a configuration file, told in few lines.
+The change of a configuration file in few lines.
 
-A run's output is read by people, for many minions at once: what they changed has to stand out, not all that
-follows from it. The whole diff is logged at level debug.
+People read a run's output for many minions at once: the statements that changed have to stand out from all that
+follows from them. The whole diff is logged at level debug.
 """
+
+from __future__ import annotations
 
 import difflib
 import logging
 
-MOST = 12  # lines that are shown of one file
+MOST_LINES = 12  # that are shown of one file
 
 
 logger = logging.getLogger(__name__)
 
 
-def brief(path, before, after):
+def brief(path: str, before: str, after: str) -> str:
     """
     Return the lines by which a file changed, each once.
 
     path : str
-        The file, for the log. Nothing secret may be in it.
+        The file, for the log. It must not hold secrets, as its diff is logged.
     before, after : str
         Its text.
 
-    Comments, empty lines, indentation, and lines that only moved or are repeated count where nothing else changed.
+    Comments, empty lines, indentation, and lines that only moved or are repeated are shown only where nothing else
+    changed.
 
     .. code-block:: python
 
@@ -31,39 +34,38 @@ def brief(path, before, after):
         '-server_name a;\\n+server_name b;\\n'
     """
     if logger.isEnabledFor(logging.DEBUG):
-        texts = (text.splitlines(keepends=True) for text in (before, after))
-        logger.debug("%s", "".join(difflib.unified_diff(*texts, path, path)))
+        old_lines, new_lines = before.splitlines(keepends=True), after.splitlines(keepends=True)
+        logger.debug("%s", "".join(difflib.unified_diff(old_lines, new_lines, path, path)))
     old, new = _statements(before), _statements(after)
-    known = {*old} & {*new}
-    changed = _changed(old, new)
-    told = (
-        [line for line in changed if line[1:] not in known]
+    in_both = {*old} & {*new}
+    changed = _changed_lines(old, new)
+    shown = (
+        [line for line in changed if line[1:] not in in_both]
         or changed
-        or _changed(before.splitlines(), after.splitlines())
+        or _changed_lines(before.splitlines(), after.splitlines())
     )
-    return _first(list(dict.fromkeys(told)))
+    return _shortened(list(dict.fromkeys(shown)))
 
 
-def first_lines(path, diff):
+def first_lines(path: str, diff: str) -> str:
     """Return the first lines of a diff that another state made, and log the whole of it."""
     logger.debug("%s:\n%s", path, diff)
-    return _first(diff.splitlines())
+    return _shortened(diff.splitlines())
 
 
-def _first(lines):
-    more = len(lines) - MOST
-    # One line more takes no more room than to say so.
+def _shortened(lines: list[str]) -> str:
+    more = len(lines) - MOST_LINES
+    # The line that says so takes the room of one more.
     if more > 1:
-        lines = [*lines[:MOST], f"… {more} more lines: see Salt's log at level debug"]
+        lines = [*lines[:MOST_LINES], f"… {more} more lines: see Salt's log at level debug"]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _statements(text):
+def _statements(text: str) -> list[str]:
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _changed(old, new):
-    """Return the lines of a diff without their surroundings."""
-    # The first two name the files, and some say where a change is.
+def _changed_lines(old: list[str], new: list[str]) -> list[str]:
+    # The first two lines of a diff name the files; those with @@ give line numbers.
     return [line for line in list(difflib.unified_diff(old, new, n=0, lineterm=""))[2:] if not line.startswith("@@")]

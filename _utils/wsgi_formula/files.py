@@ -1,6 +1,8 @@
 """
-Files and folders that are root's: written whole, read, and removed.
+Files and folders that belong to root: written whole, read and removed. Records in JSON that may be damaged.
 """
+
+from __future__ import annotations
 
 import contextlib
 import errno
@@ -11,25 +13,27 @@ import os
 import secrets
 import shutil
 import subprocess
+from collections.abc import Iterator, Mapping
 
 from . import untrusted
 from .errors import WsgiError
 
-# What is being written has such a name until it is whole. Of a run that was killed it stays, for `sweep`.
+# The name of a file that is not whole yet begins so. One that a killed run left is removed by `remove_staged`.
 STAGED = ".wsgi-staged-"
 
 
 logger = logging.getLogger(__name__)
 
-# Records that could not be read and are still there, path to a sentence; and the sentences that no state has told yet.
-damaged_records = {}
+# The records that could not be read and were not replaced yet: paths to sentences.
+damaged_records: dict[str, str] = {}
 
-_untold = []
+# The sentences that no state has reported yet.
+_unreported: list[str] = []
 
 
-def write(path, text, mode, uid=0, gid=0):
+def write(path: str, text: str, mode: int, uid: int = 0, gid: int = 0) -> None:
     """
-    Put a file in place whole, never readable by more than in the end. It is on the disk when this returns.
+    Put a file in place whole. It is on the disk when this returns, and at no time more readable than at the end.
 
     path, text : str
     mode : int
@@ -49,11 +53,11 @@ def write(path, text, mode, uid=0, gid=0):
 
 
 @contextlib.contextmanager
-def _replacing(path):
-    """Yield a name beside a path. What is made under it takes the place of what is there, in one atomic step."""
+def _replacing(path: str) -> Iterator[str]:
+    """Yield a path beside another one; what the caller makes there then replaces the other one atomically."""
     folder = os.path.dirname(path)
     pid = os.getpid()
-    staged = f"{folder}/{STAGED}{pid}-{_born(pid)}-{secrets.token_hex(4)}"
+    staged = f"{folder}/{STAGED}{pid}-{_start_ticks(pid)}-{secrets.token_hex(4)}"
     try:
         yield staged
         os.rename(staged, path)
@@ -61,7 +65,7 @@ def _replacing(path):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(staged)
         raise
-    # It is in place whatever the disk says to this.
+    # The file is in place even if the file system can't sync a folder.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -70,24 +74,24 @@ def _replacing(path):
             os.close(handle)
 
 
-def remove_staged(*folders):
-    """Remove what runs that were killed were just writing in some folders. Other runs may be writing there."""
+def remove_staged(*folders: str) -> None:
+    """Remove from some folders the unfinished files of runs that were killed, and of no run that still goes on."""
     for folder in folders:
         for name in list_dir(folder):
             if name.startswith(STAGED):
-                pid, born, _ = f"{name[len(STAGED) :]}--".split("-", 2)
-                if not pid.isdigit() or _born(pid) != born:
+                pid, started, _ = f"{name[len(STAGED) :]}--".split("-", 2)
+                if not pid.isdigit() or _start_ticks(int(pid)) != started:
                     remove(f"{folder}/{name}")
 
 
-def _born(pid):
-    """When a process began, which tells it from another one that has its PID later; None where it is gone."""
-    stat = read(f"/proc/{pid}/stat", errors="replace")  # a process may call itself anything
+def _start_ticks(pid: int) -> str | None:
+    """Return when a process started, which tells it from a later one with its PID; None where it is gone."""
+    stat = read(f"/proc/{pid}/stat", errors="replace")  # a process may have any bytes in its name
     return stat and stat.rpartition(")")[2].split()[19]
 
 
-def ensure_dir(path, mode, uid=0, gid=0):
-    """Make a folder with these permission bits and this owner, or give them to the one there."""
+def ensure_dir(path: str, mode: int, uid: int = 0, gid: int = 0) -> None:
+    """Make a folder with these permission bits and this owner, or set them on the existing one."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(path)
     found = os.lstat(path)
@@ -97,48 +101,53 @@ def ensure_dir(path, mode, uid=0, gid=0):
         os.chmod(path, mode)
 
 
-def replace_symlink(target, path, uid=0, gid=0):
-    """Make a symbolic link, or point the one there elsewhere, in one atomic step."""
+def replace_symlink(target: str, path: str, uid: int = 0, gid: int = 0) -> None:
+    """Make a symbolic link at a path that leads to the target; it replaces an existing one atomically."""
     with _replacing(path) as staged:
         os.symlink(target, staged)
         os.chown(staged, uid, gid, follow_symlinks=False)
 
 
-def remove(path):
-    """Remove a file, a link or a whole folder, if it is there; returns whether it was."""
+def remove(path: str) -> bool:
+    """Remove a file, a link or a whole folder, and return whether there was one."""
     if not os.path.lexists(path):
         return False
     if os.path.isdir(path) and not os.path.islink(path):
         _remove_tree(path)
     else:
-        with contextlib.suppress(FileNotFoundError):  # another hand was quicker
+        with contextlib.suppress(FileNotFoundError):  # another process removed it first
             os.unlink(path)
     return True
 
 
-def _remove_tree(path):
+def _remove_tree(path: str) -> None:
     try:
         shutil.rmtree(path)
     except (RecursionError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EMFILE:
             raise
-        # A build can leave more folders in each other than Python can descend into.
-        done = subprocess.run(["rm", "-rf", "--", path], check=False, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise WsgiError(f"{path} could not be removed: {done.stderr.strip()[-500:]}") from None
+        # A build can nest more folders than Python can descend into.
+        result = subprocess.run(["rm", "-rf", "--", path], check=False, stderr=subprocess.PIPE, text=True)
+        if result.returncode:
+            raise WsgiError(f"{path} could not be removed: {result.stderr.strip()[-500:]}") from None
 
 
-def has_content(path, text, mode):
-    """Return whether a regular file has this text and these permission bits, and is root's."""
+def has_content(path: str, text: str, mode: int) -> bool:
+    """Return whether a path is a regular file of root's with this text and these permission bits."""
     with contextlib.suppress(OSError), untrusted.open_regular(path) as file:
         found = os.fstat(file.fileno())
-        there = file.read(len(text.encode()) + 1)
-        return (found.st_uid, found.st_gid, found.st_mode & 0o7777, there) == (0, 0, mode, text.encode())
+        content = file.read(len(text.encode()) + 1)
+        return (found.st_uid, found.st_gid, found.st_mode & 0o7777, content) == (0, 0, mode, text.encode())
     return False
 
 
-def read(path, errors="strict"):
-    """The text of a file, or None where there is none; ``errors`` is for bytes that are no UTF-8, as ``open`` has it."""
+def read(path: str, errors: str = "strict") -> str | None:
+    """
+    Return the text of a file, or None where there is no file.
+
+    errors : str
+        What to do with bytes that are not UTF-8, as ``open`` takes it.
+    """
     try:
         with open(path, encoding="utf-8", errors=errors) as file:
             return file.read()
@@ -146,80 +155,95 @@ def read(path, errors="strict"):
         return None
 
 
-def digest(*parts):
-    """A short id: ten hexadecimal digits of the SHA-256 of some JSON-able values."""
+def digest(*parts: object) -> str:
+    """
+    Return a short id of some values that JSON can hold: the first ten hexadecimal digits of their SHA-256.
+
+    .. code-block:: python
+
+        >>> digest("shop", ["a", 1])
+        'c5da9ce5a8'
+    """
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def group_of(path):
-    """The numeric id of a file's group, or None where there is no file."""
+def group_of(path: str) -> int | None:
+    """Return the numeric id of a file's group, or None where there is no file."""
     try:
         return os.lstat(path).st_gid
     except FileNotFoundError:
         return None
 
 
-def read_json(path, needs=None, lost="it is made again"):
+def read_json(
+    path: str, required: Mapping[str, type] | None = None, consequence: str = "it is made again"
+) -> dict | None:
     """
-    Read a record.
+    Return a record, or None where there is none or it is damaged.
 
     path : str
-    needs : dict
-        The keys that a whole one has, to their types.
-    lost : str
-        What follows where it is damaged, for the administrator.
+    required : dict
+        The keys that a whole record has, to the types of their values.
+    consequence : str
+        What a damaged record leads to, for the administrator.
 
-    Returns a dict; None where there is none, or where it is damaged. That is logged, told by the next
-    state, and left as it is until ``set_aside`` or ``write``.
+    A damaged record is logged, reported by the next state, and left in place until ``set_aside`` or ``write``.
     """
     text = None
     try:
         text = read(path)
         if text is None:
             return None
-        found = json.loads(text)
-        lacking = "is no object" if not isinstance(found, dict) else ""
-        for key, type_ in {} if lacking else (needs or {}).items():
-            if not isinstance(found.get(key), type_):
-                lacking = f"has no {key!r}"
-        if not lacking:
-            return found
-        why = f"what it holds {lacking}"
+        record = json.loads(text)
+        flaw = _record_flaw(record, required or {})
+        if not flaw:
+            return record
     except (ValueError, RecursionError) as error:
-        why = "it is empty" if text == "" else str(error)
-    note_damage(path, why, lost)
+        flaw = "it is empty" if text == "" else str(error)
+    note_damage(path, flaw, consequence)
     return None
 
 
-def note_damage(path, why, lost):
-    """
-    Remember that a record is damaged, once per run.
+def _record_flaw(record: object, required: Mapping[str, type]) -> str:
+    if not isinstance(record, dict):
+        return "it is not a JSON object"
+    missing = [key for key, type_ in required.items() if not isinstance(record.get(key), type_)]
+    return f"it has no valid {missing[0]!r}" if missing else ""
 
-    path, why, lost : str
-        Which one; what is wrong with it, with nothing of its contents; what follows from that.
+
+def note_damage(path: str, flaw: str, consequence: str) -> None:
+    """
+    Log once per run that a record is damaged, and keep the sentence for the next state's comment.
+
+    path : str
+        The record.
+    flaw : str
+        What is wrong with it, without any of its contents.
+    consequence : str
+        What that leads to.
     """
     if path not in damaged_records:
-        damaged_records[path] = f"{path} is damaged ({why}): {lost}."
-        _untold.append(damaged_records[path])
+        damaged_records[path] = f"{path} is damaged ({flaw}): {consequence}."
+        _unreported.append(damaged_records[path])
         logger.warning(damaged_records[path])
 
 
-def set_aside(path):
-    """Give a record that was found damaged another name, in the place of the one that was so before."""
+def set_aside(path: str) -> None:
+    """Rename a record that was found damaged to ``<path>.damaged``, in place of an earlier one."""
     if damaged_records.pop(path, None):
         with contextlib.suppress(FileNotFoundError):
             os.rename(path, f"{path}.damaged")
 
 
-def take_damage_reports():
-    """The sentences on damaged records that no state has told yet; from now on it has."""
-    found = [*_untold]
-    _untold.clear()
-    return found
+def take_damage_reports() -> list[str]:
+    """Return the sentences about damaged records that no state has reported yet, each only once."""
+    reports = [*_unreported]
+    _unreported.clear()
+    return reports
 
 
-def list_dir(path):
-    """The names in a folder; none where there is no folder."""
+def list_dir(path: str) -> list[str]:
+    """Return the names in a folder; an empty list where there is no folder."""
     try:
         return os.listdir(path)
     except FileNotFoundError:

@@ -1,12 +1,16 @@
 """
-The machine that is being converged, as one Salt run sees it: its settings, its templates, its tables.
+The machine, as one Salt run sees it: its settings and its templates.
 
-One ``Host`` serves a whole Salt run, so that pillar is validated, each template compiled
-and each table of the kernel read once, however many apps there are.
+One ``Host`` serves a whole run, so that pillar is validated, each template compiled and each table of the kernel read
+once, however many apps there are.
 """
 
+from __future__ import annotations
+
 import os
+from collections.abc import Mapping
 from functools import cached_property
+from typing import Any, TypeVar
 
 import jinja2
 import salt.utils.yaml
@@ -15,8 +19,10 @@ from . import files, process
 from .errors import WsgiError
 from .paths import ETC
 from .pillar import load, plain
-from .pillar.settings import merge
+from .pillar.settings import Settings, merge
 from .served import Served
+
+Shared = TypeVar("Shared")
 
 
 class Host:
@@ -25,15 +31,22 @@ class Host:
 
     salt : mapping
         Salt's execution functions, ``__salt__``.
-    pillar, grains : dict
+    pillar, grains : mapping
         ``__pillar__`` and ``__grains__``.
     saltenv : str
         The environment that the formula's files are served from.
-    opts : dict
+    opts : mapping
         ``__opts__``.
     """
 
-    def __init__(self, salt, pillar, grains, saltenv, opts=None):
+    def __init__(
+        self,
+        salt: Mapping[str, Any],
+        pillar: Mapping[str, Any],
+        grains: Mapping[str, Any],
+        saltenv: str,
+        opts: Mapping[str, Any] | None = None,
+    ) -> None:
         self.salt = salt
         self.pillar = pillar
         self.grains = grains
@@ -45,22 +58,29 @@ class Host:
             keep_trailing_newline=True,
             trim_blocks=True,
             lstrip_blocks=True,
-            autoescape=lambda name: name.endswith(".html.jinja"),
+            autoescape=lambda name: name is not None and name.endswith(".html.jinja"),
             bytecode_cache=self._bytecode_cache(),
         )
-        self._file_texts = {}
+        self._file_texts: dict[str, str] = {}
+        self._shared: dict[type, Any] = {}
         self.served = Served(self)
-        # What others look up once per run: sources and interpreters; what is wanted of each app, and said instead of pillar.
-        self.resolved = {}
-        self.wanted = {}
-        self.overrides = {}
-        self.overrides_read = {}  # as they were on the disk
-        self.certificates = {}  # of tls.texts
+        self.certificates: dict = {}  # of tls.texts
         self.nginx_files = self.nginx_version = None  # nginx.installed_files
         self.nginx_built = None  # nginx.nginx_build
 
-    def _bytecode_cache(self):
-        """Most of what a run with nothing to do costs would be to compile the templates once more."""
+    def shared(self, kind: type[Shared]) -> Shared:
+        """
+        Return the run's one object of a class, made at its first use.
+
+        kind : type
+            A class whose objects hold what one run has looked up; it takes the host.
+        """
+        if kind not in self._shared:
+            self._shared[kind] = kind(self)  # type: ignore[call-arg]
+        return self._shared[kind]
+
+    def _bytecode_cache(self) -> jinja2.BytecodeCache | None:
+        """Return a cache on the disk: a run with nothing to do would spend most of its time on compiling templates."""
         if not os.path.isdir(self.opts.get("cachedir") or ""):
             return None
         path = os.path.join(self.opts["cachedir"], "wsgi_templates")
@@ -68,14 +88,22 @@ class Host:
         return jinja2.FileSystemBytecodeCache(path)
 
     @classmethod
-    def of_run(cls, context, salt, pillar, grains, opts, saltenv):
+    def of_run(
+        cls,
+        context: dict[str, Any],
+        salt: Mapping[str, Any],
+        pillar: Mapping[str, Any],
+        grains: Mapping[str, Any],
+        opts: Mapping[str, Any],
+        saltenv: str | None,
+    ) -> Host:
         """
-        The run's host, made at its first use.
+        Return a state run's host, made at its first use.
 
         context : dict
             ``__context__``, which Salt shares among all modules of a run.
 
-        Returns a ``Host``. Raises ``WsgiError`` as another user than root.
+        The other arguments are those of ``Host``. Raises ``WsgiError`` as another user than root.
         """
         host = context.get("wsgi.host")
         if host is None:
@@ -84,104 +112,113 @@ class Host:
         return host
 
     @classmethod
-    def of_call(cls, salt, pillar, grains, opts, saltenv):
+    def of_call(
+        cls,
+        salt: Mapping[str, Any],
+        pillar: Mapping[str, Any],
+        grains: Mapping[str, Any],
+        opts: Mapping[str, Any],
+        saltenv: str | None,
+    ) -> Host:
         """
-        Make a new ``Host``: a state run's, or that of one call of a function from outside of a state run.
+        Make the host of a state run, or of one function called outside of a state run.
 
-        Raises ``WsgiError`` as another user than root.
+        The arguments are those of ``Host``. Raises ``WsgiError`` as another user than root.
         """
         if os.geteuid():
             raise WsgiError(f"wsgi must run as root, and this is the user with the UID {os.geteuid()}: use sudo")
         files.damaged_records.clear()
-        files._untold.clear()
+        files.take_damage_reports()
         return cls(salt, pillar, grains, saltenv or "base", opts)
 
     @cached_property
-    def family(self):
-        """What ``wsgi/os_family/<family>.yaml`` says; a ``WsgiError`` where there is none."""
+    def family(self) -> dict[str, Any]:
+        """The content of ``wsgi/os_family/<family>.yaml``; without such a file ``WsgiError`` is raised."""
         name = self.grains["os_family"]
         return self._yaml(f"os_family/{name}.yaml", f"the OS family {name} is not supported")
 
     @cached_property
-    def servers(self):
-        """The rows of ``wsgi/servers.yaml``, with what ``wsgi/os_family/<family>.yaml`` says of this system's."""
+    def servers(self) -> dict[str, Any]:
+        """The rows of ``wsgi/servers.yaml``, with this system's values of ``wsgi/os_family/<family>.yaml``."""
         on_system = self.family.get("servers", {}).get(self.grains.get("osfinger"), {})
         return merge(self._yaml("servers.yaml"), on_system)
 
     @cached_property
-    def settings(self):
-        """The run's ``Settings``."""
+    def settings(self) -> Settings:
+        """The settings that the run's pillar comes to."""
         defaults, system = self._yaml("defaults.yaml"), self.grains.get("osfinger", "")
-        said = plain.plain(self.pillar.get("wsgi"))
-        return load.load(said, defaults, self.family, self.servers, system)
+        pillar = plain.plain(self.pillar.get("wsgi"))
+        return load.load(pillar, defaults, self.family, self.servers, system)
 
-    def render(self, template, **values):
+    def render(self, template: str, **values: Any) -> str:
         """
-        Render one of the formula's templates.
+        Return the text of one of the formula's templates, rendered.
 
         template : str
             Its path below ``wsgi/``.
-
-        Returns the text.
+        values
+            The template's variables.
         """
         return self._templates.get_template(template).render(**values)
 
-    def with_macros(self, templates, values):
+    def with_macros(self, templates: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
         """
-        What templates know whose macros call each other's.
+        Return variables for ``render`` with which templates call each other's macros.
 
         templates : dict
-            Names to paths below ``wsgi/``: with ``{"log": "nginx/log.jinja"}``, ``{{ log.location() }}`` is that
+            Names to paths below ``wsgi/``: with ``{"log": "nginx/log.jinja"}``, ``{{ log.location() }}`` calls that
             file's macro.
         values : dict
-            What they know beside.
+            The templates' other variables.
 
-        Returns a dict for ``render``. The macros are made once, at the first use of one: an ``import`` with context
-        makes them anew in each template that it stands in, which took more than half of the time of an app.
+        The macros are made once, at the first use of one. An ``import`` with context would make them anew in each
+        template, which took more than half of an app's time.
         """
-        known = {**self._templates.globals, **values}
-        known.update((name, _Macros(self._templates, path, known)) for name, path in templates.items())
-        return known
+        variables = {**self._templates.globals, **values}
+        variables.update((name, _Macros(self._templates, path, variables)) for name, path in templates.items())
+        return variables
 
-    def file_text(self, path):
-        """Return the text of a file below ``wsgi/``, read once in a run; raise ``Problem`` where it is not served."""
+    def file_text(self, path: str) -> str:
+        """Return the text of a file below ``wsgi/``, read once in a run; raise ``WsgiError`` where it is not served."""
         if path not in self._file_texts:
             self._file_texts[path] = self.text(f"salt://wsgi/{path}")
         return self._file_texts[path]
 
-    def text(self, url):
-        """Return the text of one of the formula's files; raises ``WsgiError`` where it is not served."""
+    def text(self, url: str) -> str:
+        """Return the text of one of the formula's files; raise ``WsgiError`` where it is not served."""
         path = self.served.file(url)
         if not path:
             raise WsgiError(self.served.missing(url))
-        return files.read(path)
+        text = files.read(path)
+        assert text is not None
+        return text
 
     @cached_property
-    def listening(self):
-        """The paths of the unix sockets that something listens on, as the run first saw them."""
+    def listening(self) -> set[str]:
+        """The paths of the unix sockets that processes listened on when the run first asked for them."""
         return {path for path, listens in process.unix_sockets() if listens}
 
     @staticmethod
-    def known_apps():
-        """The names of the apps that have something on this machine that runs."""
+    def known_apps() -> list[str]:
+        """Return the names of the apps that the formula has set up on this machine, sorted."""
         return sorted(name for name in files.list_dir(ETC) if os.path.isfile(f"{ETC}/{name}/app.json"))
 
-    def _yaml(self, name, otherwise=None):
+    def _yaml(self, name: str, error: str | None = None) -> dict[str, Any]:
         url = f"salt://wsgi/{name}"
-        if otherwise and not self.served.file(url):
-            raise WsgiError(otherwise)
+        if error and not self.served.file(url):
+            raise WsgiError(error)
         return salt.utils.yaml.safe_load(self.text(url))
 
 
 class _Macros:
-    """A template's macros, as attributes."""
+    """The macros of a template, as attributes."""
 
-    def __init__(self, environment, path, values):
+    def __init__(self, environment: jinja2.Environment, path: str, values: dict[str, Any]) -> None:
         self._make = lambda: environment.get_template(path).make_module(values, shared=True)
 
     @cached_property
-    def _module(self):
+    def _module(self) -> Any:
         return self._make()
 
-    def __getattr__(self, macro):
+    def __getattr__(self, macro: str) -> Any:
         return getattr(self._module, macro)

@@ -1,6 +1,8 @@
 """
-One run at a time changes an app.
+The lock of an app: one run at a time changes it.
 """
+
+from __future__ import annotations
 
 import contextlib
 import fcntl
@@ -8,72 +10,81 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
+from typing import TextIO
 
 from . import files, step
 from .errors import WsgiError
 from .paths import RUN
 
-PATIENCE = 900  # seconds that a run waits for another one: as long as a build may well take
+LOCK_TIMEOUT = 900  # seconds that a run waits for another one: a build may take as long
 
-
-_held = set()
+# The locks that threads of this process hold: pairs of an app and a thread's id.
+_held: set[tuple[str, int]] = set()
 
 
 @contextlib.contextmanager
-def app_lock(name, what, patience=PATIENCE):
+def app_lock(name: str, purpose: str, patience: float = LOCK_TIMEOUT) -> Iterator[None]:
     """
-    Hold an app for oneself. Whoever holds it already may do so again.
+    Hold an app's lock. A thread that holds it already may take it again.
 
     name : str
         The app.
-    what : str
-        What for, such as ``wsgi.deploy``: whoever is refused is told.
+    purpose : str
+        What the lock is held for, such as ``wsgi.deploy``; the error of a run that had to wait names it.
     patience : float
-        Seconds to wait for another run that holds it.
+        Seconds to wait for another run that holds the lock.
 
-    Raises ``WsgiError`` when another run still does. The kernel frees the lock of a process that
-    died; what it left running of a build is killed.
+    Raises ``WsgiError`` when another run holds it longer than that. The kernel frees the lock of a process that died;
+    the steps of a build that such a process left running are killed.
+
+    .. code-block:: python
+
+        with app_lock("shop", "wsgi.deploy", patience=0):
+            …
     """
-    me = (name, threading.get_ident())
-    if me in _held:
+    holder = (name, threading.get_ident())
+    if holder in _held:
         yield
         return
     files.ensure_dir(RUN, 0o755)
     with open(f"{RUN}/{name}.lock", "a+", errors="replace") as file:
         os.fchmod(file.fileno(), 0o600)
-        _wait(file, name, patience)
+        _acquire(file, name, patience)
         file.seek(0)
-        if file.read():  # nobody who came to an end leaves it so
+        if file.read():  # its last holder was killed: a run that ends empties the file
             step.kill_steps(name)
-        _write(file, {"what": what, "pid": os.getpid(), "since": time.strftime("%H:%M:%S")})
-        _held.add(me)
+        _write_holder(file, {"what": purpose, "pid": os.getpid(), "since": time.strftime("%H:%M:%S")})
+        _held.add(holder)
         try:
             yield
         finally:
-            _held.discard(me)
-            _write(file, None)
+            _held.discard(holder)
+            _write_holder(file, None)
 
 
-def _wait(file, name, patience):
+def _acquire(file: TextIO, name: str, patience: float) -> None:
     deadline = time.monotonic() + patience
     while True:
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise WsgiError(f"{name} is being changed by {_holder(file)}; try again when that has ended") from None
+                raise WsgiError(
+                    f"{name} is being changed by {_read_holder(file)}; try again when that has ended"
+                ) from None
             time.sleep(0.1)
 
 
-def _holder(file):
+def _read_holder(file: TextIO) -> str:
     file.seek(0)
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        found = json.loads(file.read())
-        return f"{found['what']} (PID {found['pid']}, since {found['since']})"
+        holder = json.loads(file.read())
+        return f"{holder['what']} (PID {holder['pid']}, since {holder['since']})"
     return "another run"
 
 
-def _write(file, holder):
+def _write_holder(file: TextIO, holder: dict | None) -> None:
     file.truncate(0)
     if holder:
         file.write(json.dumps(holder))

@@ -1,17 +1,23 @@
 """
-Where things lie on the machine.
+The folders of the formula on the machine.
 """
 
-ETC = "/etc/wsgi"  # <app>/<generation>: configuration and environment
+# <app>/<generation>: configuration and environment
+ETC = "/etc/wsgi"
 
-SRV = "/srv/wsgi"  # <app>/releases, <app>/environments
+# <app>/releases and <app>/environments
+SRV = "/srv/wsgi"
 
-RUN = "/run/wsgi"  # <app>/<generation>: sockets, as nginx finds them; <app>/<generation>.own: the app's
+# <app>/<generation>: sockets, where nginx finds them; <app>/<generation>.own: sockets, where the app makes them
+RUN = "/run/wsgi"
 
-LOG = "/var/log/wsgi"  # <app>/<generation>.log
+# <app>/<generation>.log
+LOG = "/var/log/wsgi"
 
-LIB = "/var/lib/wsgi"  # live/<app>: the link to the live generation's sockets; home/<app>
+# live/<app>: the link to the live generation's sockets; home/<app>: the app's home
+LIB = "/var/lib/wsgi"
 
 TMPFILES = "/etc/tmpfiles.d"
 
+# The PATH of every program that the formula runs.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -2,20 +2,22 @@
 The processes of this machine, and its unix sockets.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable, Iterable, Iterator
 
 from . import files
 
 
-def unix_sockets():
+def unix_sockets() -> Iterator[tuple[str, bool]]:
     """
-    The unix sockets of this machine that have a path.
+    Yield the unix sockets of this machine that have a path, as pairs of the path and whether the socket listens.
 
-    Yields ``(path, listens)``; a connection stands there under its server's path, from the
-    moment of connect(), accepted or not.
+    A connection is listed under its server's path from the moment of ``connect()``, accepted or not.
     """
     # A path may hold any bytes.
     with open("/proc/net/unix", errors="surrogateescape") as table:
@@ -27,26 +29,27 @@ def unix_sockets():
                 yield fields[7].rstrip("\n"), bool(int(fields[3], 16) & 0x10000)
 
 
-def pids() -> "list[int]":
+def pids() -> list[int]:
     """
     Return the PIDs of this machine's processes.
 
-    A host sees those of its containers in ``/proc``, too: they are another machine's, and are left out.
+    A host lists the processes of its containers in ``/proc``, too: they belong to another machine and are left out.
     """
     return [pid for pid in every_pid() if in_this_namespace(status_of(pid))]
 
 
-def every_pid() -> "list[int]":
-    """Return the PIDs of all processes that can be seen, containers' among them."""
+def every_pid() -> list[int]:
+    """Return the PIDs of all processes in ``/proc``, those of containers among them."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def kill(pid: int, is_meant) -> None:
+def kill(pid: int, is_meant: Callable[[int], bool]) -> None:
     """
-    Kill a process, and no other that took over its PID.
+    Kill a process, and no other one that was given its PID meanwhile.
 
     is_meant : callable
-        Takes the PID; asked once the PID can't be given to another process unnoticed.
+        Takes the PID and returns whether its process is still the one to kill; it is called while the PID can't be
+        given to another process unnoticed.
     """
     try:
         handle = os.pidfd_open(pid)
@@ -66,8 +69,8 @@ def kill(pid: int, is_meant) -> None:
             os.close(handle)
 
 
-def status_of(pid) -> dict:
-    """Return the fields of ``/proc/<pid>/status``, bytes to bytes; an empty dict where the process is gone."""
+def status_of(pid: int | str) -> dict[bytes, bytes]:
+    """Return the fields of ``/proc/<pid>/status``; an empty dict where the process is gone."""
     try:
         with open(f"/proc/{pid}/status", "rb") as status:
             return dict(line.split(b":", 1) for line in status.read().splitlines() if b":" in line)
@@ -75,74 +78,68 @@ def status_of(pid) -> dict:
         return {}
 
 
-def in_this_namespace(status: dict) -> bool:
-    """Return whether a process with this ``status_of`` is there and in the PID namespace that ``/proc`` is of."""
-    # It has a PID in each namespace from that one on: in a container, two.
+def in_this_namespace(status: dict[bytes, bytes]) -> bool:
+    """Return whether a process with this ``status_of`` exists, and in the PID namespace that ``/proc`` shows."""
+    # A process has a PID in each namespace from that one on: in a container, two.
     return bool(status) and len(status.get(b"NSpid", b"0").split()) == 1
 
 
-def is_local(pid, status: dict) -> bool:
+def is_local(pid: int, status: dict[bytes, bytes]) -> bool:
     """
     Return whether a process with this ``status_of`` is this machine's, in whatever PID namespace.
 
-    Unlike a container, what an ordinary user put into a PID namespace has a user namespace of its own, too: nothing
-    else lets such a user make one.
+    An ordinary user can make a PID namespace only within a new user namespace, which has a UID map of its own. A
+    container that root started shares the machine's UID map; its processes are not this machine's.
     """
     return in_this_namespace(status) or _uid_map(pid) != _uid_map("self")
 
 
-def _uid_map(pid):
+def _uid_map(pid: int | str) -> str | None:
     return files.read(f"/proc/{pid}/uid_map")
 
 
-def descendants(pid):
-    """
-    A process and all that descend from it.
-
-    pid : int or None
-
-    Returns a list of PIDs; an empty one for None, or where it is gone.
-    """
+def descendants(pid: int | None) -> list[int]:
+    """Return the PIDs of a process and of all that descend from it; an empty list for None, or where it is gone."""
     if not pid or not is_alive(pid):
         return []
-    children = {}
-    for each in pids():
-        fields = stat_of(each)
+    children: dict[int, list[int]] = {}
+    for child in pids():
+        fields = stat_of(child)
         if fields:
-            children.setdefault(int(fields[1]), []).append(each)
-    found, todo = [], [pid]
-    while todo:
-        found.append(todo.pop())
-        todo += children.get(found[-1], [])
+            children.setdefault(int(fields[1]), []).append(child)
+    found, pending = [], [pid]
+    while pending:
+        found.append(pending.pop())
+        pending += children.get(found[-1], [])
     return sorted(found)
 
 
-def start_ticks(pid):
+def start_ticks(pid: int) -> int | None:
     """
-    When a process began, in clock ticks since boot: with its PID, what tells it from any other.
+    Return when a process started, in clock ticks since boot, or None where it is gone.
 
-    Returns an int, or None where it is gone.
+    Together with its PID this tells it from any other process.
     """
     fields = stat_of(pid)
     return int(fields[19]) if fields else None
 
 
-def uptime(pid):
-    """For how many seconds a process has run, a float; 0.0 where it is gone."""
-    ticks = start_ticks(pid)
+def uptime(pid: int | None) -> float:
+    """Return for how many seconds a process has run; 0.0 for None, or where it is gone."""
+    ticks = start_ticks(pid) if pid else None
     if ticks is None:
         return 0.0
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def is_alive(pid):
-    """Whether a process is there and is no zombie."""
-    fields = stat_of(pid)
-    return bool(fields) and fields[0] not in ("Z", "X")
+def is_alive(pid: int | None) -> bool:
+    """Return whether a process exists and is no zombie; False for None."""
+    fields = stat_of(pid) if pid else None
+    return fields is not None and fields[0] not in ("Z", "X")
 
 
-def pss_bytes(pids):
-    """The resident memory of processes in bytes, what they share counted once in parts (PSS)."""
+def pss_bytes(pids: Iterable[int]) -> int:
+    """Return the resident memory of processes in bytes; a page that several share counts in part for each (PSS)."""
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as rollup:
@@ -152,15 +149,16 @@ def pss_bytes(pids):
     return total
 
 
-def wait_until(condition, patience, pause=0.05):
+def wait_until(condition: Callable[[], object], patience: float, pause: float = 0.05) -> bool:
     """
-    Wait for something to become true.
+    Wait until a condition is true, and return whether it became so in time.
 
     condition : callable
-    patience, pause : float
-        Seconds: in all, and between two looks.
-
-    Returns whether it did.
+        Takes nothing.
+    patience : float
+        Seconds to wait at most.
+    pause : float
+        Seconds between two checks.
     """
     deadline = time.monotonic() + patience
     while not condition():
@@ -170,10 +168,10 @@ def wait_until(condition, patience, pause=0.05):
     return True
 
 
-def stat_of(pid):
-    """The fields of /proc/<pid>/stat from the state on, past the name in parentheses; None where it is gone."""
+def stat_of(pid: int | str) -> list[str] | None:
+    """Return the fields of ``/proc/<pid>/stat`` after the name, from the state on; None where the process is gone."""
     try:
-        # A process may call itself anything.
+        # A process may have any bytes in its name.
         with open(f"/proc/{pid}/stat", errors="replace") as file:
             return file.read().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

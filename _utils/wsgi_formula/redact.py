@@ -1,18 +1,25 @@
 """
-Output of programs: without the secrets in it, and cut to the part that tells of a failure.
+Output of programs for a comment: without secrets, and cut to the part that explains a failure.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Iterable
 from urllib.parse import unquote
 
-# From the scheme's first letter on: else a long word takes the square of its length.
-# From the scheme's first letter on: else a long word takes the square of its length.
+# The match starts at the scheme's first letter: starting anywhere, a long word would take quadratic time.
 CREDENTIALS = re.compile(r"(?<![a-z+])(?P<scheme>[a-z+]+)://(?P<user>[^/\s:]*)(?P<password>:[^/\s]*)?@")
 
+# Shorter values are not redacted: they are part of ordinary words.
+SECRET_LENGTH = 6  # characters
 
-def without_credentials(text):
+TRACEBACK = "Traceback (most recent call last)"
+
+
+def without_credentials(text: str) -> str:
     """
-    A text whose URLs have no password and no token any more.
+    Return a text with the passwords and tokens of its URLs replaced by ``***``.
 
     .. code-block:: python
 
@@ -20,59 +27,60 @@ def without_credentials(text):
         'https://me:***@example.com/simple and ssh://git@example.com/x'
     """
 
-    def hidden(found):
-        if found["password"]:
-            return f"{found['scheme']}://{found['user']}:***@"
-        return f"{found['scheme']}://***@" if "http" in found["scheme"] else found[0]
+    def hidden(url: re.Match[str]) -> str:
+        if url["password"]:
+            return f"{url['scheme']}://{url['user']}:***@"
+        # The user of an https URL may be a token.
+        return f"{url['scheme']}://***@" if "http" in url["scheme"] else url[0]
 
     return CREDENTIALS.sub(hidden, text)
 
 
-# A value this long is struck from what is shown of a log.
-SECRET = 6  # characters
+def redact(text: str, secrets: Iterable[object]) -> str:
+    """
+    Return a text with these secrets, and the credentials of its URLs, replaced by ``***``.
 
-TRACEBACK = "Traceback (most recent call last)"
-
-
-def redact(text, secrets):
-    """A text without these values, nor any credentials in its URLs."""
+    secrets : iterable
+        Values of any type, as the program printed them with ``str()``; those of less than 6 characters stay.
+    """
     for value in sorted({str(value) for value in secrets}, key=len, reverse=True):
-        if len(value) >= SECRET:
+        if len(value) >= SECRET_LENGTH:
             text = text.replace(value, "***")
     return without_credentials(text)
 
 
-def tail(text, lines=15):
-    """The last lines of a text, indented, for a comment."""
+def tail(text: str, lines: int = 15) -> str:
+    """Return the last lines of a text, indented."""
     return _indented(text.rstrip().splitlines()[-lines:])
 
 
-def failure_excerpt(text, lines, end=15):
+def failure_excerpt(text: str, lines: int, end: int = 15) -> str:
     """
-    What tells why a program failed, indented, for a comment.
+    Return the part of a program's output that explains why it failed, indented.
 
     text : str
-        All that it said.
-    lines, end : int
-
-    Returns its last ``lines``; where its first traceback is further up, as many from there on, and the last
-    ``end``: those whom a worker takes with it when it fails have tracebacks of their own.
+        All that the program printed.
+    lines : int
+        How many lines are shown: the last ones, or, where the first traceback is further up, those from there on.
+    end : int
+        How many of the last lines are shown beside such a traceback: the processes that a failing worker takes with it
+        print tracebacks of their own.
     """
-    said = text.rstrip().splitlines()
-    before = range(max(len(said) - lines, 0))
-    first = next((number for number in before if TRACEBACK in said[number]), before.stop)
-    told = said[first:]
-    if len(told) > lines + end:
-        told[lines:-end] = ["…"]
-    return _indented(told)
+    printed = text.rstrip().splitlines()
+    before = range(max(len(printed) - lines, 0))
+    first = next((number for number in before if TRACEBACK in printed[number]), before.stop)
+    shown = printed[first:]
+    if len(shown) > lines + end:
+        shown[lines:-end] = ["…"]
+    return _indented(shown)
 
 
-def _indented(lines):
+def passwords_of(texts: Iterable[str]) -> set[str]:
+    """Return the passwords and tokens of the URLs in some texts, both as they are written there and decoded."""
+    urls = [url for text in texts for url in CREDENTIALS.finditer(text)]
+    passwords = {(url["password"] or "")[1:] or url["user"] for url in urls}
+    return passwords | {unquote(password) for password in passwords}
+
+
+def _indented(lines: list[str]) -> str:
     return "\n".join("  " + line for line in lines)
-
-
-def passwords_of(texts):
-    """The passwords and tokens of the URLs in some texts, as they stand and as they are meant."""
-    urls = [found for text in texts for found in CREDENTIALS.finditer(text)]
-    found = {(url["password"] or "")[1:] or url["user"] for url in urls}
-    return found | {unquote(each) for each in found}

@@ -1,13 +1,17 @@
 """
-What a call is based on: its pillar, and the environment that Salt serves the formula from.
+The pillar of a call, and the environment that Salt serves the formula from.
 
-A state run brings both. A function that is asked from outside of one gets them as ``state.apply`` would: the pillar
-compiled now, as the minion has in memory what it compiled when it started; and the environments of the last state
-run, unless it is given one.
+A state run brings both. A function that is called outside of a state run gets them as ``state.apply`` would: the pillar
+compiled now, since the minion's memory holds the one of its start, and the environments of the last state run, unless
+one is given.
 """
+
+from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import salt.pillar
 import salt.utils.state
@@ -22,20 +26,19 @@ RECORD = f"{LIB}/environments.json"
 
 def in_state_run() -> bool:
     """
-    Return whether a state run is asking.
+    Return whether a state run, or the rendering of a pillar, calls the module.
 
-    Salt's loaders have a file client of their own in a state run, and where a pillar is being rendered, which must not
-    be compiled for that once more.
+    Salt's loaders have a file client of their own in both. A pillar that is being rendered must not be compiled again.
     """
     return bool(__file_client__.value())
 
 
-def check_transport(opts) -> None:
+def check_transport(opts: Mapping[str, Any]) -> None:
     """
-    Refuse to be asked through salt-ssh, which sends a function neither pillar nor the formula's files.
+    Raise ``CommandExecutionError`` in a call through salt-ssh, which sends neither pillar nor the formula's files.
 
     opts : mapping
-        ``__opts__``, in which it has a root directory of its own.
+        ``__opts__``, in which salt-ssh sets a root directory of its own.
     """
     if os.path.basename(opts.get("root_dir", "")) == "running_data":
         raise CommandExecutionError(
@@ -44,50 +47,52 @@ def check_transport(opts) -> None:
         )
 
 
-def remember(opts, saltenv: str) -> None:
+def remember(opts: Mapping[str, Any], saltenv: str) -> None:
     """
-    Keep the environments of a state run, for the functions that are asked after it.
+    Record the environments of a state run, for the functions that are called after it.
 
     opts : mapping
         The run's ``__opts__``.
     saltenv : str
-        The environment that serves the formula. In a highstate it is the top file's, and no option.
+        The environment that serves the formula. In a highstate the top file sets it, and no option.
     """
-    # state.apply says base where a highstate says nothing, and means the same.
+    # state.apply sets `base` where a highstate sets nothing; both mean the same.
     options = {
         "saltenv": None if opts.get("saltenv") == "base" else opts.get("saltenv"),
         "pillarenv": opts.get("pillarenv"),
     }
-    found = {"saltenv": saltenv, "options": options}
-    if files.read_json(RECORD) != found:
+    record = {"saltenv": saltenv, "options": options}
+    if files.read_json(RECORD) != record:
         files.ensure_dir(LIB, 0o755)
-        files.write(RECORD, json.dumps(found), 0o644)
+        files.write(RECORD, json.dumps(record), 0o644)
 
 
-def saltenv_of(saltenv) -> str:
+def saltenv_of(saltenv: str | None) -> str:
     """
     Return the environment that serves the formula in a state run.
 
     saltenv : str or None
-        The run's. ``base`` says nothing: Salt takes it where it is given none.
+        The run's environment. For ``base``, which Salt also sets where none is given, it is that of the last state run.
     """
     saltenv = saltenv or "base"
     return saltenv if saltenv != "base" else _last().get("saltenv", saltenv)
 
 
-def compile_pillar(opts, grains, pillar, saltenv=None):
+def compile_pillar(
+    opts: Mapping[str, Any], grains: Mapping[str, Any], pillar: Mapping[str, Any], saltenv: str | None = None
+) -> tuple[Mapping[str, Any], str]:
     """
     Compile the pillar as ``state.apply`` would.
 
     opts, grains : mapping
         ``__opts__`` and ``__grains__``.
     pillar : mapping
-        ``__pillar__``, which ``salt-call`` has just compiled.
+        ``__pillar__``, which is returned under ``salt-call``, as that has just compiled it.
     saltenv : str
-        As ``state.apply`` takes it; the last state run's when not given.
+        The environment, as ``state.apply`` takes it; that of the last state run when not given.
 
-    Returns the pillar, in which ``_errors`` says what did not render, and the environment that serves the formula.
-    Raises CommandExecutionError where the master does not answer.
+    Returns the pillar, with the errors of its rendering under ``_errors``, and the environment that serves the formula.
+    Raises ``CommandExecutionError`` where the master does not answer.
     """
     last = {} if saltenv or opts.get("lock_saltenv") else _last()
     options = salt.utils.state.get_sls_opts(opts, **({"saltenv": saltenv} if saltenv else last.get("options", {})))
@@ -106,6 +111,6 @@ def compile_pillar(opts, grains, pillar, saltenv=None):
         raise CommandExecutionError(f"The pillar could not be compiled, and nothing was changed: {error}") from error
 
 
-def _last():
-    lost = "the environment base is taken until the next state run"
-    return files.read_json(RECORD, {"saltenv": str, "options": dict}, lost) or {}
+def _last() -> dict[str, Any]:
+    consequence = "the environment base is used until the next state run"
+    return files.read_json(RECORD, {"saltenv": str, "options": dict}, consequence) or {}

@@ -1,7 +1,9 @@
 """
-Steps of a build, and an app's own commands: run with a time-out, what they print kept without
-the secrets in it, and no process of theirs left behind.
+Steps: the commands of a build, and an app's own ones. Each runs with a time-out and leaves no process behind; the end
+of its output is kept, without secrets.
 """
+
+from __future__ import annotations
 
 import contextlib
 import os
@@ -9,6 +11,9 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable, Mapping, Sequence
+from pwd import struct_passwd
+from typing import IO
 
 from . import process
 from .errors import WsgiError
@@ -17,7 +22,7 @@ from .redact import redact, tail
 
 BUILD_TIMEOUT = 1800  # seconds, for one step of a build
 
-# Marks every process of an app's steps, however deep: only the run that holds the app's lock has any. See `mark`.
+# The variable that every process of an app's steps inherits: see `mark`. Only the run that holds the app's lock starts any.
 MARK = "WSGI_STEP"
 
 KEPT_OUTPUT = 64 * 1024  # bytes
@@ -26,48 +31,49 @@ KERNEL_THREAD = 0x00200000  # PF_KTHREAD in linux/sched.h
 
 
 def run(
-    command,
-    name,
+    command: Sequence[str],
+    name: str,
     *,
-    what="",
-    uid=0,
-    gid=0,
-    groups=(),
-    cwd="/",
-    env=None,
-    timeout=BUILD_TIMEOUT,
-    secrets=(),
-    stdout=None,
-):
+    label: str = "",
+    uid: int = 0,
+    gid: int = 0,
+    groups: Iterable[int] = (),
+    cwd: str = "/",
+    env: Mapping[str, str] | None = None,
+    timeout: float = BUILD_TIMEOUT,
+    secrets: Iterable[object] = (),
+    stdout: IO[bytes] | None = None,
+) -> str:
     """
-    Run one step, to its end.
+    Run one step to its end, then kill every process that it left running.
 
     command : list of str
     name : str
         The app.
-    what : str
-        What a failure calls it; the command's words when not given.
+    label : str
+        The step's name in an error; the command's words when not given.
     uid, gid : int
-        Who runs it.
+        The user and the group that run it.
     groups : iterable of int
-        What other groups it is in.
+        The user's other groups.
     cwd : str
+        The folder that it runs in.
     env : dict
-        What it sees besides ``PATH``, ``LANG`` and how to reach an index.
-    timeout : int
-        Seconds. Then it is killed, with all that it started; so is what it left running.
-    secrets : iterable of str
-        What is struck from its output.
-    stdout : file
-        Takes its standard output, as it is, instead.
+        Its environment variables, besides ``PATH``, ``LANG`` and those that tell how to reach a package index.
+    timeout : float
+        Seconds until it is killed.
+    secrets : iterable
+        Values that are replaced by ``***`` in its output.
+    stdout : binary file
+        Where its standard output goes unaltered, instead of into the returned text.
 
-    Returns the last 64 KiB of what it printed. Raises ``WsgiError`` with the last lines of that when
-    it fails or takes too long, and FileNotFoundError where there is no such program.
+    Returns the last 64 KiB of its output. Raises ``WsgiError`` with the last lines of the output when it fails or takes
+    too long, and ``FileNotFoundError`` where there is no such program.
     """
-    what = what or " ".join(command)
+    label = label or " ".join(command)
     with tempfile.TemporaryFile() as output:
         try:
-            process = subprocess.Popen(
+            running = subprocess.Popen(
                 command,
                 cwd=cwd,
                 user=uid,
@@ -81,52 +87,51 @@ def run(
                 start_new_session=True,
             )
             try:
-                code = process.wait(timeout)
+                code = running.wait(timeout)
             except subprocess.TimeoutExpired:
-                code = None
+                code = None  # kill_steps ends it
         finally:
             kill_steps(name)
         if code is None:
-            process.wait()
+            running.wait()
         output.seek(max(0, output.tell() - KEPT_OUTPUT))
         text = redact(output.read().decode(errors="replace"), secrets)
     if code is None:
-        raise WsgiError(f"{what} did not end within {timeout} s:\n{tail(text)}")
+        raise WsgiError(f"{label} did not end within {timeout} s:\n{tail(text)}")
     if code:
-        said = tail(text) or f"  it printed nothing, and {_ended(code)}"
-        raise WsgiError(f"{what} failed:\n{said}")
+        reason = tail(text) or f"  it printed nothing, and {_describe_end(code)}"
+        raise WsgiError(f"{label} failed:\n{reason}")
     return text
 
 
-def _ended(code):
-    """How a process ended, by its return code as ``subprocess`` has it, for a comment."""
+def _describe_end(code: int) -> str:
+    """Say how a process ended, from its return code as ``subprocess`` gives it."""
     if code > 0:
         return f"its exit status is {code}"
-    # Those of real time have no names.
-    names = {number: signal.Signals(number).name for number in signal.Signals}
-    return f"was ended by {names.get(-code, f'signal {-code}')}"
+    # Real-time signals have no names.
+    names = {number.value: number.name for number in signal.Signals}
+    return f"it was ended by {names.get(-code, f'signal {-code}')}"
 
 
 def mark(name: str) -> str:
     """
-    Return the value that marks the processes of an app's steps on this machine.
+    Return the value of ``MARK`` in the processes of an app's steps on this machine.
 
-    A container that shares the PID namespace of its host has another root directory.
+    It names the root directory, as a container may share the PID namespace of its host.
     """
     root = os.stat("/")
     return f"{name}@{root.st_dev}.{root.st_ino}"
 
 
-def kill_steps(name, patience=5):
+def kill_steps(name: str, patience: float = 5) -> list[int]:
     """
-    Kill every process of an app's steps. Whoever calls it holds the app's lock, or its caller does.
+    Kill every process of an app's steps, and return their PIDs. The caller holds the app's lock.
 
     patience : float
-        Seconds that it tries.
-
-    Returns the PIDs that it found.
+        Seconds after which it gives up.
     """
-    variable, found = f"{MARK}={mark(name)}".encode(), set()
+    variable = f"{MARK}={mark(name)}".encode()
+    found: set[int] = set()
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         running, unknown = _marked(variable)
@@ -134,19 +139,18 @@ def kill_steps(name, patience=5):
             break
         for pid in running:
             with contextlib.suppress(OSError):
-                process.kill(pid, lambda each: variable in _environ(each).split(b"\0"))
+                process.kill(pid, lambda pid: variable in _environ(pid).split(b"\0"))
         found.update(running)
         time.sleep(0.02)
     return sorted(found)
 
 
-def kill_user_processes(user, patience=10):
+def kill_user_processes(user: struct_passwd, patience: float = 10) -> None:
     """
-    Kill every process of a user that is the formula's own, until there is none.
+    Kill all processes of a user that the formula made, until there is none.
 
-    user : pwd.struct_passwd
     patience : float
-        Seconds that it tries.
+        Seconds after which it gives up.
 
     Raises ``WsgiError`` where some are left.
     """
@@ -156,22 +160,24 @@ def kill_user_processes(user, patience=10):
         if not running:
             return
         if time.monotonic() > deadline:
-            raise WsgiError(f"processes of the user {user.pw_name} can't be ended: {', '.join(map(str, running))}")
+            raise WsgiError(
+                f"the processes of the user {user.pw_name} could not be killed: {', '.join(map(str, running))}"
+            )
         for pid in running:
-            process.kill(pid, lambda each: _is_run_by(each, user.pw_uid))
+            process.kill(pid, lambda pid: _is_run_by(pid, user.pw_uid))
         time.sleep(0.02)
 
 
-def _is_run_by(pid, uid):
-    """Return whether a process that is no zombie is of this machine and a user's."""
+def _is_run_by(pid: int, uid: int) -> bool:
+    """Return whether a process is this machine's, a user's, and no zombie."""
     status = process.status_of(pid)
     if str(uid).encode() not in status.get(b"Uid", b"").split() or status[b"State"].split()[0] in (b"Z", b"X"):
         return False
     return process.is_local(pid, status)
 
 
-def _marked(variable):
-    """Return the processes with a variable in their environment, and those of which that can't be said yet."""
+def _marked(variable: bytes) -> tuple[list[int], list[int]]:
+    """Return the processes with a variable in their environment, and those whose environment can't be read yet."""
     running, unknown = [], []
     for pid in process.pids():
         with contextlib.suppress(OSError):
@@ -183,15 +189,15 @@ def _marked(variable):
     return running, unknown
 
 
-def _environ(pid):
-    # Of one that has no memory any more, newer kernels say that it is gone.
+def _environ(pid: int) -> bytes:
+    # Newer kernels report a process without memory as gone.
     with contextlib.suppress(ProcessLookupError), open(f"/proc/{pid}/environ", "rb") as variables:
         return variables.read()
     return b""
 
 
-def _between_programs(pid):
-    """Whether a process showed no environment because it was about to run another program, or to end."""
+def _between_programs(pid: int) -> bool:
+    """Return whether a process shows no environment because it is about to run another program, or to end."""
     with open(f"/proc/{pid}/stat", errors="replace") as stat:
         fields = stat.read().rpartition(")")[2].split()  # from the third on: man 5 proc
     state, flags, begin, end = fields[0], int(fields[6]), int(fields[47]), int(fields[48])
@@ -199,11 +205,11 @@ def _between_programs(pid):
     return state not in ("Z", "X") and not flags & KERNEL_THREAD and not truly_empty
 
 
-def index_environment():
-    """What a step may see of Salt's own environment: how to reach an index, and no more."""
-    passed = ("PIP_", "UV_", "SSL_CERT_", "REQUESTS_CA_", "HTTP_", "HTTPS_", "NO_PROXY", "ALL_PROXY")
+def index_environment() -> dict[str, str]:
+    """Return the variables of Salt's own environment that a step may see: those that tell how to reach an index."""
+    prefixes = ("PIP_", "UV_", "SSL_CERT_", "REQUESTS_CA_", "HTTP_", "HTTPS_", "NO_PROXY", "ALL_PROXY")
     return {
         "PATH": PATH,
         "LANG": "C.UTF-8",
-        **{name: value for name, value in os.environ.items() if name.upper().startswith(passed)},
+        **{name: value for name, value in os.environ.items() if name.upper().startswith(prefixes)},
     }

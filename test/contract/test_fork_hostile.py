@@ -49,7 +49,7 @@ def test_zeromq_app_does_not_answer_when_it_is_loaded_before_the_fork(machine, a
 def test_preload_of_a_zeromq_app_gives_a_warning(machine, app):
     app("uwsgi", "supervisor", preload=True)
     assert machine.call("wsgi.validate") == [
-        "warning: wsgi:apps:zeromq:preload: pyzmq may break when what it made crosses a fork; false is safe"
+        "warning: wsgi:apps:zeromq:preload: pyzmq is not safe when a process forks after loading; use false"
     ]
     warned = machine.apply().raw["wsgi_|-wsgi-pillar_|-wsgi-pillar_|-pillar_valid"]
     assert [sentence.split(": ")[0] for sentence in warned["warnings"]] == ["wsgi:apps:zeromq:preload"]

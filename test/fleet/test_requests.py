@@ -79,7 +79,7 @@ def test_other_sls_can_include_and_require_parts_of_the_formula(master, minion, 
 
 def test_edit_on_the_master_is_used_once_the_manifest_is_written(master, minion):
     master.exec(f"echo '# edited' >> {FORMULA}/{EDITED}")
-    assert f"salt://{EDITED} is not the file of which" in refused(master, minion, "wsgi.validate")
+    assert f"salt://{EDITED} does not have the sum" in refused(master, minion, "wsgi.validate")
     assert master.salt(minion.id, "state.apply", "wsgi")[minion.id].changed == set()
     master.exec(f"{FORMULA}/test/manifest")
     assert master.salt(minion.id, "state.apply", "wsgi")[minion.id].changed
@@ -90,7 +90,7 @@ def test_formula_file_from_another_file_root_is_not_used(master, minion):
     master.salt(minion.id, "state.apply", "wsgi")
     master.put(f"/srv/salt/{EDITED}", "nonsense;")
     minion.exec(["rm", f"/var/cache/salt/minion/files/base/{EDITED}"])
-    assert f"salt://{EDITED} is not the file of which" in refused(master, minion, "state.apply", "wsgi")
+    assert f"salt://{EDITED} does not have the sum" in refused(master, minion, "state.apply", "wsgi")
     assert minion.get("/", host="hello.example.com").status == 200
 
 

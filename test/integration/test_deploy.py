@@ -152,7 +152,7 @@ def test_rollback_of_a_deploy_returns_to_the_source_of_pillar(shop):
     [
         (["rev=v22"], "v22"),
         (["rev=bad"], "rotten"),
-        (["rev=-x"], "'-x' can't be a branch, a tag or a commit"),
+        (["rev=-x"], "has the revision '-x', which is not a valid branch, tag or commit"),
         (["rev=1.10"], "rev was read as 1.1; quote it twice"),
         (["rev=''"], "can't be a branch, a tag or a commit|must"),
         (["source=nonsense"], "'nonsense' must be salt://folder"),

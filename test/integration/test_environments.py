@@ -205,7 +205,7 @@ wheels = [{{ url = "http://127.0.0.1:3141/main/files/tiny-2.0-py3-none-any.whl",
     assert re.search("[Hh]ash", run.states["shop-release"]["comment"])
     run = apply(machine, "pip", requirements="pylock.toml", ok=False)
     assert (
-        "wsgi:apps:shop:requirements: 'pylock.toml' is for uv to install: say installer: uv"
+        "wsgi:apps:shop:requirements: only uv can install 'pylock.toml'; set installer: uv"
         in run.states["shop-release"]["comment"]
     )
     assert packages(machine)["tiny"] == "2.0"
@@ -406,7 +406,7 @@ def test_apps_under_pypy_and_cpython_run_side_by_side(machine, sums, installer):
     machine.pillar({"apps": {**apps, "one": {**apps["one"], "python": "python3.99"}}})
     run = machine.apply(ok=False)
     assert re.search(
-        r"wsgi:apps:one:python: 'python3\.99' is not on this machine \(.*pypy3.*, python3, .*\); install it first",
+        r"wsgi:apps:one:python: 'python3\.99' is not installed \(installed: .*pypy3.*, python3, .*\); install it first",
         run.states["one-release"]["comment"],
     )
     assert json.loads(machine.get("/", host="one.example.com").body)["python"] == "PyPy"

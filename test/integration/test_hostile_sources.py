@@ -101,12 +101,12 @@ def refused(machine, source, **settings):
 @pytest.mark.parametrize(
     ("repository", "problem"),
     [
-        ("/home/eve/alternates.git", "can't be read by 'eve', as whom it is read"),
-        ("/home/eve/objects.git", "can't be read by 'eve', as whom it is read"),
-        ("/home/eve/link.git", "can't be read by 'eve', as whom it is read"),
-        ("/home/eve/gitdir", "can't be read by 'eve', as whom it is read"),
-        ("/home/eve/way/up/secret.git", "can't be read by 'eve', as whom it is read"),
-        ("/opt/open/shared.git", "can't be read by 'nobody', as whom it is read"),
+        ("/home/eve/alternates.git", "could not be read as the user 'eve'"),
+        ("/home/eve/objects.git", "could not be read as the user 'eve'"),
+        ("/home/eve/link.git", "could not be read as the user 'eve'"),
+        ("/home/eve/gitdir", "could not be read as the user 'eve'"),
+        ("/home/eve/way/up/secret.git", "could not be read as the user 'eve'"),
+        ("/opt/open/shared.git", "could not be read as the user 'nobody'"),
     ],
 )
 def test_repository_does_not_make_root_read_what_its_owner_may_not(site, repository, problem):
@@ -115,14 +115,14 @@ def test_repository_does_not_make_root_read_what_its_owner_may_not(site, reposit
 
 def test_knowing_a_hash_does_not_give_a_commit_that_only_root_may_read(site):
     commit = site.exec(["cat", "/tmp/commit"]).stdout.strip()
-    assert "can't be read by 'eve'" in refused(site, f"git+file:///home/eve/alternates.git@{commit}")
+    assert "could not be read as the user 'eve'" in refused(site, f"git+file:///home/eve/alternates.git@{commit}")
 
 
 @pytest.mark.parametrize("repository", ["with-root", "nested"])
 def test_submodule_is_never_read_as_root(site, repository):
     comment = refused(site, f"git+file:///home/eve/{repository}@main")
     assert "wsgi:apps:shop:source: submodule " in comment
-    assert "/root/secret.git can't be read by " in comment
+    assert "/root/secret.git could not be read as the user " in comment
 
 
 @pytest.mark.parametrize("path", ["/home/eve/way/up/work", "/home/eve/folder"])
@@ -135,7 +135,8 @@ def test_folder_behind_the_link_of_another_user_is_not_read(site, path):
 def test_link_to_devices_is_refused_before_it_is_read(site):
     comment = refused(site, "git+file:///home/eve/links@main", wheels="wheels")
     assert (
-        "wsgi:apps:shop:source: 'wheels' is a link that leads out of it: '/dev'; remove it from the source" in comment
+        "wsgi:apps:shop:source: 'wheels' is a link that leads out of the folder: '/dev'; remove it from the source"
+        in comment
     )
 
 

@@ -85,7 +85,7 @@ def process_cases(host, name, folder):
     """Return the files of an app's generation and their cases."""
     app = host.settings.apps[name]
     release = desired_release(host, name)
-    generation = Generation(host, name, "0123456789", new_record(host, app, release, "2.0.21"))
+    generation = Generation(host, name, "0123456789", new_record(app, release, "2.0.21"))
     texts = generation_files(generation, app)
     expected = {program.unit: program for program in generation.programs}
     files, cases = {}, []

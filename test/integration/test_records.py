@@ -182,8 +182,8 @@ def generations(machine):
     [
         (": > $path", RECORDS),
         ("head -c 3000 /dev/urandom > $path", {**RECORDS, KEPT: "there is no rollback to it any more"}),
-        ("truncate -s -9 $path", {OVERRIDE: "pillar alone says what is wanted"}),
-        ("echo [] > $path", {OVERRIDE: "pillar alone says what is wanted", RELEASE: "it is made again"}),
+        ("truncate -s -9 $path", {OVERRIDE: "pillar's settings count"}),
+        ("echo [] > $path", {OVERRIDE: "pillar's settings count", RELEASE: "it is made again"}),
     ],
     ids=["empty", "garbage", "cut off", "another type"],
 )

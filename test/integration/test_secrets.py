@@ -98,13 +98,13 @@ def test_changed_secret_makes_a_new_generation(secretive, where):
     [
         (
             {"env": {"FROM_SDB": "sdb://vault/shop:nothing"}},
-            "wsgi:apps:shop:env:FROM_SDB: sdb://vault/shop:nothing is not there",
+            "wsgi:apps:shop:env:FROM_SDB: sdb has no value for sdb://vault/shop:nothing",
         ),
         (
             {"env": {"FROM_SDB": "sdb://volt/shop:password"}},
-            "wsgi:apps:shop:env:FROM_SDB: sdb://volt/shop:password can't be had",
+            "wsgi:apps:shop:env:FROM_SDB: sdb://volt/shop:password is not available",
         ),
-        ({"env_files": ["/etc/none.env"]}, "wsgi:apps:shop:env_files: '/etc/none.env' is not there"),
+        ({"env_files": ["/etc/none.env"]}, "wsgi:apps:shop:env_files: there is no file '/etc/none.env'"),
         ({"env_files": ["/etc/bad.env"]}, "wsgi:apps:shop:env_files: line 2 of '/etc/bad.env' is not NAME=value"),
     ],
 )

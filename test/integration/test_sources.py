@@ -268,20 +268,20 @@ def another_host_key(site):
 FAULTS = {
     "no such branch": (
         lambda site: {"source": f"{SSH}@lihgt"},
-        "wsgi:apps:shop:source: 'lihgt' is neither a branch nor a tag of it; did you mean 'light'?",
+        "wsgi:apps:shop:source: the repository has no branch and no tag 'lihgt'; did you mean 'light'?",
     ),
     "two of one name": (
         lambda site: {"source": f"{SSH}@both"},
-        "wsgi:apps:shop:source: 'both' is a branch and a tag; say @refs/heads/both or @refs/tags/both",
+        "wsgi:apps:shop:source: 'both' is both a branch and a tag; write @refs/heads/both or @refs/tags/both",
     ),
     "short commit": (lambda site: {"source": f"{SSH}@0f1e2d3"}, "a commit must be whole, 40 or 64"),
     "no such commit": (
         lambda site: {"source": f"{SSH}@{'0f1e2d3c' * 5}"},
-        "wsgi:apps:shop:source: 0f1e2d3c0f1e2d3c0f1e2d3c0f1e2d3c0f1e2d3c is no commit in ssh://",
+        f"has no commit {'0f1e2d3c' * 5}: ",
     ),
     "no such folder": (
         lambda site: {"source": f"{SSH}@light#subdirectory=wbe"},
-        "wsgi:apps:shop:source: there is no folder 'wbe' in it; at its top are: shared, web",
+        "wsgi:apps:shop:source: the repository has no folder 'wbe'; at its top are: shared, web",
     ),
     "no such repository": (
         lambda site: {"source": "git+ssh://git@127.0.0.1:2222/srv/git/shp.git@main"},
@@ -289,16 +289,16 @@ FAULTS = {
     ),
     "closed port": (
         lambda site: {"source": "git+ssh://git@127.0.0.1:2/srv/git/shop.git@main"},
-        "wsgi:apps:shop:source: 127.0.0.1:2 can't be reached",
+        "wsgi:apps:shop:source: 127.0.0.1:2 could not be reached",
     ),
-    "silent host": (silent, "wsgi:apps:shop:source: 127.0.0.1:2223 can't be reached"),
+    "silent host": (silent, "wsgi:apps:shop:source: 127.0.0.1:2223 could not be reached"),
     "unknown host key": (
         lambda site: {"known_hosts": None},
-        "wsgi:apps:shop:known_hosts: the host key of 127.0.0.1:2222 is not known; put what `ssh-keyscan -p 2222 127.0.0.1`",
+        "wsgi:apps:shop:known_hosts: the host key of 127.0.0.1:2222 is not known; set this to the output of `ssh-keyscan -p 2222 127.0.0.1`",
     ),
     "another host key": (
         another_host_key,
-        "wsgi:apps:shop:known_hosts: 127.0.0.1:2222 shows another host key than the one that is known",
+        "wsgi:apps:shop:known_hosts: 127.0.0.1:2222 shows a host key that differs from the known one",
     ),
     "wrong deploy key": (
         lambda site: {"deploy_key": site.other_key},
@@ -315,33 +315,33 @@ FAULTS = {
     ),
     "no such archive": (
         lambda site: {"source": f"{WEB}/no.zip#sha256={'0' * 64}"},
-        f"wsgi:apps:shop:source: {WEB}/no.zip can't be had: 404 ",
+        f"wsgi:apps:shop:source: {WEB}/no.zip could not be fetched: 404 ",
     ),
     "archive on a closed port": (
         lambda site: {"source": f"http://127.0.0.1:2/no.zip#sha256={'0' * 64}"},
-        "wsgi:apps:shop:source: http://127.0.0.1:2/no.zip can't be had: ",
+        "wsgi:apps:shop:source: http://127.0.0.1:2/no.zip could not be fetched: ",
     ),
     "archive that Salt has not": (
         lambda site: {"source": f"salt://no.zip#sha256={'0' * 64}"},
-        "wsgi:apps:shop:source: Salt serves no salt://no.zip",
+        "wsgi:apps:shop:source: Salt does not serve salt://no.zip",
     ),
     "hostile archive": (
         lambda site: {"source": f"{WEB}/hostile.tar#sha256={site.sums['hostile.tar']}"},
-        "'../../../../../../../../tmp/escaped' leads out of it",
+        "'../../../../../../../../tmp/escaped' leads out of the archive",
     ),
     "link that leads out": (
         lambda site: (
             site.machine.exec("mkdir -p /opt/link && ln -sf /etc/shadow /opt/link/out") and {"source": "/opt/link"}
         ),
-        "wsgi:apps:shop:source: 'out' is a link that leads out of it: '/etc/shadow'; remove it from the source",
+        "wsgi:apps:shop:source: 'out' is a link that leads out of the folder: '/etc/shadow'; remove it from the source",
     ),
     "submodule on the machine": (
         lambda site: {"source": f"{SSH}@local"},
-        "wsgi:apps:shop:source: submodule 'shared' is at 'file:///root/work/shared'; it can be at https://, ssh://",
+        "wsgi:apps:shop:source: submodule 'shared' is at 'file:///root/work/shared'; allowed are https://, ssh://",
     ),
     "no such folder on the machine": (
         lambda site: {"source": "/opt/no-such-folder"},
-        "wsgi:apps:shop:source: /opt/no-such-folder is no folder on this machine",
+        "wsgi:apps:shop:source: /opt/no-such-folder is not a folder on this machine",
     ),
 }
 

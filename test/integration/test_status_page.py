@@ -101,7 +101,7 @@ def test_page_shows_the_state_of_each_app(served, page):
 
 def test_page_shows_what_failed_and_why(page):
     """It is written last, even if states before it failed."""
-    assert "&lt;b&gt;bold&lt;/b&gt;: not a key" in page.body
+    assert "&lt;b&gt;bold&lt;/b&gt;: unknown key" in page.body
     assert "<b>" not in page.body
     assert re.search(r"<code>unbuilt-release</code> failed: .*salt://apps/nothing-of-that-name", page.body)
     assert re.search(r'<span class="bad">failed</span>\s*<small>.*nothing-of-that-name', page.body)

@@ -86,7 +86,7 @@ def make_nginx_host(make_host, tmp_path):
 
     def host_of(apps, build=None, **pillar):
         host = make_host({**pillar, "apps": {name: {**HELLO, **own} for name, own in apps.items()}})
-        assert host.settings.problems == []
+        assert host.settings.messages == []
         host.family["nginx"].update(conf_dir=f"{tmp_path}/conf.d", own_dir=f"{tmp_path}/own")
         if build:
             host.nginx_built = build
@@ -116,7 +116,7 @@ def make_generation(make_host, monkeypatch):
 
     def generation_of(own, *forgotten):
         host = make_host({"apps": {"shop": {**HELLO, "graceful_timeout": 20, **own}}})
-        assert host.settings.problems == []
+        assert host.settings.messages == []
         settings = settings_record(host.settings.apps["shop"])
         record = {
             "layout": LAYOUT,

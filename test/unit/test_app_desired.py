@@ -18,7 +18,7 @@ def host(make_host, tmp_path, monkeypatch):
 
     def host_of(**own):
         made = make_host({"apps": {"shop": {**SHOP, **own}}})
-        assert made.settings.problems == []
+        assert made.settings.messages == []
         made.salt = {**made.salt, "sdb.get": lambda uri, strict: {"sdb://vault/key": "found"}.get(uri)}
         return made
 
@@ -43,7 +43,7 @@ def test_variables_of_pillar_win_over_those_of_env_files(host, tmp_path):
         ("A ='hunter2'", "line 1 of '{path}' is not NAME=value"),
         ("A='hunter2", "line 1 of '{path}': its quotes don't match"),
         ("A='hunter2' 'more'", "line 1 of '{path}': its quotes don't match"),
-        ("A=hunter2\0", "line 1 of '{path}' holds a character that no variable can, such as NUL"),
+        ("A=hunter2\0", "line 1 of '{path}' contains a character that no variable can hold, such as NUL"),
     ],
 )
 def test_invalid_line_of_an_env_file_is_reported_by_its_number(host, tmp_path, text, problem):
@@ -59,7 +59,7 @@ def test_invalid_line_of_an_env_file_is_reported_by_its_number(host, tmp_path, t
     [("env:KEY", {"env": {"KEY": "sdb://vault/none"}}), ("deploy_key", {"deploy_key": "sdb://vault/none"})],
 )
 def test_missing_sdb_value_is_a_problem(host, key, own):
-    with pytest.raises(WsgiError, match=f"wsgi:apps:shop:{key}: sdb://vault/none is not there"):
+    with pytest.raises(WsgiError, match=f"wsgi:apps:shop:{key}: sdb has no value for sdb://vault/none"):
         desired_app(host(**own), "shop")
 
 

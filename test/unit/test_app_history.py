@@ -8,7 +8,7 @@ from unit.conftest import host_of
 from wsgi_formula import files
 from wsgi_formula.app import history
 from wsgi_formula.app import release as releases
-from wsgi_formula.app.history import REASON
+from wsgi_formula.app.history import ERROR_LENGTH
 from wsgi_formula.app.release import Release
 
 
@@ -98,7 +98,7 @@ def test_number_and_length_of_entries_are_limited(host, monkeypatch):
     found = history.entries("shop")
     assert [entry["error"].split("\n")[0] for entry in found] == ["2", "3", "4"]
     assert all(entry["error"].endswith("xxwhy") for entry in found)
-    assert max(len(entry["error"]) for entry in found) == len("2\n") + REASON
+    assert max(len(entry["error"]) for entry in found) == len("2\n") + ERROR_LENGTH
 
 
 def test_settings_of_a_removed_release_are_deleted(host):

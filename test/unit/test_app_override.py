@@ -25,7 +25,7 @@ def host(make_host, tmp_path, monkeypatch):
 
     def host_of(**own):
         made = make_host({"apps": {"shop": {**SHOP, **own}}})
-        assert made.settings.problems == []
+        assert made.settings.messages == []
         made.salt = {**made.salt, "sdb.get": lambda uri, strict: {"sdb://vault/key": "found"}.get(uri)}
         return made
 
@@ -66,7 +66,7 @@ def test_run_stops_if_another_run_changed_the_override(host):
         assert active_override(each, "shop") == {}
     deploy(second, "/srv/shop")
     check_override_unchanged(second, "shop")
-    with pytest.raises(WsgiError, match="another run changed what is wanted of shop meanwhile"):
+    with pytest.raises(WsgiError, match="another run deployed, pinned or unpinned shop meanwhile"):
         check_override_unchanged(first, "shop")
 
 

@@ -35,7 +35,7 @@ def recipe(make_host, tmp_path):
 
     def of(**settings):
         host = make_host({"apps": {"shop": {**APP, **settings}}})
-        assert host.settings.problems == []
+        assert host.settings.messages == []
         return Recipe(host, "shop", host.settings.apps["shop"], str(tmp_path), [])
 
     return of
@@ -134,7 +134,7 @@ def test_link_within_the_code_is_followed(required, tmp_path):
     ("text", "told"),
     [
         (b"#" * (TEXT + 1), "'requirements.txt' has more than 16 MiB"),
-        (b"\xff", "'requirements.txt' can't be read: it is not UTF-8"),
+        (b"\xff", "'requirements.txt' is not UTF-8"),
     ],
     ids=["long", "not UTF-8"],
 )
@@ -148,13 +148,13 @@ def test_unreadable_file_is_named(required, tmp_path, text, told):
 def test_many_files_share_the_limit_of_one(required):
     line = "#" * (TEXT // 2) + "\n"
     files = {"requirements.txt": line + "-r a.txt", "a.txt": line + "-r b.txt", "b.txt": line}
-    with pytest.raises(WsgiError, match="'a.txt' and those that point at it have more than 16 MiB"):
+    with pytest.raises(WsgiError, match="'a.txt' and the files that include it exceed 16 MiB"):
         required("requirements.txt", files)
 
 
 def test_long_chain_of_files_is_refused(required):
     files = {f"{number}.txt": f"-r {number + 1}.txt" for number in range(2000)}
-    with pytest.raises(WsgiError, match="'51.txt' is the last of 50 files, each of which points at the next"):
+    with pytest.raises(WsgiError, match="'51.txt' is the last of 50 files, each of which includes the next"):
         required("0.txt", files)
 
 
@@ -245,7 +245,9 @@ def test_toml_is_parsed_by_the_library_of_the_python_of_salt(required, monkeypat
     if known:
         assert required("pyproject.toml", {"pyproject.toml": ""}).lines == ["tiny"]
     else:
-        with pytest.raises(WsgiError, match=r"^wsgi:apps:shop:requirements: Salt's Python can't read 'pyproject.toml'"):
+        with pytest.raises(
+            WsgiError, match=r"^wsgi:apps:shop:requirements: Salt's Python has no tomllib to read 'pyproject.toml'"
+        ):
             required("pyproject.toml", {"pyproject.toml": ""})
 
 
@@ -255,10 +257,14 @@ def test_toml_is_parsed_by_the_library_of_the_python_of_salt(required, monkeypat
         ("pyproject.toml", "[project\n", "'pyproject.toml' is not TOML"),
         ("pyproject.toml", f"a = {'[' * 10_000}", "'pyproject.toml' is not TOML"),
         ("pyproject.toml", "project = 1\n", "has no [project]"),
-        ("pyproject.toml", "[project]\nname = 'a'\ndependencies = 'tiny'\n", "no list of strings of one line each"),
-        ("pyproject.toml", "[project]\nname = 'a'\ndependencies = [1]\n", "no list of strings of one line each"),
+        ("pyproject.toml", "[project]\nname = 'a'\ndependencies = 'tiny'\n", "not a list of strings of one line each"),
+        ("pyproject.toml", "[project]\nname = 'a'\ndependencies = [1]\n", "not a list of strings of one line each"),
         ("pyproject.toml", "[tool.poetry]\n", "has no [project]"),
-        ("pyproject.toml", "[project]\nname = 'a'\ndynamic = ['dependencies']\n", "['.'] installs it with them"),
+        (
+            "pyproject.toml",
+            "[project]\nname = 'a'\ndynamic = ['dependencies']\n",
+            "['.'] installs the project with them",
+        ),
         ("poetry.lock", "", "name the file that `poetry export --output requirements.txt` makes"),
         ("web/Pipfile.lock", "", "`pipenv requirements > requirements.txt`"),
         ("pdm.lock", "", "`pdm export --output requirements.txt`"),
@@ -339,7 +345,7 @@ def test_uv_is_used_if_installed_unless_pip_is_configured(recipe, monkeypatch, t
     monkeypatch.setattr(environment, "UV", str(tmp_path / "uv"))
     monkeypatch.setattr(environment, "PATH", f"{tmp_path}/bin:/usr/bin")
     assert isinstance(recipe()._installer(), Pip)
-    with pytest.raises(WsgiError, match="wsgi:apps:shop:installer: 'uv' is not on this machine"):
+    with pytest.raises(WsgiError, match="wsgi:apps:shop:installer: 'uv' is not installed"):
         recipe(installer="uv")._installer()
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/uv").touch(mode=0o755)
@@ -353,7 +359,7 @@ def test_lock_file_of_uv_is_refused_for_pip(recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "UV", str(tmp_path / "uv"))
     (tmp_path / "uv.lock").write_text("")
     with pytest.raises(
-        WsgiError, match="wsgi:apps:shop:requirements: 'uv.lock' is for uv to install: say installer: uv"
+        WsgiError, match="wsgi:apps:shop:requirements: only uv can install 'uv.lock'; set installer: uv"
     ):
         recipe(requirements="uv.lock", installer="pip")._installer()
 
@@ -365,7 +371,7 @@ def test_missing_interpreter_is_named_with_the_available_ones(recipe, monkeypatc
     with pytest.raises(WsgiError) as problem:
         recipe(python="python3.99")._installer()
     assert str(problem.value) == (
-        "wsgi:apps:shop:python: 'python3.99' is not on this machine (pypy3.9, python3, python3.11); install it first"
+        "wsgi:apps:shop:python: 'python3.99' is not installed (installed: pypy3.9, python3, python3.11); install it first"
     )
 
 

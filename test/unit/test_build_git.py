@@ -21,22 +21,22 @@ REFERENCES = {
     [("main", "a"), ("v1.5", "e"), ("refs/tags/v1.5", "e"), ("refs/heads/both", "b"), ("refs/tags/both", "c")],
 )
 def test_reference_is_resolved(revision, commit):
-    assert git.find(REFERENCES, revision) == commit * 40
+    assert git.find_commit(REFERENCES, revision) == commit * 40
 
 
 @pytest.mark.parametrize(
     ("revision", "told"),
     [
-        ("both", "'both' is a branch and a tag; say @refs/heads/both or @refs/tags/both"),
-        ("v1.4", "'v1.4' is neither a branch nor a tag of it; did you mean 'v1.5'?"),
-        ("refs/tags/v1.4", "'refs/tags/v1.4' is not in it; did you mean 'refs/tags/v1.5'"),
-        ("0f1e2d3", "'0f1e2d3' is neither a branch nor a tag of it; a commit must be whole, 40 or 64"),
-        ("zzz", "'zzz' is neither a branch nor a tag of it"),
+        ("both", "'both' is both a branch and a tag; write @refs/heads/both or @refs/tags/both"),
+        ("v1.4", "the repository has no branch and no tag 'v1.4'; did you mean 'v1.5'?"),
+        ("refs/tags/v1.4", "the repository has no reference 'refs/tags/v1.4'; did you mean 'refs/tags/v1.5'"),
+        ("0f1e2d3", "the repository has no branch and no tag '0f1e2d3'; a commit must be whole, 40 or 64"),
+        ("zzz", "the repository has no branch and no tag 'zzz'"),
     ],
 )
 def test_unknown_reference_is_refused(revision, told):
     with pytest.raises(Refused) as error:
-        git.find(REFERENCES, revision)
+        git.find_commit(REFERENCES, revision)
     assert str(error.value).startswith(told)
 
 
@@ -97,7 +97,7 @@ def test_local_repositories_are_allowed_only_for_a_local_source(url, file):
     ],
 )
 def test_relative_url_of_a_submodule_is_resolved(url, relative, absolute):
-    assert git.beside(url, relative) == absolute
+    assert git.submodule_url(url, relative) == absolute
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_submodule_may_use_only_the_schemes_of_its_repository(main, url, schemes
     if repository.scheme in schemes:
         assert repository._submodule("lib", url, (7, 7)).scheme in ("https", "ssh", "file")
     else:
-        with pytest.raises(Refused, match="^submodule 'lib' is at '.*'; it can be at https://, ssh://"):
+        with pytest.raises(Refused, match="^submodule 'lib' is at '.*'; allowed are https://, ssh://"):
             repository._submodule("lib", url, (7, 7))
 
 

@@ -107,7 +107,7 @@ def test_link_out_of_a_source_is_refused(source_of, tmp_path, target):
     if target != "sub/up":
         (folder / "sub/up").unlink()
         (folder / "link").symlink_to(target)
-    told = "^wsgi:apps:shop:source: '(link|sub/up)' is a link that leads out of it: '.*'; remove it from the source"
+    told = "^wsgi:apps:shop:source: '(link|sub/up)' is a link that leads out of the folder: '.*'; remove it from the source"
     with pytest.raises(WsgiError, match=told):
         source_of(str(folder)).fetch(str(tmp_path / "copy"), 0, 0)
 
@@ -129,7 +129,7 @@ LIMITS = {"size": "1k", "files": 5, "depth": 3}
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ({"big": 1025}, "size: the source holds more than 1k; 'big' does not fit in any more; raise the limit if"),
+        ({"big": 1025}, "size: the source holds more than 1k; 'big' does not fit; raise the limit if"),
         ({"a": 512, "b": 513}, "size: the source holds more than 1k; 'b' does not"),
         ({str(number): 0 for number in range(6)}, "files: the source holds more than 5 files and folders; '5' is"),
         ({"a/b/c/d": 0}, "depth: 'a/b/c/d'… is more than 3 folders deep in the source"),

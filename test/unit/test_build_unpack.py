@@ -92,19 +92,22 @@ def test_tar_archive_that_ends_in_a_zip_is_a_tar(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "told"),
     [
-        ([("/escaped", {})], "'/escaped' leads out of it"),
-        ([("../escaped", {})], "'../escaped' leads out of it"),
-        ([("a/../../escaped", {})], "'a/../../escaped' leads out of it"),
-        ([("a", {"type": LINK, "linkname": "/etc"})], "'a' is a link that leads out of it: '/etc'"),
-        ([("a", {"type": LINK, "linkname": ".."})], "'a' is a link that leads out of it: '..'"),
-        ([("x/a", {"type": LINK, "linkname": "../../y"})], "'x/a' is a link that leads out of it: '../../y'"),
+        ([("/escaped", {})], "'/escaped' leads out of the archive"),
+        ([("../escaped", {})], "'../escaped' leads out of the archive"),
+        ([("a/../../escaped", {})], "'a/../../escaped' leads out of the archive"),
+        ([("a", {"type": LINK, "linkname": "/etc"})], "'a' is a link that leads out of the archive: '/etc'"),
+        ([("a", {"type": LINK, "linkname": ".."})], "'a' is a link that leads out of the archive: '..'"),
+        ([("x/a", {"type": LINK, "linkname": "../../y"})], "'x/a' is a link that leads out of the archive: '../../y'"),
         # Each link alone stays inside, but both together lead out.
         (
             [("x/a", {"type": LINK, "linkname": ".."}), ("b", {"type": LINK, "linkname": "x/a/../escaped"})],
-            "'b' is a link that leads out of it: 'x/a/../escaped'",
+            "'b' is a link that leads out of the archive: 'x/a/../escaped'",
         ),
         ([("x", {"type": FOLDER}), ("a", {"type": LINK, "linkname": "x"}), ("a/b", {})], "'a/b' leads through a link"),
-        ([("a", {"type": HARD, "linkname": "../escaped"})], "'a' is a link to what is no file in it: '../escaped'"),
+        (
+            [("a", {"type": HARD, "linkname": "../escaped"})],
+            "'a' is a link to '../escaped', which is not a file in the archive",
+        ),
         ([("a", {"type": DEVICE})], "'a' is a device or a pipe; "),
         ([("a", {"type": PIPE})], "'a' is a device or a pipe; "),
     ],
@@ -123,7 +126,7 @@ def test_hostile_entry_of_a_tar_is_refused(tmp_path, entries, told):
 def test_hostile_entry_of_a_zip_is_refused(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(name, "x")
-    assert "leads out of it" in unpacked(tmp_path / "a.zip", tmp_path / "out").stderr
+    assert "leads out of the archive" in unpacked(tmp_path / "a.zip", tmp_path / "out").stderr
     assert not (tmp_path / "escaped").exists()
 
 
@@ -200,12 +203,12 @@ def test_header_that_would_take_all_memory_is_refused(tmp_path):
     (tmp_path / "a.tar").write_bytes(entry.tobuf(tarfile.GNU_FORMAT) + bytes(2**16))
     done = unpacked(tmp_path / "a.tar", tmp_path / "out")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"{KEY}:files: to unpack it takes more than 1025 MiB of memory")
+    assert done.stderr.startswith(f"{KEY}:files: the archive takes more than 1025 MiB of memory to unpack")
 
 
 def test_missing_folder_is_reported_with_the_existing_ones(tmp_path):
     done = unpacked(tar(tmp_path / "a.tar", ("shop-1/x", {}), ("docs/x", {})), tmp_path / "out", "shop")
-    assert done.stderr.strip() == "there is no folder 'shop' in it; at its top are: docs, shop-1"
+    assert done.stderr.strip() == "the archive has no folder 'shop'; at its top are: docs, shop-1"
 
 
 def test_file_that_is_not_an_archive_is_refused(tmp_path):

@@ -74,7 +74,7 @@ def test_process_that_cannot_be_killed_is_reported(monkeypatch):
     monkeypatch.setattr(process, "kill", lambda pid, is_meant: None)
     running = started()
     try:
-        with pytest.raises(WsgiError, match=f"of the user wsgibuild-unit-test can't be ended: {running.pid}"):
+        with pytest.raises(WsgiError, match=f"of the user wsgibuild-unit-test could not be killed: {running.pid}"):
             step.kill_user_processes(Account, patience=0.1)
     finally:
         running.kill()

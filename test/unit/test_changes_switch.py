@@ -112,7 +112,7 @@ def deploy_on(machine, id):
     """Make a change with an override, as `wsgi.deploy` does."""
     host = machine.host()
     recovery.recover(host, "shop")
-    app = {**desired_app(host, "shop"), "rollback_on_failure": True}
+    app = desired_app(host, "shop").replace(rollback_on_failure=True)
     release = SimpleNamespace(id=f"release-of-{id}", record={})
     os.makedirs(Release("shop", release.id).path, exist_ok=True)
     said = deploy_override(host, "shop", f"/srv/{id}", None)
@@ -170,7 +170,7 @@ def staged(machine):
 @pytest.mark.parametrize("id", ["good", "bad"])
 def test_records_are_true_when_a_switch_is_killed_at_any_file_operation(machine, monkeypatch, id):
     """The bad generation is live for a moment, until rollback_on_failure undoes it."""
-    monkeypatch.setattr(history, "_counted", lambda found: found)
+    monkeypatch.setattr(history, "_without_repeated_failure", lambda found: found)
     deploy_on(machine, "old")
     seen, number = set(), 0
     while True:

@@ -5,7 +5,7 @@ import logging
 import pytest
 import values
 from wsgi_formula import diff
-from wsgi_formula.diff import MOST
+from wsgi_formula.diff import MOST_LINES
 from wsgi_formula.edge import nginx
 from wsgi_formula.edge.nginx import NOT_SHOWN
 
@@ -46,10 +46,10 @@ def test_long_change_is_reported_by_its_first_lines_and_the_number_of_others():
     def told(count):
         return diff.brief("x.conf", "", "".join(f"line {number}\n" for number in range(count))).splitlines()
 
-    assert len(told(MOST)) == MOST
-    assert told(MOST + 1)[-1] == f"+line {MOST}"
-    assert len(told(500)) == MOST + 1
-    assert told(500)[-1] == f"… {500 - MOST} more lines: see Salt's log at level debug"
+    assert len(told(MOST_LINES)) == MOST_LINES
+    assert told(MOST_LINES + 1)[-1] == f"+line {MOST_LINES}"
+    assert len(told(500)) == MOST_LINES + 1
+    assert told(500)[-1] == f"… {500 - MOST_LINES} more lines: see Salt's log at level debug"
     assert diff.first_lines("x.html", "a\n" * 500).splitlines()[-1] == told(500)[-1]
 
 

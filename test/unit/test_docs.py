@@ -66,7 +66,7 @@ def examples():
 @pytest.mark.parametrize("wsgi", list(examples()))
 def test_each_example_in_the_docs_is_a_valid_pillar(load, wsgi):
     apps = {name: {**ANY_APP, **app} for name, app in wsgi.get("apps", {"shop": {}}).items()}
-    assert load({**wsgi, "apps": apps}).problems == []
+    assert load({**wsgi, "apps": apps}).messages == []
 
 
 def test_the_architecture_names_files_and_functions_that_exist():

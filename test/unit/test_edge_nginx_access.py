@@ -18,7 +18,7 @@ def problems(load):
     """problems({key: value, …}) returns the problems of an app with these settings, without its pillar key."""
 
     def found(own, **host):
-        sentences = load({"apps": {"shop": {**HELLO, **own}}, **host}).problems
+        sentences = load({"apps": {"shop": {**HELLO, **own}}, **host}).messages
         return [sentence[len(KEY) + 1 :] for sentence in sentences]
 
     return found
@@ -39,39 +39,39 @@ def make_files(make_nginx_files):
 REFUSED = [
     ({"allow": []}, "allow: [] must be a list of addresses and networks"),
     ({"allow": ["10.0.0.0/40"]}, "allow: ['10.0.0.0/40'] must be"),
-    ({"limits": {"a": {"rate": "5/m"}}}, "limits:a:rate: '5/m' must be a rate in nginx's words, e.g. 10r/s"),
-    ({"limits": {"a": {"rats": "5r/m", "connections": 1}}}, "limits:a:rats: not a key; did you mean 'rate'?"),
+    ({"limits": {"a": {"rate": "5/m"}}}, "limits:a:rate: '5/m' must be a rate as nginx takes it, e.g. 10r/s"),
+    ({"limits": {"a": {"rats": "5r/m", "connections": 1}}}, "limits:a:rats: unknown key; did you mean 'rate'?"),
     ({"limits": {"a": {"path": "/a"}}}, "limits:a:rate: missing; a limit needs a rate, connections, or both"),
     ({"limits": {"A B": {"rate": "5r/m"}}}, "limits:A B: 'A B' must be a lower-case letter"),
     ({"limits": {"a": {"rate": "5r/m", "path": "/a%20b"}}}, "limits:a:path: '/a%20b' must be a path that begins"),
-    ({"basic_auth": {"realm": "Staff"}}, "basic_auth:users: missing; basic_auth does nothing without"),
-    ({"basic_auth": {"users": {}}}, "basic_auth:users: missing; basic_auth does nothing without"),
+    ({"basic_auth": {"realm": "Staff"}}, "basic_auth:users: missing; basic_auth has no effect without it"),
+    ({"basic_auth": {"users": {}}}, "basic_auth:users: missing; basic_auth has no effect without it"),
     # nginx takes `off` for no password at all.
     ({"basic_auth": {"realm": "off", "users": {"ann": HASH}}}, "basic_auth:realm: 'off' must be a text of one line"),
-    ({"basic_auth": {"user": {"ann": HASH}}}, "basic_auth:user: not a key; did you mean 'users'?"),
-    ({"cache": {"paths": ["/a"]}}, "cache:valid: missing; cache does nothing without"),
-    ({"cache": {"valid": "5 minutes"}}, "cache:valid: '5 minutes' must be a time in nginx's words, e.g. 10m"),
+    ({"basic_auth": {"user": {"ann": HASH}}}, "basic_auth:user: unknown key; did you mean 'users'?"),
+    ({"cache": {"paths": ["/a"]}}, "cache:valid: missing; cache has no effect without it"),
+    ({"cache": {"valid": "5 minutes"}}, "cache:valid: '5 minutes' must be a time as nginx takes it, e.g. 10m"),
     ({"cache": {"valid": "10s5m"}}, "cache:valid: '10s5m' must be a time"),
     ({"cache": {"valid": "500ms"}}, "cache:valid: '500ms' must be a time"),
-    ({"cache": {"valid": "1m"}, "buffering": False}, "cache: can't be had with buffering: false"),
-    ({"cors": {"credentials": True}}, "cors:origins: missing; cors does nothing without"),
-    ({"cors": {"origins": ["*"], "credentials": True}}, "cors:credentials: can't be had with origins: ['*']"),
+    ({"cache": {"valid": "1m"}, "buffering": False}, "cache: is not available with buffering: false"),
+    ({"cors": {"credentials": True}}, "cors:origins: missing; cors has no effect without it"),
+    ({"cors": {"origins": ["*"], "credentials": True}}, "cors:credentials: is not available with origins: ['*']"),
     ({"cors": {"origins": ["https://a.test/path"]}}, "cors:origins: ['https://a.test/path'] must be a list of origins"),
     ({"cors": {"origins": ["*", "https://a.test"]}}, "cors:origins: ['*', 'https://a.test'] must be"),
     ({"response_headers": {"Content-Length": "0"}}, "response_headers:Content-Length: 'Content-Length' must be"),
     ({"response_headers": {"content-type": "a/b"}}, "response_headers:content-type: 'content-type' must be"),
     (
         {"cors": {"origins": ["*"]}, "response_headers": {"access-control-max-age": "1"}},
-        "response_headers:access-control-max-age: can't be had with cors, which says it",
+        "response_headers:access-control-max-age: is not available with cors, which sets this header",
     ),
     (
         {"tls": {"hsts": 60}, "response_headers": {"Strict-Transport-Security": "max-age=1"}},
-        "response_headers:Strict-Transport-Security: can't be had with tls:hsts",
+        "response_headers:Strict-Transport-Security: is not available with tls:hsts",
     ),
     ({"response_headers": {"X-A": "$remote_addr"}}, "response_headers:X-A: '$remote_addr' must be a text of one line"),
     ({"response_headers": {"X-A": "a\nb"}}, "response_headers:X-A: 'a\\nb' must be"),
     ({"compression": "gzip"}, "compression: 'gzip' must be true or false"),
-    ({"nginx": {"locations": "a b;"}}, "nginx:locations: not a key; did you mean 'location'?"),
+    ({"nginx": {"locations": "a b;"}}, "nginx:locations: unknown key; did you mean 'location'?"),
 ]
 
 
@@ -99,7 +99,7 @@ def test_password_from_sdb_must_be_a_hash(make_host):
     host.salt["sdb.get"] = lambda uri, strict: {"sdb://a/ann": HASH, "sdb://a/bob": "hunter2"}[uri]
     key = f"{KEY}:basic_auth:users"
     assert htpasswd(host, key, {"ann": "sdb://a/ann", "eve": HASH}) == f"ann:{HASH}\neve:{HASH}\n"
-    with pytest.raises(WsgiError, match=f"{key}:bob: sdb://a/bob holds something else than a hash") as raised:
+    with pytest.raises(WsgiError, match=f"{key}:bob: sdb://a/bob does not hold a hash") as raised:
         htpasswd(host, key, {"bob": "sdb://a/bob"})
     assert "hunter2" not in str(raised.value)
 
@@ -214,7 +214,7 @@ def test_requests_wait_at_most_one_second_for_the_cache_lock(make_files):
 def test_unmanaged_nginx_keeps_its_own_default_site(make_files, problems):
     unmanaged = {"nginx": {"manage": False}}
     assert problems({}, **unmanaged) == [
-        "domains: missing; with wsgi:nginx:manage: false the default site is another hand's"
+        "domains: missing; with wsgi:nginx:manage: false, the default site is not the formula's"
     ]
     files = make_files({"domains": ["shop.test"], "listen": 8080}, **unmanaged)
     assert "default_server" not in "".join(filter(None, files.values()))

@@ -81,7 +81,7 @@ def tree(make_host, tmp_path):
 
     def written(pillar):
         host = make_host(pillar)
-        assert host.settings.problems == []
+        assert host.settings.messages == []
         host.family["nginx"].update(conf_dir=str(tmp_path / "conf.d"), own_dir=str(tmp_path / "wsgi"))
         for path, text in nginx.needed_changes(host, *host.settings.apps).items():
             Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from pillars import HELLO
 
 
 def problems(load, apps=None, **top):
-    return load({**top, "apps": {name: {**HELLO, **own} for name, own in (apps or {}).items()}}).problems
+    return load({**top, "apps": {name: {**HELLO, **own} for name, own in (apps or {}).items()}}).messages
 
 
 # Access logs
@@ -60,5 +60,5 @@ def test_app_with_a_problem_keeps_the_endpoint(load):
 
 def test_port_of_the_endpoint_is_refused_for_apps(load):
     found = problems(load, {"shop": {"listen": 8078, "metrics": True}})
-    assert found == ["wsgi:apps:shop:listen: port 8078 is the metrics' (wsgi:nginx:metrics)"]
+    assert found == ["wsgi:apps:shop:listen: port 8078 is used by the metrics (wsgi:nginx:metrics)"]
     assert problems(load, {"shop": {"listen": 8078}}) == []

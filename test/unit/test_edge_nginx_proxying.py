@@ -47,8 +47,8 @@ def test_proxy_protocol_does_not_make_headers_trusted(make_files):
 @pytest.mark.parametrize(
     ("nginx", "problem"),
     [
-        ({"proxy_protocol": True}, "trusted_proxies: missing; with proxy_protocol, it must be a list of the proxies'"),
-        ({"trusted_proxies": ["0.0.0.0/0"]}, "trusted_proxies: ['0.0.0.0/0'] must be a list of the proxies' own"),
+        ({"proxy_protocol": True}, "trusted_proxies: missing; with proxy_protocol, it must be a list of the addresses"),
+        ({"trusted_proxies": ["0.0.0.0/0"]}, "trusted_proxies: ['0.0.0.0/0'] must be a list of the addresses"),
         ({"trusted_proxies": ["::/0"]}, "trusted_proxies: ['::/0'] must be"),
         ({"trusted_proxies": ["10.0.0.0/255.0.0.0"]}, "trusted_proxies: ['10.0.0.0/255.0.0.0'] must be"),
         ({"trusted_proxies": ["fe80::1%eth0"]}, "trusted_proxies: ['fe80::1%eth0'] must be"),
@@ -60,7 +60,7 @@ def test_proxy_protocol_does_not_make_headers_trusted(make_files):
 )
 def test_invalid_trusted_proxies_are_refused(load, nginx, problem):
     settings = load({"apps": {"shop": SHOP}, "nginx": nginx})
-    assert any(found.startswith(f"wsgi:nginx:{problem}") for found in settings.problems), settings.problems
+    assert any(found.startswith(f"wsgi:nginx:{problem}") for found in settings.messages), settings.messages
     assert settings.host_wide
 
 
@@ -117,13 +117,13 @@ def test_mount_covers_paths_below_it_and_no_others_with_the_same_prefix(make_fil
 
 @pytest.mark.parametrize("mount", ["shop", "/shop/", "//shop", "/a b", "/a;b", "/$uri", "/../shop", "/shop/.", "", 7])
 def test_invalid_mount_is_refused(load, mount):
-    problems = load({"apps": {"shop": {**SHOP, "mount": mount}}}).problems
+    problems = load({"apps": {"shop": {**SHOP, "mount": mount}}}).messages
     assert problems == [f"wsgi:apps:shop:mount: {mount!r} must be a path such as /shop, or /"]
 
 
 @pytest.mark.parametrize("mount", ["/", "/shop", "/shop/v1.2", "/...", "/~ann"])
 def test_valid_mount_is_accepted(load, mount):
-    assert load({"apps": {"shop": {**SHOP, "mount": mount}}}).problems == []
+    assert load({"apps": {"shop": {**SHOP, "mount": mount}}}).messages == []
 
 
 def test_redirect_keeps_the_scheme_and_port_of_the_client(make_files):
@@ -138,20 +138,20 @@ def test_redirect_keeps_the_scheme_and_port_of_the_client(make_files):
         (
             {"domains": ["*.example.com"], "redirect_domains": ["example.com"]},
             {},
-            "shop:redirect_domains: 'example.com' can't be sent to '*.example.com'; put a host's whole name first",
+            "shop:redirect_domains: 'example.com' cannot be redirected to '*.example.com'; put a complete host name first",
         ),
         (
             {"redirect_domains": ["www.example.com"]},
             {"redirect_domains": ["WWW.example.com"]},
-            "blog:redirect_domains: 'WWW.example.com' on port 80 is sent to shop's domain already",
+            "blog:redirect_domains: 'WWW.example.com' on port 80 is redirected by app shop already",
         ),
     ],
 )
 def test_redirect_without_one_clear_target_is_refused(load, shop, blog, problem):
     apps = {"shop": {**SHOP, **shop}, "blog": {**HELLO, "domains": ["blog.example.org"], **blog}}
-    assert load({"apps": apps}).problems == [f"wsgi:apps:{problem}"]
+    assert load({"apps": apps}).messages == [f"wsgi:apps:{problem}"]
 
 
 def test_apps_of_one_site_may_have_the_same_redirect_domain(load):
     own = {**SHOP, "redirect_domains": ["www.example.com"]}
-    assert load({"apps": {"shop": own, "cart": {**own, "mount": "/cart"}}}).problems == []
+    assert load({"apps": {"shop": own, "cart": {**own, "mount": "/cart"}}}).messages == []

@@ -21,7 +21,7 @@ def problems(load):
 
     def problems_of(own, docs=()):
         apps = {"shop": {**SHOP, **own}, "docs": {**SHOP, "mount": "/docs", **dict(docs)}}
-        return load({"apps": apps}).problems
+        return load({"apps": apps}).messages
 
     return problems_of
 

@@ -10,7 +10,7 @@ USERS = {"users": {"ann": "$6$salt$hash"}}
 
 
 def problems(load, apps=None, **top):
-    return load({**top, "apps": {name: {**HELLO, **own} for name, own in (apps or {}).items()}}).problems
+    return load({**top, "apps": {name: {**HELLO, **own} for name, own in (apps or {}).items()}}).messages
 
 
 def test_status_page_is_off_by_default(make_nginx_files):
@@ -48,29 +48,29 @@ def test_unknown_hosts_do_not_reach_the_status_page(make_nginx_files):
     [
         (
             {"domain": "status.example.com"},
-            "wsgi:status_page:basic_auth:users: missing; without them it is for this machine alone, with no domain",
+            "wsgi:status_page:basic_auth:users: missing; a status page without users is on loopback only, and has no domain",
         ),
         (
             {"domain": "Shop.example.com", "basic_auth": USERS},
-            "wsgi:status_page:domain: 'Shop.example.com' on port 80 is shop's already",
+            "wsgi:status_page:domain: 'Shop.example.com' on port 80 belongs to app shop already",
         ),
         (
             {"domain": "status.example.com", "basic_auth": USERS, "listen": 443},
-            "wsgi:status_page:listen: port 443 is shop's for TLS (tls:listen)",
+            "wsgi:status_page:listen: port 443 is used by app shop for TLS (tls:listen)",
         ),
-        ({"listen": 8078}, "wsgi:status_page:listen: port 8078 is the metrics' (wsgi:nginx:metrics)"),
+        ({"listen": 8078}, "wsgi:status_page:listen: port 8078 is used by the metrics (wsgi:nginx:metrics)"),
     ],
 )
 def test_invalid_status_page_is_a_problem_of_the_host(load, page, problem):
     shop = {**HELLO, "domains": ["shop.example.com"], "tls": "self_signed", "metrics": True}
     settings = load({"apps": {"shop": shop}, "status_page": page})
-    assert settings.problems == [problem]
+    assert settings.messages == [problem]
     assert settings.host_wide
 
 
 def test_port_of_the_status_page_is_refused_for_apps(load):
     found = problems(load, {"shop": {"listen": 8079}}, status_page={})
-    assert found == ["wsgi:apps:shop:listen: port 8079 is the status page's (wsgi:status_page:listen)"]
+    assert found == ["wsgi:apps:shop:listen: port 8079 is used by the status page (wsgi:status_page:listen)"]
 
 
 def test_plain_password_is_refused_and_not_shown(load):

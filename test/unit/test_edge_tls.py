@@ -237,19 +237,22 @@ def test_acme_challenge_is_answered_over_plain_http_for_every_host(make_files):
         ({"tls": "acme", "domains": []}, "tls:certificate: acme needs domains"),
         (
             {"tls": "acme", "domains": ["*.example.com"]},
-            "tls:certificate: acme can't prove a wildcard, '*.example.com'",
+            "tls:certificate: acme cannot verify the wildcard '*.example.com'",
         ),
-        ({"tls": "acme", "redirect_domains": ["*.example.org"]}, "tls:certificate: acme can't prove a wildcard"),
-        ({"tls": {"certificate": "/etc/ssl/shop.pem"}}, "tls:key: missing; it must be the certificate's"),
+        ({"tls": "acme", "redirect_domains": ["*.example.org"]}, "tls:certificate: acme cannot verify the wildcard"),
+        ({"tls": {"certificate": "/etc/ssl/shop.pem"}}, "tls:key: missing; set the private key of the certificate"),
         ({"tls": {"certificate": "self-signed"}}, "tls:certificate: 'self-signed' must be self_signed, acme, none"),
-        ({"tls": {**PAIR, "key": "hunter2"}}, "tls:key: is a string; it must be a file's absolute path"),
-        ({"tls": {**PAIR, "key": "/etc/ssl/my key.pem"}}, "tls:key: is a string; it must be a file's absolute path"),
+        ({"tls": {**PAIR, "key": "hunter2"}}, "tls:key: is a string; it must be the absolute path of a file"),
+        (
+            {"tls": {**PAIR, "key": "/etc/ssl/my key.pem"}},
+            "tls:key: is a string; it must be the absolute path of a file",
+        ),
         ({"tls": {**PAIR, "certificate": "/etc/ssl/$x.pem"}}, "tls:certificate: '/etc/ssl/$x.pem' must be self_signed"),
     ],
     ids=str,
 )
 def test_invalid_tls_settings_are_refused(load, own, problem):
-    problems = load({"apps": {"shop": {**SHOP, **own}}}).problems
+    problems = load({"apps": {"shop": {**SHOP, **own}}}).messages
     assert problems
     assert problems[0].startswith(f"wsgi:apps:shop:{problem}"), problems
 
@@ -257,22 +260,22 @@ def test_invalid_tls_settings_are_refused(load, own, problem):
 def test_key_in_a_certificate_value_is_not_shown(load):
     bag = f"{BAG}hunter2\n"
     settings = load({"apps": {"shop": {**SHOP, "tls": {"certificate": bag, "key": bag}}}})
-    assert settings.problems == ["wsgi:apps:shop:tls:certificate: holds a private key, which goes into key"]
+    assert settings.messages == ["wsgi:apps:shop:tls:certificate: contains a private key, which belongs into key"]
 
 
 @pytest.mark.parametrize(
     "tls", [f"{BAG}hunter2", [{"key": f"{BAG}hunter2"}], {"certificate": "PRIVATE KEY hunter2"}], ids=type
 )
 def test_key_in_another_setting_is_not_shown(load, tls):
-    problems = load({"apps": {"shop": {**SHOP, "tls": tls}}}).problems
+    problems = load({"apps": {"shop": {**SHOP, "tls": tls}}}).messages
     assert problems
     assert "hunter2" not in str(problems)
 
 
 def test_two_sites_of_one_domain_cannot_share_the_tls_port(load):
     apps = {"shop": {**SHOP, "tls": "self_signed"}, "blog": {**SHOP, "listen": 81, "tls": "self_signed"}}
-    assert load({"apps": apps}).problems == [
-        "wsgi:apps:blog:tls: 'example.com' on port 443 is shop's, whose listen is another"
+    assert load({"apps": apps}).messages == [
+        "wsgi:apps:blog:tls: 'example.com' on port 443 belongs to app shop, which has another listen"
     ]
 
 

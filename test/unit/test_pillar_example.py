@@ -38,7 +38,7 @@ def stated(key, text=OF_APPS):
 
 def test_example_is_a_valid_pillar(load):
     settings = load(PILLAR)
-    assert settings.problems == []
+    assert settings.messages == []
     assert settings.apps
 
 
@@ -70,4 +70,4 @@ def test_the_shipped_defaults_have_every_key_of_the_schema_and_no_other():
 
 def test_the_shipped_defaults_keep_the_schemas_rules(load):
     own = {key: value for key, value in DEFAULTS["app"].items() if value is not None}
-    assert load({"apps": {}, "defaults": own, "nginx": DEFAULTS["nginx"]}).problems == []
+    assert load({"apps": {}, "defaults": own, "nginx": DEFAULTS["nginx"]}).messages == []

@@ -11,7 +11,7 @@ from wsgi_formula.pillar.edge import NGINX
 from wsgi_formula.pillar.hazards import hazards
 from wsgi_formula.pillar.rules import MAPPING
 from wsgi_formula.pillar.schema import APP, COMMAND, ENV_NAMES, HEALTH, HOOK, HOOKS, MAINTENANCE, PROCESS, TOP
-from wsgi_formula.pillar.servers import health_host, requirement_of, vulnerabilities
+from wsgi_formula.pillar.servers import vulnerabilities
 from wsgi_formula.pillar.source import SOURCE_FORMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ HOLD_GUNICORN = ", ".join(ROWS["gunicorn"]["process_managers"])
 @pytest.fixture
 def problems(load):
     """problems({key: value, …}) returns the problems of the app `shop`, which is HELLO with these settings."""
-    return lambda own: load({"apps": {"shop": {**HELLO, **own}}}).problems
+    return lambda own: load({"apps": {"shop": {**HELLO, **own}}}).messages
 
 
 # Merging and defaults
@@ -32,7 +32,7 @@ def problems(load):
 
 def test_minimal_app_gets_the_shipped_defaults(load):
     settings = load({"apps": {"shop": HELLO}})
-    assert settings.problems == []
+    assert settings.messages == []
     shop = settings.apps["shop"]
     assert (shop["server"], shop["workers"], shop["listen"]) == ("gunicorn", 4, 80)
     assert shop["health"] == {"path": "/", "status": 200, "deadline": 60}
@@ -81,7 +81,7 @@ def test_mappings_are_merged_and_lists_replaced(load):
             },
         }
     )
-    assert settings.problems == []
+    assert settings.messages == []
     shop = settings.apps["shop"]
     assert shop["health"] == {"path": "/up", "status": 200, "deadline": 7}
     assert shop["env"] == {"A": "1", "B": "3"}
@@ -109,7 +109,7 @@ def test_null_counts_as_unset(load, key):
         {"defaults": {key: None}, "apps": {"shop": HELLO}},
     ):
         settings = load(pillar)
-        assert settings.problems == []
+        assert settings.messages == []
         assert settings.apps == plain.apps
 
 
@@ -120,7 +120,7 @@ def test_null_in_a_mapping_counts_as_unset(load):
             "apps": {"shop": {**HELLO, "health": {"path": None}, "server_options": {"gunicorn": None}}},
         }
     )
-    assert settings.problems == []
+    assert settings.messages == []
     assert (settings.nginx["default_site"], settings.nginx["client_max_body_size"]) == (True, "10m")
     assert settings.apps["shop"]["health"]["path"] == "/"
 
@@ -128,14 +128,14 @@ def test_null_in_a_mapping_counts_as_unset(load):
 @pytest.mark.parametrize("pillar", [None, {}, {"apps": None}, {"defaults": {"server": "uwsgi"}}])
 def test_pillar_without_apps_is_refused(load, pillar):
     settings = load(pillar)
-    assert settings.problems == ["wsgi:apps: missing; it must be a mapping, {} for no app at all"]
+    assert settings.messages == ["wsgi:apps: missing; it must be a mapping, {} for no app at all"]
     assert settings.host_wide
 
 
 @pytest.mark.parametrize("pillar", [{"apps": {}}, {"apps": {}, "defaults": None, "nginx": None}])
 def test_pillar_with_an_empty_mapping_of_apps_is_valid(load, pillar):
     settings = load(pillar)
-    assert (settings.problems, settings.apps, settings.host_wide) == ([], {}, False)
+    assert (settings.messages, settings.apps, settings.host_wide) == ([], {}, False)
 
 
 def test_app_runs_as_a_user_of_its_own_by_default(load):
@@ -158,13 +158,13 @@ def test_app_runs_as_a_user_of_its_own_by_default(load):
 )
 def test_default_process_manager_depends_on_the_server(load, said, server, manager):
     settings = load({"apps": {"shop": {**HELLO, "server": server, "process_manager": said}}})
-    assert settings.problems == []
+    assert settings.messages == []
     assert settings.apps["shop"]["process_manager"] == manager
 
 
 def test_absent_app_needs_no_other_key(load):
     settings = load({"apps": {"shop": {"state": "absent", "purge": True}, "blog": HELLO}})
-    assert settings.problems == []
+    assert settings.messages == []
     assert list(settings.apps) == ["blog"]
     assert settings.absent["shop"]["purge"] is True
 
@@ -178,22 +178,22 @@ SOURCE = f"must be {SOURCE_FORMS}"
 INDEX = "must be an index's URL, or false for none"
 WORDS = PROCESS["command"].allowed
 OPTION = "must be a one-line string, a number, true, false or a list of them"
-VARIABLE = "it must be a string or a number (quote it if the app is to see the word)"
+VARIABLE = "it must be a string or a number (quote it if the app expects the text)"
 
 
 @pytest.mark.parametrize(
     ("own", "problem"),
     [
-        ({"wrkers": 2}, f"wrkers: not a key; did you mean 'workers'? {APP_KEYS}"),
-        ({"Workers": 2}, f"Workers: not a key; did you mean 'workers'? {APP_KEYS}"),
-        ({"zzz": 2}, f"zzz: not a key {APP_KEYS}"),
-        ({7: 2}, f"7: not a key {APP_KEYS}"),
-        ({None: 2}, f"None: not a key {APP_KEYS}"),
+        ({"wrkers": 2}, f"wrkers: unknown key; did you mean 'workers'? {APP_KEYS}"),
+        ({"Workers": 2}, f"Workers: unknown key; did you mean 'workers'? {APP_KEYS}"),
+        ({"zzz": 2}, f"zzz: unknown key {APP_KEYS}"),
+        ({7: 2}, f"7: unknown key {APP_KEYS}"),
+        ({None: 2}, f"None: unknown key {APP_KEYS}"),
         ({"state": "gone"}, "state: 'gone' must be present or absent"),
         ({"state": True}, "state: True must be present or absent"),
         ({"server": "unicorn"}, f"server: 'unicorn' is not a server; did you mean 'gunicorn'? ({SERVER_NAMES})"),
         ({"server": "apache"}, f"server: 'apache' is not a server ({SERVER_NAMES})"),
-        ({"server": ["uwsgi"]}, "server: ['uwsgi'] must be a server's name"),
+        ({"server": ["uwsgi"]}, "server: ['uwsgi'] must be the name of a server"),
         ({"application": "hello"}, "application: 'hello' must be module:callable"),
         ({"application": "hello:app()"}, "application: 'hello:app()' must be module:callable"),
         ({"source": "srv/app"}, f"source: 'srv/app' {SOURCE}"),
@@ -226,7 +226,7 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"keep_releases": 0}, "keep_releases: 0 must be an integer from 1 to 1000"),
         ({"purge": "yes"}, "purge: 'yes' must be true or false"),
         ({"health": "/up"}, "health: is a string; it must be a mapping"),
-        ({"health": {"pth": "/"}}, "health:pth: not a key; did you mean 'path'? (path, status, deadline, host)"),
+        ({"health": {"pth": "/"}}, "health:pth: unknown key; did you mean 'path'? (path, status, deadline, host)"),
         ({"health": {"path": "up"}}, "health:path: 'up' must be a path that begins with /"),
         ({"health": {"path": "/über"}}, "health:path: '/über' must be a path that begins with /"),
         ({"health": {"status": 99}}, "health:status: 99 must be an integer from 100 to 599"),
@@ -235,19 +235,19 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"process_manager": "cron"}, f"process_manager: 'cron' is not a process manager ({MANAGER_NAMES})"),
         (
             {"process_manager": "emperor"},
-            f"process_manager: 'emperor' can't hold gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
+            f"process_manager: 'emperor' is not available for gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
         ),
         (
             {"process_manager": {"gunicorn": "emperor"}},
-            f"process_manager:gunicorn: 'emperor' can't hold gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
+            f"process_manager:gunicorn: 'emperor' is not available for gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
         ),
         (
             {"process_manager": {"gunicorn": ["supervisor"]}},
-            f"process_manager:gunicorn: ['supervisor'] can't hold gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
+            f"process_manager:gunicorn: ['supervisor'] is not available for gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
         ),
         (
             {"process_manager": {"unicorn": "supervisor"}},
-            f"process_manager:unicorn: not a server; did you mean 'gunicorn'? ({SERVER_NAMES})",
+            f"process_manager:unicorn: unknown server; did you mean 'gunicorn'? ({SERVER_NAMES})",
         ),
         (
             {"process_manager": ["supervisor"]},
@@ -257,11 +257,11 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"env": {"A": None}}, f"env:A: is null; {VARIABLE}"),
         ({"env": {"A": ["b"]}}, f"env:A: is a list; {VARIABLE}"),
         ({"env": {"A": {"b": 1}}}, f"env:A: is a mapping; {VARIABLE}"),
-        ({"env": {"A": "b\0c"}}, "env:A: holds a character that no file can hold, such as NUL"),
-        ({"env": {"A": "\ud800"}}, "env:A: holds a character that no file can hold, such as NUL"),
-        ({"env": {"9A": "b"}}, f"env: '9A' can't be a variable's name: {ENV_NAMES}"),
-        ({"env": {9: "b"}}, f"env: '9' can't be a variable's name: {ENV_NAMES}"),
-        ({"env": {"A; rm": "b"}}, f"env: 'A; rm' can't be a variable's name: {ENV_NAMES}"),
+        ({"env": {"A": "b\0c"}}, "env:A: contains a character that no file can hold, such as NUL"),
+        ({"env": {"A": "\ud800"}}, "env:A: contains a character that no file can hold, such as NUL"),
+        ({"env": {"9A": "b"}}, f"env: '9A' is not a valid variable name; it must have {ENV_NAMES}"),
+        ({"env": {9: "b"}}, f"env: '9' is not a valid variable name; it must have {ENV_NAMES}"),
+        ({"env": {"A; rm": "b"}}, f"env: 'A; rm' is not a valid variable name; it must have {ENV_NAMES}"),
         ({"index": True}, f"index: True {INDEX}"),
         ({"index": "https://me:hunter2@ x"}, f"index: 'https://me:***@ x' {INDEX}"),
         ({"extra_index": "https://x"}, "extra_index: 'https://x' must be a list of indexes' URLs"),
@@ -272,12 +272,12 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ({"env_files": ["x.env"]}, "env_files: ['x.env'] must be a list of files' absolute paths"),
         (
             {"maintenance": {"retry": 5}},
-            "maintenance:retry: not a key; did you mean 'retry_after'? (page, retry_after)",
+            "maintenance:retry: unknown key; did you mean 'retry_after'? (page, retry_after)",
         ),
         ({"maintenance": {"page": "x"}}, "maintenance:page: 'x' must be an HTML file that Salt serves, salt://…"),
         (
             {"hooks": {"biuld": ["x"]}},
-            f"hooks:biuld: not a key; did you mean 'build'? ({', '.join(HOOKS)})",
+            f"hooks:biuld: unknown key; did you mean 'build'? ({', '.join(HOOKS)})",
         ),
         ({"hooks": {"build": "make"}}, "hooks:build: is a string; it must be a list of commands"),
         ({"hooks": {"build": [7]}}, f"hooks:build:1:command: 7 must be {COMMAND.allowed}"),
@@ -287,7 +287,7 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ),
         (
             {"hooks": {"build": [{"command": "x", "every": "change"}]}},
-            "hooks:build:1:every: 'change' can't be of build, which belongs to the release",
+            "hooks:build:1:every: 'change' is not available for build, which runs once for a release; leave it out",
         ),
         (
             {"hooks": {"before_live": [{"command": "x", "timeout": 0}]}},
@@ -295,34 +295,37 @@ VARIABLE = "it must be a string or a number (quote it if the app is to see the w
         ),
         (
             {"hooks": {"before_live": [{"command": "x", "evry": "change"}]}},
-            "hooks:before_live:1:evry: not a key; did you mean 'every'? (command, timeout, every)",
+            "hooks:before_live:1:evry: unknown key; did you mean 'every'? (command, timeout, every)",
         ),
         ({"processes": {"worker": "celery"}}, "processes:worker: is a string; it must be a mapping"),
         ({"processes": {"worker": {"count": 2}}}, f"processes:worker:command: missing; it must be {WORDS}"),
         ({"processes": {"worker": {"command": "x 'y"}}}, f'processes:worker:command: "x \'y" must be {WORDS}'),
         (
             {"processes": {"Worker": {"command": "x"}}},
-            "processes:Worker: 'Worker' can't be a name: a lower-case letter, then at most 31 of a-z, 0-9, - and _",
+            "processes:Worker: 'Worker' is not a valid name; it must be a lower-case letter, then at most 31 of a-z, 0-9, - and _",
         ),
         (
             {"schedule": {"clean": {"command": "x"}}},
             "schedule:clean:calendar: missing; it must be a time as `systemd-analyze calendar` takes it",
         ),
-        ({"schedule": {"log": {"command": "x", "calendar": "daily"}}}, "schedule:log: 'log' is the formula's own name"),
+        (
+            {"schedule": {"log": {"command": "x", "calendar": "daily"}}},
+            "schedule:log: 'log' is reserved for the formula; choose another name",
+        ),
         (
             {"processes": {"a": {"command": "x"}}, "schedule": {"a": {"command": "x", "calendar": "daily"}}},
-            "schedule:a: is the name of one of processes, too; both would write one log",
+            "schedule:a: processes has this name too, and both would write the same log; rename one",
         ),
         ({"rollback_on_failure": "yes"}, "rollback_on_failure: 'yes' must be true or false"),
         ({"server_options": ["x"]}, "server_options: is a list; it must be a mapping"),
         ({"server_options": {"gunicorn": "x"}}, "server_options:gunicorn: is a string; it must be a mapping"),
         (
             {"server_options": {"gnicorn": {}}},
-            f"server_options:gnicorn: not a server; did you mean 'gunicorn'? ({SERVER_NAMES})",
+            f"server_options:gnicorn: unknown server; did you mean 'gunicorn'? ({SERVER_NAMES})",
         ),
         (
             {"server_options": {"gunicorn": {"a = 1\nb": 2}}},
-            "server_options:gunicorn:a = 1\nb: 'a = 1\\nb' can't be an option's name",
+            "server_options:gunicorn:a = 1\nb: 'a = 1\\nb' is not a valid option name",
         ),
         (
             {"server_options": {"gunicorn": {"loglevel": "debug\nchdir = /"}}},
@@ -344,19 +347,19 @@ def test_problem_names_the_app_the_key_the_value_and_what_is_allowed(problems, o
         ("apps", "wsgi: is a string; it must be a mapping"),
         ([], "wsgi: is a list; it must be a mapping"),
         (0, "wsgi: is an integer; it must be a mapping"),
-        ({"app": {}}, "wsgi:app: not a key; did you mean 'apps'? (apps, defaults, nginx, status_page)"),
+        ({"app": {}}, "wsgi:app: unknown key; did you mean 'apps'? (apps, defaults, nginx, status_page)"),
         ({"apps": []}, "wsgi:apps: is a list; it must be a mapping"),
         ({"apps": ""}, "wsgi:apps: is a string; it must be a mapping"),
         ({"apps": {}, "defaults": 1.5}, "wsgi:defaults: is a number; it must be a mapping"),
         ({"nginx": False}, "wsgi:nginx: is true or false; it must be a mapping"),
         (
             {"nginx": {"default_sites": True}},
-            "wsgi:nginx:default_sites: not a key; did you mean 'default_site'? (manage, client_max_body_size, default_site,"
+            "wsgi:nginx:default_sites: unknown key; did you mean 'default_site'? (manage, client_max_body_size, default_site,"
             + " tls_profile, acme, trusted_proxies, proxy_protocol, metrics, http, server, location)",
         ),
         (
             {"nginx": {"client_max_body_size": "10 MB"}},
-            "wsgi:nginx:client_max_body_size: '10 MB' must be a size in nginx's words, e.g. 10m, below 2^63 bytes",
+            "wsgi:nginx:client_max_body_size: '10 MB' must be a size as nginx takes it, e.g. 10m, below 2^63 bytes",
         ),
         ({"nginx": {"default_site": 1}}, "wsgi:nginx:default_site: 1 must be true or false"),
     ],
@@ -364,12 +367,12 @@ def test_problem_names_the_app_the_key_the_value_and_what_is_allowed(problems, o
 )
 def test_problem_of_the_host_stops_everything(load, pillar, problem):
     settings = load(pillar)
-    assert (settings.problems, settings.host_wide) == ([problem], True)
+    assert (settings.messages, settings.host_wide) == ([problem], True)
 
 
 def test_problems_of_the_host_and_of_apps_are_reported_together(load):
     settings = load({"nginx": {"default_site": 1}, "apps": {"shop": {**HELLO, "workers": 0}}})
-    assert settings.problems == [
+    assert settings.messages == [
         "wsgi:nginx:default_site: 1 must be true or false",
         "wsgi:apps:shop:workers: 0 must be an integer from 1 to 1024",
     ]
@@ -381,17 +384,17 @@ def test_problems_of_the_host_and_of_apps_are_reported_together(load):
 )
 def test_app_name_unfit_for_users_and_files_is_refused(load, name):
     settings = load({"apps": {name: HELLO}})
-    (problem,) = settings.problems
+    (problem,) = settings.messages
     assert problem == (
-        f"wsgi:apps:{name}: {name!r} can't be an app's name: a lower-case letter, then at most 26 of a-z, "
+        f"wsgi:apps:{name}: {name!r} is not a valid app name; it must be a lower-case letter, then at most 26 of a-z, "
         "0-9, - and _, because it names a user and files"
     )
     assert settings.broken == {str(name)}
 
 
 def test_app_name_that_the_formula_reserves_is_refused(load):
-    assert load({"apps": {"vassals": HELLO}}).problems == [
-        "wsgi:apps:vassals: 'vassals' can't be an app's name: the formula has a folder of that name"
+    assert load({"apps": {"vassals": HELLO}}).messages == [
+        "wsgi:apps:vassals: 'vassals' is reserved for a folder of the formula; choose another app name"
     ]
 
 
@@ -401,7 +404,7 @@ def test_valid_app_name_is_accepted(load, name):
 
 
 def test_missing_keys_are_reported(load):
-    assert load({"apps": {"shop": None}}).problems == [
+    assert load({"apps": {"shop": None}}).messages == [
         "wsgi:apps:shop:application: missing; it must be module:callable",
         f"wsgi:apps:shop:source: missing; it {SOURCE}",
     ]
@@ -418,7 +421,7 @@ def test_all_problems_are_reported_at_once(load):
             },
         }
     )
-    assert [problem.split(" ")[0] for problem in settings.problems] == [
+    assert [problem.split(" ")[0] for problem in settings.messages] == [
         "wsgi:defaults:threads:",
         "wsgi:apps:shop:workers:",
         "wsgi:apps:shop:server:",
@@ -449,7 +452,7 @@ PLAIN = [key for key, rule in APP.items() if rule.allowed != MAPPING.allowed and
 @pytest.mark.parametrize("key", PLAIN)
 def test_problem_in_wsgi_defaults_stops_every_app(load, key):
     settings = load({"defaults": {key: -1.5}, "apps": {"shop": {**HELLO, "state": "present"}}})
-    assert settings.problems == [f"wsgi:defaults:{key}: -1.5 must be {APP[key].allowed}"]
+    assert settings.messages == [f"wsgi:defaults:{key}: -1.5 must be {APP[key].allowed}"]
     assert (settings.apps, settings.broken, settings.host_wide) == ({}, {"shop"}, False)
 
 
@@ -464,11 +467,11 @@ def test_mappings_in_wsgi_defaults_are_validated(load):
                 "process_manager": {"gunicorn": "emperor"},
             },
         }
-    ).problems == [
+    ).messages == [
         "wsgi:defaults:health:status: 0 must be an integer from 100 to 599",
         f"wsgi:defaults:env:A: is a list; {VARIABLE}",
-        "wsgi:defaults:server_options:uwsgi:socket: is the formula's own; leave it out",
-        f"wsgi:defaults:process_manager:gunicorn: 'emperor' can't hold gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
+        "wsgi:defaults:server_options:uwsgi:socket: the formula sets this option; leave it out",
+        f"wsgi:defaults:process_manager:gunicorn: 'emperor' is not available for gunicorn; did you mean 'supervisor'? ({HOLD_GUNICORN})",
     ]
 
 
@@ -478,19 +481,19 @@ def test_mappings_in_wsgi_defaults_are_validated(load):
 @pytest.mark.parametrize(
     ("server", "option", "instead"),
     [
-        ("gunicorn", "workers", "set 'workers' instead"),
-        ("gunicorn", "timeout", "set 'request_timeout' instead"),
-        ("gunicorn", "raw_env", "set 'env' instead"),
+        ("gunicorn", "workers", "use 'workers' instead"),
+        ("gunicorn", "timeout", "use 'request_timeout' instead"),
+        ("gunicorn", "raw_env", "use 'env' instead"),
         ("gunicorn", "umask", "leave it out"),
-        ("uwsgi", "processes", "set 'workers' instead"),
-        ("uwsgi", "harakiri", "set 'request_timeout' instead"),
-        ("uwsgi", "uid", "set 'user' instead"),
+        ("uwsgi", "processes", "use 'workers' instead"),
+        ("uwsgi", "harakiri", "use 'request_timeout' instead"),
+        ("uwsgi", "uid", "use 'user' instead"),
         ("uwsgi", "socket", "leave it out"),
     ],
 )
 def test_reserved_server_option_is_refused(problems, server, option, instead):
     assert problems({"server_options": {server: {option: "anything"}}}) == [
-        f"wsgi:apps:shop:server_options:{server}:{option}: is the formula's own; {instead}"
+        f"wsgi:apps:shop:server_options:{server}:{option}: the formula sets this option; {instead}"
     ]
 
 
@@ -516,15 +519,17 @@ def test_unsupported_setting_is_refused_unless_it_is_the_default(make_host):
         }
     )
     del host.servers["gunicorn"]["honours"]["threads"]
-    assert host.settings.problems == ["wsgi:apps:shop:threads: 2 can't be honoured by gunicorn; leave it out"]
+    assert host.settings.messages == [
+        "wsgi:apps:shop:threads: gunicorn does not support threads; leave it out (found: 2)"
+    ]
     assert set(host.settings.apps) == {"blog", "wiki"}
 
 
 def test_setting_is_refused_for_an_interface_that_does_not_support_it(load):
     app = {**HELLO, "server": "uvicorn", "threads": 4}
-    assert load({"apps": {"shop": {**app, "interface": "wsgi"}}}).problems == []
-    assert load({"apps": {"shop": {**app, "interface": "asgi"}}}).problems == [
-        "wsgi:apps:shop:threads: 4 can't be honoured by uvicorn for asgi; leave it out"
+    assert load({"apps": {"shop": {**app, "interface": "wsgi"}}}).messages == []
+    assert load({"apps": {"shop": {**app, "interface": "asgi"}}}).messages == [
+        "wsgi:apps:shop:threads: uvicorn does not support threads with interface 'asgi'; leave it out (found: 4)"
     ]
 
 
@@ -534,35 +539,47 @@ def test_setting_is_refused_for_an_interface_that_does_not_support_it(load):
 @pytest.mark.parametrize(
     ("own", "problem"),
     [
-        ({"interface": "asgi", "server": "uwsgi"}, "interface: 'asgi' is nothing that uwsgi can serve (gunicorn"),
+        (
+            {"interface": "asgi", "server": "uwsgi"},
+            "interface: uwsgi does not support interface 'asgi'; choose another server (gunicorn",
+        ),
         ({"interface": "rsgi"}, "interface: 'rsgi' must be wsgi or asgi"),
-        ({"install": "distribution"}, "install: 'distribution' is not to be had of gunicorn (environment)"),
+        ({"install": "distribution"}, "install: 'distribution' is not available for gunicorn (environment)"),
         ({"install": "pip"}, "install: 'pip' must be distribution or environment"),
-        ({"server": "uwsgi", "version": "2.0.31"}, "version: '2.0.31' can't be had: uwsgi is not pip's here"),
+        (
+            {"server": "uwsgi", "version": "2.0.31"},
+            "version: '2.0.31' has no effect, because pip does not install uwsgi here; leave it out, or set install to environment",
+        ),
         ({"version": 23.0}, "version: 23.0 must be a version, quoted, e.g. '23.0.0'"),
         ({"version": "latest"}, "version: 'latest' must be a version, quoted, e.g. '23.0.0'"),
         ({"version": {"gunicorn": 23}}, "version:gunicorn: 23 must be a version, quoted, e.g. '23.0.0'"),
-        ({"version": {"gnicorn": "23.0.0"}}, "version:gnicorn: not a server; did you mean 'gunicorn'?"),
+        ({"version": {"gnicorn": "23.0.0"}}, "version:gnicorn: unknown server; did you mean 'gunicorn'?"),
         (
             {"version": "22.0.0"},
-            "version: '22.0.0' of gunicorn has CVE-2024-6827; use 27.0.1, the default, or say allow_vulnerable: true",
+            "version: gunicorn 22.0.0 has CVE-2024-6827; use 27.0.1, the default, or set allow_vulnerable: true",
         ),
-        ({"version": "20.1"}, "version: '20.1' of gunicorn has CVE-2024-1135, CVE-2024-6827;"),
+        ({"version": "20.1"}, "version: gunicorn 20.1 has CVE-2024-1135, CVE-2024-6827;"),
         (
             {"server": "waitress", "version": "3.0.0"},
-            "version: '3.0.0' of waitress has CVE-2024-49768, CVE-2024-49769;",
+            "version: waitress 3.0.0 has CVE-2024-49768, CVE-2024-49769;",
         ),
-        ({"server": "command"}, "command: missing; it must be a list of words that holds {socket}"),
-        ({"server": "command", "command": ["run"]}, "command: ['run'] must be a list of words that holds {socket}"),
+        ({"server": "command"}, "command: missing; it must be a list of words, one of them with {socket}"),
+        (
+            {"server": "command", "command": ["run"]},
+            "command: ['run'] must be a list of words, one of them with {socket}",
+        ),
         (
             {"server": "command", "command": ["run", "{socket}", "{sockets}"]},
-            "command: '{sockets}' stands for nothing; did you mean 'socket'?",
+            "command: unknown placeholder '{sockets}'; did you mean 'socket'?",
         ),
         (
             {"server": "command", "command": ["run", "{socket}"], "request_timeout": 5},
-            "request_timeout: 5 can't be honoured by command; leave it out",
+            "request_timeout: command does not support request_timeout; leave it out (found: 5)",
         ),
-        ({"server": "waitress", "preload": True}, "preload: True can't be honoured by waitress; leave it out"),
+        (
+            {"server": "waitress", "preload": True},
+            "preload: waitress does not support preload; leave it out (found: True)",
+        ),
     ],
     ids=str,
 )
@@ -574,22 +591,22 @@ def test_invalid_install_or_version_is_refused(problems, own, problem):
 @pytest.mark.parametrize("manager", ["gaffer", {"gunicorn": "gaffer"}], ids=str)
 def test_gaffer_is_refused_without_python_2_in_favour_of_circus(make_host, manager):
     wsgi = {"apps": {"shop": {**HELLO, "process_manager": manager}}}
-    (problem,) = make_host(wsgi).settings.problems
+    (problem,) = make_host(wsgi).settings.messages
     assert problem.split(": ", 1)[1] == (
-        "'gaffer' is not to be had on Debian-12: gaffer runs on Python 2.7 only, which no later Debian has; "
+        "'gaffer' is not available on Debian-12: gaffer runs on Python 2.7 only, which no later Debian has; "
         "circus replaces it"
     )
-    assert make_host(wsgi, system="Debian-11").settings.problems == []
+    assert make_host(wsgi, system="Debian-11").settings.messages == []
 
 
 def test_unavailable_server_is_refused_and_the_available_ones_named(make_host):
     apps = {"shop": {**HELLO, "server": "granian"}, "other": {**HELLO, "domains": ["other.example.com"]}}
-    assert make_host({"apps": apps}).settings.problems == []
+    assert make_host({"apps": apps}).settings.messages == []
     settings = make_host({"apps": apps}, system="Debian-11").settings
-    (problem,) = settings.problems
+    (problem,) = settings.messages
     assert problem == (
         "wsgi:apps:shop:server: 'granian' is not available on Debian-11: granian 2.5.7, the newest for Python 3.9, "
-        "has known vulnerabilities (CVE-2026-42544, CVE-2026-42545); choose another one "
+        "has known vulnerabilities (CVE-2026-42544, CVE-2026-42545); choose another server "
         f"({', '.join(name for name in ROWS if name not in ('granian', 'passenger'))})"
     )
     assert list(settings.apps) == ["other"]
@@ -598,7 +615,7 @@ def test_unavailable_server_is_refused_and_the_available_ones_named(make_host):
 def test_default_version_of_a_server_fits_the_system(make_host):
     for system, version in (("Debian-11", "23.0.0"), ("Debian-12", "27.0.1"), ("Debian-13", "27.0.1")):
         host = make_host({"apps": {"shop": {**HELLO, "server": "gunicorn"}}}, system=system)
-        assert requirement_of(host.settings.apps["shop"], host.servers) == [f"gunicorn=={version}"]
+        assert host.settings.apps["shop"].server_requirements == [f"gunicorn=={version}"]
 
 
 @pytest.mark.parametrize(
@@ -645,7 +662,7 @@ def test_library_that_breaks_with_threads_or_forks_gives_a_warning(load, own, ke
 def test_library_that_breaks_only_with_forks_gives_no_warning_for_threads(load):
     app = load({"apps": {"shop": {**HELLO, "threads": 2, "preload": True}}}).apps["shop"]
     assert hazards("wsgi:apps:shop", app, ["grpcio==1.80.0"]) == [
-        "wsgi:apps:shop:preload: grpcio may break when what it made crosses a fork; false is safe"
+        "wsgi:apps:shop:preload: grpcio is not safe when a process forks after loading; use false"
     ]
 
 
@@ -662,18 +679,18 @@ def test_two_apps_cannot_have_the_same_domain_and_port(load):
             }
         }
     )
-    assert settings.problems == [
-        "wsgi:apps:blog:domains: 'b.example.com' on port 80 is shop's already",
-        "wsgi:apps:shop:domains: 'b.example.com' on port 80 is blog's already",
+    assert settings.messages == [
+        "wsgi:apps:blog:domains: 'b.example.com' on port 80 belongs to app shop already",
+        "wsgi:apps:shop:domains: 'b.example.com' on port 80 belongs to app blog already",
     ]
     assert (list(settings.apps), settings.broken) == (["wiki"], {"shop", "blog"})
 
 
 def test_two_apps_cannot_be_the_default_site_of_a_port(load):
     settings = load({"apps": {"shop": HELLO, "blog": HELLO, "wiki": {**HELLO, "listen": 8080}}})
-    assert settings.problems == [
-        "wsgi:apps:blog:domains: the default site (no domains) on port 80 is shop's already",
-        "wsgi:apps:shop:domains: the default site (no domains) on port 80 is blog's already",
+    assert settings.messages == [
+        "wsgi:apps:blog:domains: the default site (no domains) on port 80 belongs to app shop already",
+        "wsgi:apps:shop:domains: the default site (no domains) on port 80 belongs to app blog already",
     ]
     assert list(settings.apps) == ["wiki"]
 
@@ -725,7 +742,7 @@ def test_no_problem_shows_the_value_of_a_variable(load, own):
         {"shop": own},
         [own],
     ):
-        problems = load(pillar).problems
+        problems = load(pillar).messages
         assert problems
         assert "hunter2" not in "\n".join(problems)
 
@@ -757,7 +774,7 @@ def test_no_pillar_raises_an_exception(load):
         for key, junk in itertools.product(rules, JUNK):
             settings = load(wrap({key: junk}))
             taken = settings.apps or settings.absent
-            assert bool(settings.problems) != bool(taken), f"{key}: {junk!r}: {settings}"
+            assert bool(settings.messages) != bool(taken), f"{key}: {junk!r}: {settings}"
 
 
 def test_unknown_key_of_any_type_is_named(load):
@@ -772,7 +789,7 @@ def test_unknown_key_of_any_type_is_named(load):
             (f"wsgi:apps:shop:process_manager:{name}", {"apps": {"shop": {**HELLO, "process_manager": {name: 1}}}}),
             (f"wsgi:apps:shop:server_options:{name}", {"apps": {"shop": {**HELLO, "server_options": {name: 1}}}}),
         ):
-            (problem,) = load(pillar).problems
+            (problem,) = load(pillar).messages
             assert problem.startswith(f"{key}: ")
 
 
@@ -786,7 +803,7 @@ def test_health_check_uses_the_first_domain_without_a_wildcard(load):
         "three": {**HELLO, "domains": ["three.example.com"], "health": {"host": "other.example.com"}},
         "four": HELLO,
     }
-    hosts = {name: health_host(app) for name, app in load({"apps": apps}).apps.items()}
+    hosts = {name: app.health_host for name, app in load({"apps": apps}).apps.items()}
     assert hosts == {"one": "shop.example.com", "two": "localhost", "three": "other.example.com", "four": "localhost"}
 
 
@@ -797,8 +814,8 @@ def test_shown_settings_have_no_secrets_at_any_depth(load):
         "basic_auth": {"realm": "Staff", "users": {"ann": "$6$a$hunter2"}},
     }
     settings = load({"apps": {"shop": {**HELLO, **own}}})
-    assert settings.problems == []
-    shown = schema.shown(settings.apps["shop"], APP)
+    assert settings.messages == []
+    shown = schema.hide_secrets(settings.apps["shop"], APP)
     assert "hunter2" not in str(shown)
     assert shown["tls"]["certificate"] == "/etc/ssl/a.pem"
     assert shown["basic_auth"] == {"realm": "Staff", "users": {"ann": "***"}, "except": []}
@@ -807,7 +824,7 @@ def test_shown_settings_have_no_secrets_at_any_depth(load):
 @pytest.mark.parametrize("server", ["mod_wsgi", "passenger"])
 def test_max_requests_defaults_to_off_if_a_worker_ends_before_its_successor_serves(load, server):
     settings = load({"apps": {"shop": {**HELLO, "server": server}, "blog": {**HELLO, "domains": ["blog.example.com"]}}})
-    assert settings.problems == []
+    assert settings.messages == []
     assert [settings.apps[name]["max_requests"] for name in ("shop", "blog")] == [0, 1000]
 
 
@@ -816,12 +833,12 @@ def test_max_requests_defaults_to_off_if_a_worker_ends_before_its_successor_serv
 def test_max_requests_is_refused_for_one_worker_that_ends_before_its_successor_serves(load, server, defaults):
     own = {**HELLO, "server": server, "workers": 1, **({} if defaults else {"max_requests": 500})}
     problem = (
-        "wsgi:apps:shop:max_requests: 500 would leave nobody to answer while the next worker loads the app, because "
-        f"{server} ends the only one before; say workers: 2 or more, or max_requests: 0"
+        "wsgi:apps:shop:max_requests: 500 with workers: 1 would leave no worker to serve while the next one loads the "
+        f"app, because {server} stops the old one first; set workers to 2 or more, or max_requests to 0"
     )
-    assert load({"defaults": defaults, "apps": {"shop": own}}).problems == [problem]
+    assert load({"defaults": defaults, "apps": {"shop": own}}).messages == [problem]
     for mended in ({"workers": 2}, {"max_requests": 0}):
-        assert load({"defaults": defaults, "apps": {"shop": {**own, **mended}}}).problems == []
+        assert load({"defaults": defaults, "apps": {"shop": {**own, **mended}}}).messages == []
 
 
 def test_max_requests_defaults_to_off_for_uwsgi_with_threads_or_cheaper(load):
@@ -835,5 +852,5 @@ def test_max_requests_defaults_to_off_for_a_command_that_counts_requests(load):
     command = ["/opt/serve", "--max={max_requests}", "--unix={socket}"]
     own = {**HELLO, "server": "command", "command": command, "workers": 1}
     assert load({"apps": {"shop": own}}).apps["shop"]["max_requests"] == 0
-    problems = load({"apps": {"shop": {**own, "max_requests": 9}}}).problems
-    assert [problem.split(" would ")[0] for problem in problems] == ["wsgi:apps:shop:max_requests: 9"]
+    problems = load({"apps": {"shop": {**own, "max_requests": 9}}}).messages
+    assert [problem.split(" would ")[0] for problem in problems] == ["wsgi:apps:shop:max_requests: 9 with workers: 1"]

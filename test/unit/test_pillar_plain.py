@@ -120,11 +120,11 @@ def test_no_secret_is_in_problems_or_shown_settings(load):
         "deploy_key": f"-----BEGIN OPENSSH PRIVATE KEY-----\n{SECRET}\n-----END OPENSSH PRIVATE KEY-----\n",
     }
     sound = load({"apps": {"shop": app}})
-    assert sound.problems == []
-    shown = without_credentials(repr(schema.shown(sound.apps["shop"], APP)))
+    assert sound.messages == []
+    shown = without_credentials(repr(schema.hide_secrets(sound.apps["shop"], APP)))
     assert "shop:application" in shown
     assert SECRET not in shown
     wrong = {key: value + [1] if isinstance(value, list) else [value] for key, value in app.items()}
-    problems = load({"apps": {"shop": wrong}}).problems
+    problems = load({"apps": {"shop": wrong}}).messages
     assert any(problem.startswith("wsgi:apps:shop:env: ") for problem in problems)
     assert SECRET not in "\n".join(problems)

@@ -14,7 +14,7 @@ def make_sites(load):
 
     def sites_of(apps):
         settings = load({"apps": {name: {**SHOP, **own} for name, own in apps.items()}})
-        return settings.sites, settings.problems
+        return settings.sites, settings.messages
 
     return sites_of
 
@@ -58,25 +58,31 @@ def test_apps_of_one_domain_share_a_site_at_their_mounts(make_sites):
 @pytest.mark.parametrize(
     ("other", "problem"),
     [
-        ({}, "domains: 'example.com' on port 80 is shop's already"),
-        ({"domains": ["EXAMPLE.com"]}, "domains: 'example.com' on port 80 is shop's already"),
+        ({}, "domains: 'example.com' on port 80 belongs to app shop already"),
+        ({"domains": ["EXAMPLE.com"]}, "domains: 'example.com' on port 80 belongs to app shop already"),
         (
             {"mount": "/b", "domains": ["example.com", "example.org"]},
-            "domains: 'example.com' on port 80 is shop's, too; apps of one host need the same list of domains",
+            "domains: 'example.com' on port 80 belongs to app shop too; apps of one host need the same list of domains",
         ),
         (
             {"domains": ["b.org"], "redirect_domains": ["example.com"]},
             "redirect_domains: 'example.com' on port 80 is one",
         ),
-        ({"domains": [], "redirect_domains": ["b.org"]}, "redirect_domains: 'b.org' can't be sent to an app without"),
-        ({"domains": ["b.org"], "listen": 81, "tls": {"listen": 80}}, "tls: port 80 is shop's for plain HTTP (listen)"),
+        (
+            {"domains": [], "redirect_domains": ["b.org"]},
+            "redirect_domains: 'b.org' cannot be redirected to an app without",
+        ),
+        (
+            {"domains": ["b.org"], "listen": 81, "tls": {"listen": 80}},
+            "tls: port 80 is used by app shop for plain HTTP (listen)",
+        ),
         (
             {"mount": "/b", "tls": {"hsts": 5}},
-            "tls: 'example.com' on port 80 is shop's, too, which says something else; let one of them say it",
+            "tls: 'example.com' on port 80 belongs to app shop too, whose tls differs; set it in one of them only",
         ),
         (
             {"mount": "/b", "response_headers": {"strict-transport-security": "max-age=1"}},
-            "response_headers:strict-transport-security: 'example.com' on port 80 is shop's, too, whose tls:hsts says it",
+            "response_headers:strict-transport-security: 'example.com' on port 80 belongs to app shop too, whose tls:hsts sets this header",
         ),
     ],
     ids=str,

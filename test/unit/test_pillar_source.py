@@ -42,23 +42,29 @@ def test_source_is_parsed(text, source):
         ("git+https://h/s.git", "must end in @ and a branch, a tag or a commit"),
         ("git+https://me@h/s.git", "must end in @ and a branch, a tag or a commit"),
         ("git+https://h/s.git@v1?token=x", "must end in @ and a branch, a tag or a commit"),
-        ("git+https://h/s.git@--upload-pack=x", "'--upload-pack=x' can't be a branch, a tag or a commit"),
-        ("git+https://h/s.git@a..b", "'a..b' can't be a branch, a tag or a commit"),
+        (
+            "git+https://h/s.git@--upload-pack=x",
+            "has the revision '--upload-pack=x', which is not a valid branch, tag or commit",
+        ),
+        ("git+https://h/s.git@a..b", "has the revision 'a..b', which is not a valid branch, tag or commit"),
         ("git+http://h/s.git@v1", "must be git+https://…, git+ssh://… or git+file://…"),
         ("git+ext::sh@v1", "must be git+https://…, git+ssh://… or git+file://…"),
         ("git+https:///s.git@v1", "must be git+https://…, git+ssh://… or git+file://…"),
         ("git+file://h/s.git@v1", "must be git+https://…, git+ssh://… or git+file://…"),
-        ("git+ssh://git@h:org/s.git@v1", "must have a port behind its host's colon; host:path is written host/path"),
+        (
+            "git+ssh://git@h:org/s.git@v1",
+            "must have a port number after the colon; write host/path instead of host:path",
+        ),
         (
             "git+ssh://git:x@h/s.git@v1",
-            "must have no password, which ssh would show to all; a key goes into deploy_key",
+            "must have no password, which all users could see in the list of processes; use deploy_key",
         ),
-        ("git+https://h/s.git@v1#egg=shop", "#egg is nothing that it can say (#subdirectory=)"),
-        ("git+https://h/s.git@v1#subdirectory=../x", "its subdirectory '../x' leads out of it"),
-        ("https://h/s.tar.gz", "is an archive; it must end in #sha256= and its hash, which `sha256sum` prints"),
-        ("https://h/s.zip#sha256=0f", "its sha256 must be 64 hexadecimal digits"),
-        ("/opt/../etc", "must be a folder's absolute path, without .."),
-        ("/", "must be a folder's absolute path, without .."),
+        ("git+https://h/s.git@v1#egg=shop", "has an unknown option #egg (#subdirectory=)"),
+        ("git+https://h/s.git@v1#subdirectory=../x", "has the subdirectory '../x', which is outside of the source"),
+        ("https://h/s.tar.gz", "is an archive and must end in #sha256= and the hash that `sha256sum` prints"),
+        ("https://h/s.zip#sha256=0f", "must have a sha256 of 64 hexadecimal digits"),
+        ("/opt/../etc", "must be the absolute path of a folder, without .."),
+        ("/", "must be the absolute path of a folder, without .."),
     ],
 )
 def test_invalid_source_is_refused(text, told):
@@ -83,10 +89,10 @@ def test_changing_the_revision_keeps_the_rest_of_the_source(text, revision, othe
 @pytest.mark.parametrize(
     ("text", "revision", "told"),
     [
-        ("salt://shop", "v2", "salt://shop has no revisions; another archive or folder is deployed with source="),
+        ("salt://shop", "v2", "salt://shop has no revisions; deploy another archive or folder with source="),
         ("/opt/shop", "v2", "/opt/shop has no revisions"),
         (f"https://u:secret@h/s.zip#sha256={HASH}", "v2", "https://u:***@h/s.zip"),
-        ("git+https://u:secret@h/s.git@v1", "-x", "'-x' can't be a branch, a tag or a commit"),
+        ("git+https://u:secret@h/s.git@v1", "-x", "has the revision '-x', which is not a valid branch, tag or commit"),
         ("shop==1.4", "1.5; rm", "must be "),
     ],
 )

@@ -38,7 +38,7 @@ def make_app(make_host, monkeypatch):
 
     def app_of(own=None):
         host = make_host({"apps": {"shop": {**HELLO, **(own or {})}}})
-        assert host.settings.problems == []
+        assert host.settings.messages == []
         app = host.settings.apps["shop"]
         release = desired_release(host, "shop")
         # As if it were built.
@@ -63,7 +63,7 @@ def make_files(make_app, tmp_path, monkeypatch):
     def files_of(own=None, version="1.0"):
         host, app, release = make_app(own)
         host.family["nginx"].update(conf_dir=f"{tmp_path}/conf.d", own_dir=f"{tmp_path}/own")
-        record = new_record(host, app, release, version)
+        record = new_record(app, release, version)
         generation = Generation(host, "shop", "0123456789", record)
         site = nginx_files_of(host)
         return {

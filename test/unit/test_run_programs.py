@@ -19,7 +19,7 @@ def test_process_managers_of_an_app_are_known(load):
 
 @pytest.mark.parametrize("command", ["it's", "", " ", "one\ntwo", [], "''\0"])
 def test_ambiguous_command_is_refused(load, command):
-    problems = load({"apps": {"shop": {**HELLO, "processes": {"worker": {"command": command}}}}}).problems
+    problems = load({"apps": {"shop": {**HELLO, "processes": {"worker": {"command": command}}}}}).messages
     assert len(problems) == 1
     assert problems[0].startswith("wsgi:apps:shop:processes:worker:command: ")
 

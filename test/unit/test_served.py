@@ -11,7 +11,7 @@ from container import ROOT
 from wsgi_formula import served
 from wsgi_formula.errors import WsgiError
 from wsgi_formula.host import Host
-from wsgi_formula.served import MANIFEST, OTHER
+from wsgi_formula.served import MANIFEST, WRONG_SUM
 
 NEW = b"of a new version"
 
@@ -119,7 +119,7 @@ def test_updated_file_is_fetched(minion):
 
 def test_file_that_differs_from_the_manifest_is_not_used(minion):
     minion.edit("wsgi/a.jinja", NEW)
-    with pytest.raises(WsgiError, match=r"salt://wsgi/a\.jinja is not the file of which .* run test/manifest there"):
+    with pytest.raises(WsgiError, match=r"salt://wsgi/a\.jinja does not have the sum .* run test/manifest there"):
         minion.run().file("salt://wsgi/a.jinja")
 
 
@@ -129,14 +129,14 @@ def test_served_file_is_compared_without_being_fetched(minion, monkeypatch, hash
     assert minion.run().differing() == []
     minion.run().file("salt://wsgi/a.jinja")
     minion.edit("wsgi/a.jinja", NEW)
-    assert minion.run().differing() == [OTHER.format("wsgi/a.jinja")]
+    assert minion.run().differing() == [WRONG_SUM.format("wsgi/a.jinja")]
     assert Path(minion.run().file("salt://wsgi/a.jinja")).read_text() == "wsgi/a.jinja"
 
 
 def test_module_outside_of_the_manifest_needs_no_sync(minion):
     minion.edit("_modules/wsgi.py", NEW)
     minion.sync()
-    with pytest.raises(WsgiError, match=r"salt://_modules/wsgi\.py is not the file of which"):
+    with pytest.raises(WsgiError, match=r"salt://_modules/wsgi\.py does not have the sum"):
         _ = minion.run().stale
 
 

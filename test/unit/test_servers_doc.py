@@ -8,7 +8,7 @@ import re
 import harness
 import pytest
 from container import ROOT
-from wsgi_formula.pillar.servers import PORTABLE_SETTINGS
+from wsgi_formula.pillar.app import PORTABLE_SETTINGS
 
 DOC = ROOT / "docs/servers.md"
 SERVERS = harness.servers()

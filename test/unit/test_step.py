@@ -46,7 +46,7 @@ def test_failed_step_shows_its_last_lines_without_secrets():
     with pytest.raises(WsgiError) as raised:
         shell(
             "for i in $(seq 30); do echo line $i; done; echo hunter2 https://me:hunter3@example.com; exit 3",
-            what="it",
+            label="it",
             secrets=["hunter2"],
         )
     assert str(raised.value).startswith("it failed:\n  line 17\n")
@@ -55,7 +55,7 @@ def test_failed_step_shows_its_last_lines_without_secrets():
 
 def test_step_that_exceeds_its_timeout_is_killed_with_its_children():
     with pytest.raises(WsgiError, match="it did not end within 3 s:\n  begun"):
-        shell(f"setsid sleep {SECONDS} & echo begun; sleep {SECONDS}", what="it", timeout=3)
+        shell(f"setsid sleep {SECONDS} & echo begun; sleep {SECONDS}", label="it", timeout=3)
     assert step.kill_steps(STEP) == []
     assert (
         f"sleep {SECONDS}"
@@ -143,13 +143,13 @@ def test_process_with_an_empty_environment_is_not_waited_for():
     ("command", "said"),
     [
         ("exit 3", "its exit status is 3"),
-        ("kill -KILL $$", "was ended by SIGKILL"),
-        ("kill -40 $$", "was ended by signal 40"),
+        ("kill -KILL $$", "it was ended by SIGKILL"),
+        ("kill -40 $$", "it was ended by signal 40"),
     ],
 )
 def test_silent_failure_reports_the_exit_status(command, said):
     with pytest.raises(WsgiError) as raised:
-        shell(command, what="it")
+        shell(command, label="it")
     assert str(raised.value) == f"it failed:\n  it printed nothing, and {said}"
 
 

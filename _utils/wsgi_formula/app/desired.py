@@ -1,25 +1,37 @@
 """
-The desired state of an app: pillar's settings, or those of a deploy or a pin on this machine.
+The desired settings and the desired release of an app: pillar's, or those of a deploy or a pin on this machine.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 from ..errors import WsgiError
+from ..host import Host
+from ..pillar.app import App
 from . import history
 from .override import active_override
 from .release import DesiredRelease, Release
 from .secrets import environment_variables, resolve_sdb
 
 
-def desired_settings(host, name):
+class DesiredApps:
+    """The apps of one run, by their names: the override and the settings that it comes to. See ``Host.shared``."""
+
+    def __init__(self, host: Host) -> None:
+        self.by_name: dict[str, tuple[dict, App]] = {}
+
+
+def desired_settings(host: Host, name: str) -> App:
     """
-    An app's settings, those of its environment as pillar has them.
+    Return the desired settings of an app, with ``sdb://…`` and ``env_files`` as pillar has them.
 
     host : Host
     name : str
         The app, one of ``host.settings.apps``.
 
-    Returns a dict as ``Settings.apps`` holds it, with ``ref`` where it was deployed: the branch or tag
-    that its source's commit was found by, or None. Raises ``WsgiError`` where
-    it is pinned to what is gone.
+    For a deployed app the mapping also has ``ref``: the branch or tag that the
+    source's commit was found by, or None. Raises ``WsgiError`` where the app is pinned to a generation that is gone.
     """
     app = host.settings.apps[name]
     override = active_override(host, name)
@@ -27,48 +39,62 @@ def desired_settings(host, name):
         return restored_settings(host, name, override["pinned"])
     if not override:
         return app
-    # The source of a deploy names a commit. Before there was `ref`, `rev` alone told what that was of.
-    return {**app, "source": override["source"], "ref": override.get("ref", override["rev"])}
+    # The source of a deploy names a commit. Records of older versions have no `ref`, and its value as `rev`.
+    return app.replace(source=override["source"], ref=override.get("ref", override["rev"]))
 
 
-def desired_app(host, name):
+def desired_app(host: Host, name: str) -> App:
     """
-    An app's settings, with the values that ``sdb://…`` and ``env_files`` stand for; looked up once
-    per run.
+    Return the desired settings of an app, with the values of ``sdb://…`` and ``env_files``; they are read once per run.
 
-    Returns a dict as ``settings`` does. Raises ``WsgiError`` where a value can't be had.
+    The arguments are those of ``desired_settings``. Raises ``WsgiError`` where a value is not
+    available.
     """
-    if name not in host.wanted:
-        found = desired_settings(host, name)
-        if "pinned" not in active_override(host, name):
-            found = {**found, "env": environment_variables(host, name, found)}
-            key = f"wsgi:apps:{name}:deploy_key"
-            found["deploy_key"] = resolve_sdb(host, key, found["deploy_key"])
-        host.wanted[name] = found
-    return host.wanted[name]
+    desired, override = host.shared(DesiredApps).by_name, active_override(host, name)
+    if name not in desired or desired[name][0] != override:
+        app = desired_settings(host, name)
+        if "pinned" not in override:
+            env = environment_variables(host, name, app)
+            deploy_key = resolve_sdb(host, f"wsgi:apps:{name}:deploy_key", app["deploy_key"])
+            app = app.replace(env=env, deploy_key=deploy_key)
+        desired[name] = override, app
+    return desired[name][1]
 
 
-def desired_release(host, name):
+def desired_release(host: Host, name: str) -> Release:
     """
-    The release that is wanted of an app: a ``DesiredRelease``, which can be built, unless it
-    is pinned to one that is there.
+    Return the desired release of an app.
+
+    It is a ``DesiredRelease``, which can be built, unless the app is pinned: then it is the ``Release`` of the pinned
+    generation. Raises ``WsgiError`` where that is gone, or where the settings are not available.
     """
     override = active_override(host, name)
     if "pinned" in override:
-        restored_settings(host, name, override["pinned"])
-        return Release(name, history.kept_settings(name, override["pinned"])["release"])
+        return restorable_release(name, override["pinned"])
     return DesiredRelease(host, name, desired_app(host, name))
 
 
-def restored_settings(host, name, id):
+def restored_settings(host: Host, name: str, id: str) -> App:
     """
-    An app's settings with those of a generation that was live before.
+    Return an app's settings with those of a generation that was live before.
 
     id : str
+        The generation.
 
     Raises ``WsgiError`` where these are not kept any more.
     """
+    return host.settings.apps[name].replace(**_restorable(name, id)["settings"])
+
+
+def restorable_release(name: str, id: str) -> Release:
+    """Return the release of a generation that was live before; raise ``WsgiError`` where it is not kept any more."""
+    return Release(name, _restorable(name, id)["release"])
+
+
+def _restorable(name: str, id: str) -> dict[str, Any]:
     kept = history.kept_settings(name, id)
     if kept is None or not Release(name, kept["release"]).record:
-        raise WsgiError(f"generation {id} of {name} is not there any more: `wsgi.unpin {name}`, or go to another one")
-    return {**host.settings.apps[name], **kept["settings"]}
+        raise WsgiError(
+            f"generation {id} of {name} does not exist any more: run `wsgi.unpin {name}`, or roll back to another one"
+        )
+    return kept

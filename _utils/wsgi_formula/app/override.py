@@ -1,116 +1,139 @@
 """
-Overrides: what a deploy or a pin on this machine asks for instead of pillar, until pillar changes.
+Overrides: a deploy or a pin on this machine, which replaces pillar's settings of an app.
+
+An override is a dict. A pin has ``pinned``, the id of a generation. A deploy has ``source``, ``rev`` (the argument of
+``wsgi.deploy``), ``ref`` (the branch or tag of the source's commit) and ``pillar``, a hash of pillar's source at that
+time: the deploy ends as soon as pillar has another one. Both have ``at`` and ``by``, the time and the run.
 """
+
+from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 from .. import files
 from ..errors import WsgiError
+from ..host import Host
 from ..paths import ETC
 from ..redact import without_credentials
 from . import history
 
 
-def active_override(host, name):
-    """
-    What this machine says of an app instead of pillar; an empty dict where it says nothing.
+class Overrides:
+    """The overrides of one run by their apps, as it read them and as it has changed them: see ``Host.shared``."""
 
-    Returns ``pinned`` (a generation's id), or of a deploy ``source``, ``rev``, ``ref`` and ``pillar`` (a hash
-    of what pillar said then; it ends as soon as pillar says something else); ``at`` and ``by``.
-    """
-    if name not in host.overrides:
-        host.overrides[name] = host.overrides_read[name] = _on_disk(name)
-    override = host.overrides[name]
-    if "source" in override and override["pillar"] != _said(host, name):
+    def __init__(self, host: Host) -> None:
+        self.current: dict[str, dict] = {}
+        self.on_disk: dict[str, dict] = {}
+
+
+def active_override(host: Host, name: str) -> dict[str, Any]:
+    """Return the override that is active for an app, or an empty dict."""
+    overrides = host.shared(Overrides)
+    if name not in overrides.current:
+        overrides.current[name] = overrides.on_disk[name] = _read(name)
+    override = overrides.current[name]
+    if "source" in override and override["pillar"] != _hash_of_source(host, name):
         return {}
     return override
 
 
-def describe_override(host, name):
-    """What is said instead of pillar, for an administrator; "" where it is nothing."""
+def describe_override(host: Host, name: str) -> str:
+    """Return a sentence about an app's active override, or "" where there is none."""
     override = active_override(host, name)
     if "pinned" in override:
         return f"It is pinned to generation {override['pinned']} since {override['at']}; `wsgi.unpin {name}` ends that."
     if override:
-        what = override["rev"] or without_credentials(override["source"])
-        return f"{what} was deployed at {override['at']} instead of pillar's source, until that changes."
+        deployed = override["rev"] or without_credentials(override["source"])
+        return f"{deployed} was deployed at {override['at']} instead of pillar's source, until that changes."
     return ""
 
 
-def deploy_override(host, name, source, rev=None):
-    """What a deploy says, for ``override``."""
-    return {"source": source, "rev": rev, "pillar": _said(host, name)}
-
-
-def set_override(host, name, what, write=True):
+def deploy_override(host: Host, name: str, source: str, rev: str | None = None) -> dict[str, Any]:
     """
-    Say something of an app instead of pillar, or with an empty dict nothing any more.
+    Return the override of a deploy, for ``set_override``.
 
-    what : dict
-        As ``in_force`` returns it; ``at`` and ``by`` are added.
+    source : str
+        The source to deploy, in the form of pillar's.
+    rev : str
+        The revision that was asked for.
+    """
+    return {"source": source, "rev": rev, "pillar": _hash_of_source(host, name)}
+
+
+def set_override(host: Host, name: str, override: dict[str, Any], write: bool = True) -> None:
+    """
+    Set an app's override, or end it.
+
+    override : dict
+        The override without ``at`` and ``by``; an empty one ends it.
     write : bool
-        Whether for longer than this run.
+        Whether it lasts longer than this run.
     """
-    what = dated_override(host, what)
-    host.wanted.pop(name, None)
-    host.overrides[name] = what
+    override = dated_override(host, override)
+    overrides = host.shared(Overrides)
+    overrides.current[name] = override
     if write:
-        host.overrides_read[name] = what
-        write_override(name, what)
+        overrides.on_disk[name] = override
+        write_override(name, override)
 
 
-def dated_override(host, what):
-    """Add to what is said instead of pillar ``at`` and ``by``, unless that is nothing."""
-    return what and {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "by": history.current_run(host), **what}
+def dated_override(host: Host, override: dict[str, Any]) -> dict[str, Any]:
+    """Return an override with ``at`` and ``by``; an empty one stays empty."""
+    if not override:
+        return override
+    return {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "by": history.current_run(host), **override}
 
 
-def write_override(name, what):
-    """Write down what is said instead of pillar, as ``dated`` returns it."""
-    if what:
-        files.write(_path(name), json.dumps(what) + "\n", 0o600)
+def write_override(name: str, override: dict[str, Any]) -> None:
+    """Write an app's override, as ``dated_override`` returns it, or remove its file for an empty one."""
+    if override:
+        files.write(_path(name), json.dumps(override) + "\n", 0o600)
     else:
         files.remove(_path(name))
 
 
-def forget_cached(host, name):
-    """Have the run ask the disk again what is wanted of an app."""
-    for known in (host.wanted, host.overrides, host.overrides_read):
-        known.pop(name, None)
+def forget_cached(host: Host, name: str) -> None:
+    """Have the run read an app's override from the disk again at its next use."""
+    overrides = host.shared(Overrides)
+    overrides.current.pop(name, None)
+    overrides.on_disk.pop(name, None)
 
 
-def is_override_damaged(name):
-    """Whether what was said of an app instead of pillar could not be read."""
+def is_override_damaged(name: str) -> bool:
+    """Return whether an app's override could not be read."""
     return _path(name) in files.damaged_records
 
 
-def set_override_aside(name):
-    """Take what could not be read out of the way."""
+def set_override_aside(name: str) -> None:
+    """Rename an app's damaged override."""
     files.set_aside(_path(name))
 
 
-def check_override_unchanged(host, name):
+def check_override_unchanged(host: Host, name: str) -> None:
     """Raise ``WsgiError`` where another run deployed, pinned or unpinned an app since this one began."""
-    if name in host.overrides and _on_disk(name) != host.overrides_read[name]:
-        raise WsgiError(f"another run changed what is wanted of {name} meanwhile; apply again")
+    overrides = host.shared(Overrides)
+    if name in overrides.current and _read(name) != overrides.on_disk[name]:
+        raise WsgiError(f"another run deployed, pinned or unpinned {name} meanwhile; apply again")
 
 
-def _path(name):
+def _path(name: str) -> str:
     return f"{ETC}/{name}/override.json"
 
 
-def _on_disk(name):
-    """What is said of an app instead of pillar: by the change that brought what is live, though it was killed."""
-    lost = "what was deployed or pinned there is not any more, and pillar alone says what is wanted"
-    brought = history.going_live(name)
-    if "override" in brought:
-        return brought["override"]
-    found = files.read_json(_path(name), {"at": str}, lost) or {}
-    if found and "pinned" not in found and not {"source", "rev", "pillar"} <= {*found}:
-        files.note_damage(_path(name), "it names no source", lost)
+def _read(name: str) -> dict[str, Any]:
+    """Return an app's override from the disk; one of a change that went live and was then killed is not written yet."""
+    consequence = "an earlier deploy or pin has ended, and pillar's settings count"
+    unsettled = history.going_live(name)
+    if "override" in unsettled:
+        return unsettled["override"]
+    override = files.read_json(_path(name), {"at": str}, consequence) or {}
+    if override and "pinned" not in override and not {"source", "rev", "pillar"} <= {*override}:
+        files.note_damage(_path(name), "it has no source", consequence)
         return {}
-    return found
+    return override
 
 
-def _said(host, name):
+def _hash_of_source(host: Host, name: str) -> str:
     return files.digest(host.settings.apps[name]["source"])

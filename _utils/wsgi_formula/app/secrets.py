@@ -1,57 +1,72 @@
 """
-Secrets: values that stand in Salt's sdb or in files, and password files.
+Secret values: those in Salt's sdb and in files of environment variables, and nginx's password files.
 """
+
+from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 from .. import files
 from ..errors import WsgiError
+from ..host import Host
 from ..pillar import plain, schema
+from ..pillar.app import App
 from ..pillar.edge import HASH
 from ..pillar.schema import ENV_NAME
 
 
-def htpasswd(host, key, users):
+def htpasswd(host: Host, key: str, users: Mapping[str, str]) -> str:
     """
-    What nginx's ``auth_basic_user_file`` is to hold.
+    Return the text of a password file for nginx's ``auth_basic_user_file``.
 
+    host : Host
     key : str
         The pillar key of the users.
     users : dict
-        Their names to hashes, or to where Salt's sdb has these.
+        The users' names to their hashes, or to ``sdb://…`` of these.
 
-    Returns the text. Raises ``WsgiError`` where sdb has something else than a hash.
+    Raises ``WsgiError`` where sdb has something else than a hash.
     """
-    found = {user: resolve_sdb(host, f"{key}:{user}", said) for user, said in users.items()}
-    for user, value in found.items():
+    hashes = {user: resolve_sdb(host, f"{key}:{user}", value) for user, value in users.items()}
+    for user, value in hashes.items():
         if not HASH.fullmatch(str(value)):
-            raise WsgiError(
-                f"{key}:{user}: {users[user]} holds something else than a hash that `openssl passwd -6` printed"
-            )
-    return "".join(f"{user}:{value}\n" for user, value in found.items())
+            raise WsgiError(f"{key}:{user}: {users[user]} does not hold a hash as `openssl passwd -6` prints it")
+    return "".join(f"{user}:{value}\n" for user, value in hashes.items())
 
 
-def environment_variables(host, name, app):
-    """The values of an app's environment: of its files, in their order, then of pillar."""
+def environment_variables(host: Host, name: str, app: App) -> dict[str, Any]:
+    """
+    Return an app's environment variables with their values; ``env`` wins over ``env_files``.
+
+    host : Host
+    name : str
+        The app.
+    app : App
+        Its settings, as pillar has them.
+
+    Raises ``WsgiError`` where a file or a value of sdb is not available, or where a value is not valid.
+    """
     key = f"wsgi:apps:{name}"
-    values = {}
+    values: dict[str, Any] = {}
     for path in app["env_files"]:
         values.update(_file_variables(f"{key}:env_files", path))
     values.update(app["env"])
-    found = {variable: resolve_sdb(host, f"{key}:env:{variable}", value) for variable, value in values.items()}
-    for variable, value in found.items():
+    resolved = {variable: resolve_sdb(host, f"{key}:env:{variable}", value) for variable, value in values.items()}
+    for variable, value in resolved.items():
         flaw = schema.find_variable_flaw(variable, str(value))
         if flaw:
             raise WsgiError(f"{key}:env:{variable}: {flaw}")
-    return found
+    return resolved
 
 
-def _file_variables(key, path):
-    """What a file of NAME=value lines says; a problem tells the line's number, and nothing of it."""
+def _file_variables(key: str, path: str) -> dict[str, str]:
+    """Return the variables of a file of NAME=value lines. An error has a line's number, and nothing of its text."""
     text = files.read(path)
     if text is None:
-        raise WsgiError(f"{key}: {path!r} is not there")
+        raise WsgiError(f"{key}: there is no file {path!r}")
     values = {}
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
@@ -75,14 +90,22 @@ def _file_variables(key, path):
     return values
 
 
-def resolve_sdb(host, key, value):
-    """A value of a pillar key, or what stands under it in Salt's sdb; raises ``WsgiError`` where that can't be had."""
+def resolve_sdb(host: Host, key: str, value: Any) -> Any:
+    """
+    Return the value that ``sdb://…`` names in Salt's sdb, and any other value as it is.
+
+    host : Host
+    key : str
+        The pillar key of the value.
+
+    Raises ``WsgiError`` where sdb does not give the value.
+    """
     if not isinstance(value, str) or not value.startswith("sdb://"):
         return value
     try:
         found = plain.plain(host.salt["sdb.get"](value, strict=True))
     except Exception as error:  # whatever the driver of that database raises
-        raise WsgiError(f"{key}: {value} can't be had: {error}") from error
+        raise WsgiError(f"{key}: {value} is not available: {error}") from error
     if type(found) not in (str, int, float):
-        raise WsgiError(f"{key}: {value} is not there")
+        raise WsgiError(f"{key}: sdb has no value for {value}")
     return found

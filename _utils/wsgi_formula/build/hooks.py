@@ -1,30 +1,47 @@
 """
-An app's own commands at the moments of its life: build, before_live, after_live, before_retire.
+Hooks: an app's own commands at the moments ``build``, ``before_live``, ``after_live`` and ``before_retire``.
 """
 
+from __future__ import annotations
+
 import shlex
+from collections.abc import Iterable, Iterator
+from pwd import struct_passwd
+from typing import Any, Protocol
 
 from .. import step
 from ..errors import WsgiError
 from ..paths import LIB, PATH
+from ..pillar.app import App
 from ..redact import redact
 
-SHOWN = 40  # lines of what a command printed
+SHOWN_LINES = 40  # of a command's output
 
 
-def hook_variables(name, app, environment, user=None):
+class HasPath(Protocol):
+    """A virtual environment."""
+
+    path: str
+
+
+class HasCode(Protocol):
+    """A release."""
+
+    code: str
+
+
+def hook_variables(name: str, app: App, environment: HasPath, user: struct_passwd | None = None) -> dict[str, str]:
     """
-    What an app, and all that belongs to it, finds in its environment.
+    Return the environment variables of an app's processes, programs and hooks.
 
     name : str
         The app.
-    app : dict
-        Its settings, as ``desired_app`` gives them; ``env`` wins over PATH, HOME and the like.
+    app : App
+        Its settings, as ``desired_app`` returns them; its ``env`` wins over ``PATH``, ``HOME`` and the others.
     environment : Environment
+        Its virtual environment.
     user : pwd.struct_passwd
-        Another user than the app's own.
-
-    Returns a dict of str.
+        The user that runs the process, if that is not the app's own.
     """
     return {
         "PATH": f"{environment.path}/bin:{PATH}",
@@ -32,33 +49,43 @@ def hook_variables(name, app, environment, user=None):
         "USER": user.pw_name if user else app["user"],
         "LOGNAME": user.pw_name if user else app["user"],
         "LANG": "C.UTF-8",
-        # What an app prints is to be in its log at once.
+        # An app's output is to reach its log at once.
         "PYTHONUNBUFFERED": "1",
         **{variable: str(value) for variable, value in app["env"].items()},
     }
 
 
-def run_hooks(name, app, moment, release, environment, uid, gid, builder=None, groups=()):
+def run_hooks(
+    name: str,
+    app: App,
+    moment: str,
+    release: HasCode,
+    environment: HasPath,
+    uid: int,
+    gid: int,
+    builder: struct_passwd | None = None,
+    groups: Iterable[int] = (),
+) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
     """
-    Run an app's commands of one moment, in their order, in its code.
+    Run an app's hooks of one moment, in their order, in the release's code.
 
     name : str
         The app.
-    app : dict
-        Its settings, as ``desired_app`` gives them.
+    app : App
+        Its settings, as ``desired_app`` returns them.
     moment : str
         A key of ``hooks``.
     release : Release
     environment : Environment
     uid, gid : int
-        Who runs them.
+        The user and the group that run the hooks.
     builder : pwd.struct_passwd
-        The same user where it is not the app's own.
+        That user, if it is not the app's own.
     groups : iterable of int
-        What other groups it is in.
+        The user's other groups.
 
-    Yields, after each, the hook and a dict of what it is called to what it printed, the values of
-    ``env`` struck from both. Raises ``WsgiError`` at the first that fails.
+    Yields after each hook the hook and a dict of its label to its output, both without the values of ``env``. Raises
+    ``WsgiError`` at the first hook that fails.
     """
     for hook in app["hooks"][moment]:
         command = hook["command"]
@@ -69,7 +96,7 @@ def run_hooks(name, app, moment, release, environment, uid, gid, builder=None, g
             printed = step.run(
                 words,
                 name,
-                what=label,
+                label=label,
                 uid=uid,
                 gid=gid,
                 groups=groups,
@@ -79,5 +106,5 @@ def run_hooks(name, app, moment, release, environment, uid, gid, builder=None, g
                 secrets=app["env"].values(),
             )
         except FileNotFoundError as error:
-            raise WsgiError(f"{label} failed: {words[0]} is not there") from error
-        yield hook, {label: "\n".join(printed.rstrip().splitlines()[-SHOWN:])}
+            raise WsgiError(f"{label} failed: there is no program {words[0]}") from error
+        yield hook, {label: "\n".join(printed.rstrip().splitlines()[-SHOWN_LINES:])}

@@ -1,23 +1,29 @@
 """
-Installers: pip and uv, and how each is called.
+The installers pip and uv, and their command lines.
 """
+
+from __future__ import annotations
 
 import configparser
 import os
+from typing import TYPE_CHECKING
 
 from .. import step
 from ..errors import WsgiError
 
+if TYPE_CHECKING:
+    from .requirements import Requirements
+
 # The formula's own uv, which wsgi/uv/init.sls installs.
 UV = "/usr/local/lib/wsgi/uv/bin/uv"
 
-# Where uv looks for the machine's configuration. It would look into the app's code, too.
+# The machine's configuration of uv. By itself uv would also read one in the app's code.
 UV_CONFIGURATION = "/etc/uv/uv.toml"
 
-# Where pip looks for it, in its order: the last one wins.
+# The machine's configuration of pip, in pip's order: the last file wins.
 PIP_CONFIGURATION = ("/etc/xdg/pip/pip.conf", "/etc/pip.conf")
 
-# What uv, which reads none of pip's configuration, calls it, and what stands between two values.
+# pip's options, which uv does not read, as uv's variables, with the separator of their values.
 PIP_AS_UV = {
     "index-url": ("UV_DEFAULT_INDEX", " "),
     "extra-index-url": ("UV_INDEX", " "),
@@ -29,104 +35,106 @@ PIP_AS_UV = {
 
 class Pip:
     """
-    pip, which each environment has its own of.
+    pip, in each environment its own.
 
     index : str, False or None
-        The index's URL; False for none, and None for what the machine's configuration says.
+        The index's URL; False for no index, and None for the one of the machine's configuration.
     extra_index : list of str
-        Further ones.
+        The URLs of further indexes.
+
+    Attributes:
 
     variables : dict
-        What its processes find in their environment, where nobody else can read it.
+        The environment variables of its processes. They may hold passwords, which no other user can read there.
 
-    Its cache is in the build user's home, where the app can't alter it.
+    Its cache is in the build user's home, where the app can't change it.
     """
 
-    def __init__(self, index, extra_index):
-        said = {"PIP_INDEX_URL": index, "PIP_EXTRA_INDEX_URL": " ".join(extra_index)}
-        self.variables = {name: value for name, value in said.items() if value}
+    def __init__(self, index: str | bool | None, extra_index: list[str]) -> None:
+        indexes = {"PIP_INDEX_URL": index, "PIP_EXTRA_INDEX_URL": " ".join(extra_index)}
+        self.variables = {name: str(value) for name, value in indexes.items() if value}
 
-    def make(self, python, path):
-        """The words that make an environment in an empty folder."""
+    def make(self, python: str, path: str) -> list[str]:
+        """Return the command that makes an environment in an empty folder."""
         return [python, "-I", "-m", "venv", path]
 
-    def install(self, path):
-        """The words before what is to be installed. -I: else modules of the code stand before pip's own."""
+    def install(self, path: str) -> list[str]:
+        """Return the command that installs into an environment, to which the requirements are appended."""
+        # -I: modules of the app's code are not imported instead of pip's own.
         pip = [f"{path}/bin/python", "-I", "-m", "pip"]
         return [*pip, "install", "--quiet", "--no-input", "--disable-pip-version-check"]
 
-    def hashed(self, requirements):
-        """The words that ask for a hash of each; pip does so by itself where there is one."""
+    def hashed(self, requirements: Requirements) -> list[str]:
+        """Return the options that demand a hash of each requirement; pip does so itself where one has a hash."""
         return []
 
 
 class Uv:
     """
-    uv, told to do as pip does, so that machines with and without it make the same of one pillar:
-    the best version of all indexes, the machine's configuration and certificates, no interpreter
-    that is not there, no configuration out of the code. Its attributes are ``Pip``'s.
+    uv, with the behaviour of pip, so that one pillar comes to the same environment on machines with and without uv.
+
+    It takes the best version of all indexes, uses the machine's configuration and certificates, downloads no
+    interpreter and reads no configuration in the app's code. Methods and attributes are those of ``Pip``.
 
     program : str
-        Its path.
+        uv's path.
+    index, extra_index
+        As ``Pip`` takes them.
     """
 
-    def __init__(self, program, index, extra_index):
+    def __init__(self, program: str, index: str | bool | None, extra_index: list[str]) -> None:
         self.program = program
-        has_own = os.path.exists(UV_CONFIGURATION)
-        configured = {} if has_own else pip_configuration()
-        none = configured.get("no-index", "").lower() in ("1", "on", "t", "true", "y", "yes")
-        said = {"UV_DEFAULT_INDEX": index, "UV_INDEX": " ".join(extra_index)}
-        self.no_index = ["--no-index"] if index is None and none else []
+        is_configured = os.path.exists(UV_CONFIGURATION)
+        pip = {} if is_configured else pip_configuration()
+        without_index = pip.get("no-index", "").lower() in ("1", "on", "t", "true", "y", "yes")
+        indexes = {"UV_DEFAULT_INDEX": index, "UV_INDEX": " ".join(extra_index)}
+        self.no_index = ["--no-index"] if index is None and without_index else []
         self.variables = {
             "UV_INDEX_STRATEGY": "unsafe-best-match",
             "UV_PYTHON_DOWNLOADS": "never",
             "UV_SYSTEM_CERTS": "true",
-            **({"UV_CONFIG_FILE": UV_CONFIGURATION} if has_own else {"UV_NO_CONFIG": "true"}),
+            **({"UV_CONFIG_FILE": UV_CONFIGURATION} if is_configured else {"UV_NO_CONFIG": "true"}),
             **{
-                variable: between.join(configured[name].split())
-                for name, (variable, between) in PIP_AS_UV.items()
-                if name in configured
+                variable: separator.join(pip[name].split())
+                for name, (variable, separator) in PIP_AS_UV.items()
+                if name in pip
             },
             **step.index_environment(),
-            **{name: value for name, value in said.items() if value},
+            **{name: str(value) for name, value in indexes.items() if value},
         }
 
-    def make(self, python, path):
+    def make(self, python: str, path: str) -> list[str]:
         return [self.program, "venv", "--quiet", "--python", python, path]
 
-    def install(self, path):
-        # A hard link into the cache would be a second name, in a folder of the build user's, for a file of root's.
+    def install(self, path: str) -> list[str]:
+        # Not by hard links: they would give root's files a second name in the build user's cache.
         return [
             *(self.program, "pip", "install", "--quiet", "--python", path),
             *("--link-mode", "copy", "--compile-bytecode", *self.no_index),
         ]
 
-    def hashed(self, requirements):
+    def hashed(self, requirements: Requirements) -> list[str]:
         return ["--require-hashes"] if requirements.hashed else []
 
-    def export(self, python):
-        """The words that make requirements of a ``uv.lock``: those that the app runs with."""
-        what = ["--frozen", "--no-dev", "--no-emit-project", "--no-editable"]
-        return [self.program, "export", "--quiet", "--python", python, *what]
+    def export(self, python: str) -> list[str]:
+        """Return the command that prints the requirements that a ``uv.lock`` has for running the app."""
+        options = ["--frozen", "--no-dev", "--no-emit-project", "--no-editable"]
+        return [self.program, "export", "--quiet", "--python", python, *options]
 
 
-def pip_configuration():
-    """
-    The machine's configuration of pip, for an installer that does not read it.
-
-    Returns a dict of option to str. Raises ``WsgiError`` where a file of it is none.
-    """
-    files = configparser.RawConfigParser()
+def pip_configuration() -> dict[str, str]:
+    """Return the machine's options for pip; raise ``WsgiError`` where a configuration file of pip is not valid."""
+    parser = configparser.RawConfigParser()
     try:
-        files.read([*PIP_CONFIGURATION, os.environ.get("PIP_CONFIG_FILE", "")])
+        parser.read([*PIP_CONFIGURATION, os.environ.get("PIP_CONFIG_FILE", "")])
     except (configparser.Error, UnicodeDecodeError) as error:
-        # Never the line: it may hold a password.
-        raise WsgiError(f"pip's configuration can't be read: {type(error).__name__}") from None
-    found = {}
+        # Without the line, which may hold a password.
+        raise WsgiError(f"pip's configuration could not be read: {type(error).__name__}") from None
+    options: dict[str, str] = {}
     for section in ("global", "install"):
-        if files.has_section(section):
-            found.update(files.items(section))
+        if parser.has_section(section):
+            options.update(parser.items(section))
     for variable, value in os.environ.items():
         if variable.startswith("PIP_") and value:
-            found[variable[len("PIP_") :].lower().replace("_", "-")] = value
-    return found
+            options[variable[len("PIP_") :].lower().replace("_", "-")] = value
+    return options

@@ -1,8 +1,10 @@
 """
-Trees that another user can change, or could: given away, taken over, walked by descriptor alone.
+The owners of folder trees that another user can change, or could until now.
 
-A path in such a tree may lead elsewhere a moment after it was looked at. So nothing here is done to a path in it.
+A path in such a tree may lead elsewhere a moment after it was checked. So trees are walked by descriptor only.
 """
+
+from __future__ import annotations
 
 import contextlib
 import errno
@@ -12,6 +14,7 @@ import secrets
 import shutil
 import signal
 import stat
+from collections.abc import Collection, Iterable, Iterator
 
 from .. import files
 from ..errors import WsgiError
@@ -20,10 +23,10 @@ FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
-# Of folders in folders in a tree that somebody can still change: each level takes a descriptor.
+# Nested folders in a tree that another user can still change: each level takes a descriptor.
 MOST_LEVELS = 200
 
-# Extended attributes that allow more than the permission bits tell.
+# Extended attributes that grant more than the permission bits show.
 PRIVILEGES = ("system.posix_acl_access", "system.posix_acl_default", "security.capability")
 
 KINDS = {
@@ -43,22 +46,23 @@ def is_roots(path: str) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and not found.st_mode & 0o022
 
 
-def take_tree(path: str, uid: int, gid: int, without=()) -> None:
+def take_tree(path: str, uid: int, gid: int, without: Iterable[str] = ()) -> None:
     """
-    Take a tree over from the user who made it: root's, for a group to read, for nobody else to write to.
+    Give the tree that a user made to root; a group may read it, and only root may write to it.
 
     path : str
-        A folder, in one that nobody but root may change.
+        A folder, in one that only root may change.
     uid : int
-        The user, none of whose processes runs any more.
+        The user; no process of theirs may be running any more.
     gid : int
         The group.
     without : iterable of str
-        Names at its top that are removed.
+        Names in the folder that are removed.
 
-    It goes from the top down, so that the entries of a folder can't change any more once they are listed. A file with
-    other names, which may be out of the tree, is replaced by its copy. Raises ``WsgiError`` at the first entry that is
-    another user's, that is no file, folder or symbolic link, or that somebody has open to write to.
+    The walk goes from the top down, so that the entries of a folder can't change any more once they are listed. A file
+    with further hard links, which may be outside of the tree, is replaced by its copy. Raises ``WsgiError`` at the first
+    entry that belongs to another user, that is not a file, a folder or a symbolic link, or that a process has open for
+    writing.
     """
     with contextlib.ExitStack() as opened:
         top = _opened(opened, path, FOLDER)
@@ -66,7 +70,7 @@ def take_tree(path: str, uid: int, gid: int, without=()) -> None:
         for name in without:
             files.remove(f"{path}/{name}")
         folders = [""]
-        # Above what is still to come all is root's, so that its path is safe. A descriptor per level might not do.
+        # All folders above a pending one are root's by now, so that its path is safe: no descriptor per level is needed.
         while folders:
             inner = folders.pop()
             with contextlib.ExitStack() as level:
@@ -77,18 +81,19 @@ def take_tree(path: str, uid: int, gid: int, without=()) -> None:
                         folders.append(below)
 
 
-def give_tree(path: str, uid: int, gid: int, former) -> None:
+def give_tree(path: str, uid: int, gid: int, former: Collection[int]) -> None:
     """
-    Give a tree to a user, from the bottom up: whoever may change it meanwhile is given nothing that is not theirs.
+    Give the entries of some users in a tree to another user.
 
     path : str
-        A folder, in one that nobody but root may change.
+        A folder, in one that only root may change.
     uid, gid : int
-        The user and its group.
+        The new owner and its group.
     former : set of int
-        The users whose entries these become. What is another user's stays so.
+        The UIDs of the users whose entries change their owner; those of others stay as they are.
 
-    Raises ``WsgiError`` where folders are nested too deep.
+    The walk goes from the bottom up, so that a user who can change the tree meanwhile gets nobody else's files. Raises
+    ``WsgiError`` where folders are nested too deep.
     """
     with contextlib.ExitStack() as opened:
         top = _opened(opened, path, FOLDER)
@@ -99,27 +104,29 @@ def give_tree(path: str, uid: int, gid: int, former) -> None:
             os.fchown(top, uid, gid)
 
 
-def entries(folder: int, path: str, levels: int = MOST_LEVELS):
+def entries(folder: int, path: str, levels: int = MOST_LEVELS) -> Iterator[tuple[int, os.stat_result]]:
     """
-    Walk through an open folder that another user may change meanwhile, from the bottom up.
+    Yield the descriptor and the ``stat()`` of each entry of a tree that another user may change meanwhile.
 
     folder : int
-        Its descriptor.
+        The descriptor of the tree's top, which is not yielded itself.
     path : str
-        What an error calls it.
+        The top's path, for errors.
+    levels : int
+        How many nested folders are allowed.
 
-    Yields a descriptor and the ``os.stat_result`` of each entry, valid until the next one is asked for. Only folders
-    are opened to be read, so that no named pipe and no device is.
+    The walk goes from the bottom up. A descriptor is valid until the next entry; one of anything but a folder is opened
+    with ``O_PATH``, so that no named pipe and no device is read. Raises ``WsgiError`` where folders are nested too deep.
     """
     if not levels:
-        raise WsgiError(f"{path} has more than {MOST_LEVELS} folders in each other")
+        raise WsgiError(f"{path} has more than {MOST_LEVELS} nested folders")
     for name in os.listdir(folder):
         with contextlib.ExitStack() as opened:
             try:
                 entry = _opened(opened, name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, folder)
                 if stat.S_ISDIR(os.fstat(entry).st_mode):
                     entry = _opened(opened, ".", FOLDER, entry)
-            except FileNotFoundError:  # its owner was quicker
+            except FileNotFoundError:  # another process removed it meanwhile
                 continue
             if stat.S_ISDIR(os.fstat(entry).st_mode):
                 yield from entries(entry, f"{path}/{name}", levels - 1)
@@ -127,23 +134,23 @@ def entries(folder: int, path: str, levels: int = MOST_LEVELS):
 
 
 def change_owner(entry: int, uid: int, gid: int) -> None:
-    """Change the owner of what a descriptor stands for, one of ``O_PATH`` too; -1 leaves either as it is."""
-    # Of a symbolic link this is the link itself.
+    """Change the owner of a descriptor's entry, even of one opened with ``O_PATH``; -1 leaves a user or group as it is."""
+    # For a symbolic link's descriptor this changes the link itself.
     os.chown(f"/proc/self/fd/{entry}", uid, gid)
 
 
-def _opened(opened, name, how, above=None):
-    handle = os.open(name, how, dir_fd=above)
+def _opened(opened: contextlib.ExitStack, name: str, flags: int, folder: int | None = None) -> int:
+    handle = os.open(name, flags, dir_fd=folder)
     opened.callback(os.close, handle)
     return handle
 
 
-def _take_entry(here, name, path, uid, gid):
-    """Take over an entry of a folder that is root's already; return whether it is a folder."""
+def _take_entry(here: int, name: str, path: str, uid: int, gid: int) -> bool:
+    """Give an entry of a folder that is root's already to root; return whether the entry is a folder."""
     found = os.stat(name, dir_fd=here, follow_symlinks=False)
     kind = stat.S_IFMT(found.st_mode)
     if kind in KINDS:
-        raise WsgiError(f"{path} is {KINDS[kind]}; only files, folders and symbolic links may be left by a build")
+        raise WsgiError(f"{path} is {KINDS[kind]}; a build may leave only files, folders and symbolic links")
     _check_owner(path, found, uid)
     if kind == stat.S_IFLNK:
         os.chown(name, 0, gid, dir_fd=here, follow_symlinks=False)
@@ -160,9 +167,9 @@ def _take_entry(here, name, path, uid, gid):
     return kind == stat.S_IFDIR
 
 
-def _take(handle, path, uid, gid):
+def _take(handle: int, path: str, uid: int, gid: int) -> None:
     _check_owner(path, os.fstat(handle), uid)
-    # This takes the set-user-id bit and capabilities of a file away, too.
+    # A change of the owner also removes the set-user-id bit and capabilities.
     os.fchown(handle, 0, gid)
     with _where_supported(errno.ENOTSUP):
         for attribute in {*os.listxattr(handle)} & {*PRIVILEGES}:
@@ -170,12 +177,14 @@ def _take(handle, path, uid, gid):
     os.fchmod(handle, os.fstat(handle).st_mode & 0o755)
 
 
-def _check_owner(path, found, uid):
+def _check_owner(path: str, found: os.stat_result, uid: int) -> None:
     if found.st_uid != uid:
-        raise WsgiError(f"{path} belongs to the user with the id {found.st_uid}, not to {uid}, who made the others")
+        raise WsgiError(
+            f"{path} belongs to the user with the UID {found.st_uid}; a build may leave only files of UID {uid}"
+        )
 
 
-def _replace_by_copy(here, name, handle, gid):
+def _replace_by_copy(here: int, name: str, handle: int, gid: int) -> None:
     staged = f".{secrets.token_hex(8)}"
     found = os.fstat(handle)
     with open(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=here), "wb") as copy:
@@ -184,26 +193,26 @@ def _replace_by_copy(here, name, handle, gid):
         copy.flush()
         os.fchown(copy.fileno(), 0, gid)
         os.fchmod(copy.fileno(), found.st_mode & 0o755)
-        # Bytecode knows its source by the time of its last change.
+        # Python compares the source's time with the one in its bytecode.
         os.utime(copy.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))
     os.rename(staged, name, src_dir_fd=here, dst_dir_fd=here)
 
 
-def _check_no_writer(handle, path):
-    """Refuse a file that any process, in whatever namespace, has open to write to: the kernel gives no lease for it."""
+def _check_no_writer(handle: int, path: str) -> None:
+    """Raise ``WsgiError`` where any process, in whatever namespace, has a file open for writing: no lease is granted."""
     with _where_supported(errno.EINVAL, errno.ENOTSUP, errno.ENOLCK, errno.EACCES):
-        # What a lease is broken with would end this process otherwise.
+        # The signal of a broken lease is SIGIO by default, which would end this process.
         fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
         try:
             fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except BlockingIOError:
-            raise WsgiError(f"{path} is open to be written to by a process that outlived the build") from None
+            raise WsgiError(f"{path} is open for writing in a process that outlived the build") from None
         fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 @contextlib.contextmanager
-def _where_supported(*codes):
-    """Ignore that a file system has no such thing."""
+def _where_supported(*codes: int) -> Iterator[None]:
+    """Ignore the errors by which a file system says that it does not support a call."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,8 @@
 """
-Virtual environments of the formula's own programs.
+Virtual environments of the formula's own programs, such as supervisor and uv.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -16,23 +18,23 @@ class Tool:
     path : str
         The environment's folder.
     requirements : list of str
-        What pip installs, each with its version.
+        The packages that pip installs, each with its version.
     python : str
         The interpreter's path.
     """
 
-    def __init__(self, path, requirements, python):
+    def __init__(self, path: str, requirements: list[str], python: str) -> None:
         self.path = path
         self.requirements = requirements
         self.python = python
         self._stamp = json.dumps([os.path.realpath(python), requirements]) + "\n"
 
-    def built(self):
-        """Whether it is there, whole."""
+    def built(self) -> bool:
+        """Return whether the environment was built from these requirements and this interpreter."""
         return files.read(f"{self.path}/{COMPLETE}") == self._stamp
 
-    def build(self):
-        """Install it over what is there. Raises ``WsgiError`` with what a failed step printed last."""
+    def build(self) -> None:
+        """Build the environment, over an older one. Raises ``WsgiError`` with the last lines of a failed step."""
         files.remove(f"{self.path}/{COMPLETE}")
         os.makedirs(self.path, mode=0o755, exist_ok=True)
         pip = [f"{self.path}/bin/python", "-m", "pip", "install", "--quiet", "--no-input"]

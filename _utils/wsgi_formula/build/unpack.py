@@ -1,9 +1,11 @@
 """
-Unpacks an archive into a folder: python3 unpack.py ARCHIVE FOLDER SUBDIRECTORY KEY SIZE FILES DEPTH
+Unpack an archive into a folder: python3 unpack.py ARCHIVE FOLDER SUBDIRECTORY KEY SIZE FILES DEPTH
 
-A program of its own, which an unprivileged user runs, so that no entry of an archive can write where
-that user couldn't. It needs no more than Python 3.9 has.
+It is a program of its own for an unprivileged user to run, so that no entry of an archive can write where that user
+can't. It needs only the standard library of Python 3.9.
 """
+
+from __future__ import annotations
 
 import os
 import resource
@@ -12,25 +14,27 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from lzma import LZMAError
+from typing import IO, Optional
 
 CHUNK = 2**20  # bytes that are copied at once
 
-NAME = 255  # bytes of a file's name, as Linux has it
+NAME = 255  # bytes of a file's name, as Linux allows
 
-PATH = 2048  # bytes of a path in a source: the folder of the release stands before it
+PATH = 2048  # bytes of a path in a source; Linux allows 4096 with the release's folder before it
 
-# What the program may have of memory: its own, and a tar's or a zip's list of files.
+# The memory that the program may use: a fixed part, and one per file for the archive's list of files.
 MEMORY, MEMORY_PER_FILE = 2**30, 2**11  # bytes
 
-# What Python says of an archive that is none, or is damaged.
+# What Python raises for a damaged archive.
 DAMAGED = (ValueError, RuntimeError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError)
 
 UNITS = {"k": 2**10, "m": 2**20, "g": 2**30}
 
 
 class Refused(Exception):
-    """An archive that can't be unpacked, and why."""
+    """An archive that is not unpacked, and why."""
 
 
 class Exceeded(Exception):
@@ -40,32 +44,33 @@ class Exceeded(Exception):
     key : str
         The limit's key: ``size``, ``files`` or ``depth``.
     sentence : str
+        The error's text.
     """
 
-    def __init__(self, key, sentence):
+    def __init__(self, key: str, sentence: str) -> None:
         super().__init__(sentence)
         self.key = key
 
 
 class Limits:
     """
-    How much a source may hold. Whoever reads one counts here, before writing.
+    The limits of a source, and a count of what was read of it so far. Entries are counted before they are written.
 
     size : str or int
         Bytes, as pillar has them: ``2g``.
     files : int
-        Files, folders and links.
+        How many files, folders and links are allowed.
     depth : int
-        Names on a path.
+        How many names a path may have.
     """
 
-    def __init__(self, size, files, depth):
+    def __init__(self, size: str | int, files: int, depth: int) -> None:
         self.size, self.files, self.depth = size, files, depth
         self.bytes = int(str(size).rstrip("kKmMgG")) * UNITS.get(str(size)[-1].lower(), 1)
         self._read = self._entries = 0
 
-    def entry(self, path):
-        """Count a file, a folder or a link. Raises ``Exceeded``."""
+    def entry(self, path: str) -> None:
+        """Count a file, a folder or a link; raise ``Exceeded`` beyond a limit."""
         self._entries += 1
         if self._entries > self.files:
             raise Exceeded(
@@ -79,31 +84,32 @@ class Limits:
                 "depth", f"{path[:80]!r}… is a path of more than {PATH} bytes, or a name of more than {NAME}"
             )
 
-    def read(self, count, path):
-        """Count bytes of a file. Raises ``Exceeded``."""
+    def read(self, count: int, path: str) -> None:
+        """Count bytes of a file; raise ``Exceeded`` beyond the limit."""
         self._read += count
         if self._read > self.bytes:
-            raise Exceeded("size", f"the source holds more than {self.size}; {path[:80]!r} does not fit in any more")
+            raise Exceeded("size", f"the source holds more than {self.size}; {path[:80]!r} does not fit")
 
 
-def unpack(archive, folder, subdirectory, limits):
+def unpack(archive: str, folder: str, subdirectory: str, limits: Limits) -> None:
     """
     Unpack an archive.
 
     archive : str
-        A tar, compressed or not, or a zip.
+        The path of a tar, compressed or not, or of a zip.
     folder : str
-        Empty, and there.
+        An empty folder.
     subdirectory : str
-        The folder in it that is wanted; "" for all of it.
+        The folder in the archive to unpack; "" for all of it.
     limits : Limits
 
-    Executable bits are kept, owners and other bits are not. Raises ``Refused`` at the first entry
-    that is no file, folder or link, or that leads out, and ``Exceeded`` at the first beyond a limit.
+    Executable bits are kept, owners and other permission bits are not. Raises ``Refused`` at the first entry that is
+    not a file, a folder or a link, or that leads out of the archive, and ``Exceeded`` at the first beyond a limit.
     """
     inside = subdirectory.split("/") if subdirectory else []
-    found, top = False, set()
-    for name, kind, executable, content in _entries(archive, limits):
+    found = False
+    top: set[str] = set()
+    for name, kind, executable, target, content in _entries(archive, limits):
         parts = _parts(name)
         limits.entry("/".join(parts))
         if len(top) <= 20:
@@ -119,49 +125,57 @@ def unpack(archive, folder, subdirectory, limits):
         if os.path.lexists(path):
             os.unlink(path)
         if kind == "link":
-            _check_link(inner[:-1], content, name)
-            os.symlink(content, path)
-        elif kind == "file":
+            _check_link(inner[:-1], target, name)
+            os.symlink(target, path)
+        elif content is not None:
             with open(
                 os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755 if executable else 0o644), "wb"
             ) as file:
-                # A header may say less than there is.
-                for chunk in iter(lambda content=content: content.read(CHUNK), b""):
+                # The header may give a smaller size than the content has.
+                while chunk := content.read(CHUNK):
                     limits.read(len(chunk), name)
                     file.write(chunk)
         else:
-            raise Refused(f"{name[:80]!r} is {kind}; files, folders and links can be unpacked")
+            raise Refused(f"{name[:80]!r} is {kind}; only files, folders and links can be unpacked")
     if not found and inside:
-        raise Refused(f"there is no folder {subdirectory!r} in it; at its top are: {', '.join(sorted(top)[:20])}")
+        raise Refused(f"the archive has no folder {subdirectory!r}; at its top are: {', '.join(sorted(top)[:20])}")
 
 
-def _entries(archive, limits):
-    """Yields each entry's name, kind, whether it is executable, and its content or where it leads."""
-    # A tar may hold a zip at its end, and then looks like one; never the other way around.
-    if not tarfile.is_tarfile(archive):
-        with zipfile.ZipFile(archive) as opened:
-            for entry in opened.infolist():
-                mode = entry.external_attr >> 16
-                if entry.is_dir():
-                    yield entry.filename, "folder", False, None
-                    continue
-                with opened.open(entry) as content:
-                    if stat.S_ISLNK(mode):
-                        yield entry.filename, "link", False, os.fsdecode(content.read(PATH + 1))
-                    elif stat.S_IFMT(mode) in (0, stat.S_IFREG):
-                        yield entry.filename, "file", bool(mode & 0o100), content
-                    else:
-                        yield entry.filename, "a device, a pipe or a socket", False, None
-        return
+# An entry's name, its kind, whether it is executable, a link's target, and a file's content.
+Entry = tuple[str, str, bool, str, Optional[IO[bytes]]]
+
+
+def _entries(archive: str, limits: Limits) -> Iterator[Entry]:
+    # A tar with a zip as its last file looks like a zip, too; no zip looks like a tar.
+    return _tar_entries(archive, limits) if tarfile.is_tarfile(archive) else _zip_entries(archive)
+
+
+def _zip_entries(archive: str) -> Iterator[Entry]:
+    with zipfile.ZipFile(archive) as opened:
+        for entry in opened.infolist():
+            mode = entry.external_attr >> 16
+            if entry.is_dir():
+                yield entry.filename, "folder", False, "", None
+                continue
+            with opened.open(entry) as content:
+                if stat.S_ISLNK(mode):
+                    yield entry.filename, "link", False, os.fsdecode(content.read(PATH + 1)), None
+                elif stat.S_IFMT(mode) in (0, stat.S_IFREG):
+                    yield entry.filename, "file", bool(mode & 0o100), "", content
+                else:
+                    yield entry.filename, "a device, a pipe or a socket", False, "", None
+
+
+def _tar_entries(archive: str, limits: Limits) -> Iterator[Entry]:
+    # Entries outside of the subdirectory are decompressed, too, and count against the size.
     skipped = Limits(limits.size, 0, 0)
     with tarfile.open(archive) as opened:
         for entry in opened:
-            # Whatever is passed over has to be unpacked, too, though to nowhere.
             skipped.read(entry.size, entry.name)
             if entry.isdir():
-                yield entry.name, "folder", False, None
+                yield entry.name, "folder", False, "", None
             elif entry.issym():
-                yield entry.name, "link", False, entry.linkname
+                yield entry.name, "link", False, entry.linkname, None
             elif entry.isreg() or entry.islnk():
                 # A hard link is unpacked as a file of its own.
                 try:
@@ -169,33 +183,40 @@ def _entries(archive, limits):
                 except KeyError:
                     content = None
                 if content is None:
-                    raise Refused(f"{entry.name!r} is a link to what is no file in it: {entry.linkname!r}")
-                yield entry.name, "file", bool(entry.mode & 0o100), content
+                    raise Refused(f"{entry.name!r} is a link to {entry.linkname!r}, which is not a file in the archive")
+                yield entry.name, "file", bool(entry.mode & 0o100), "", content
             else:
-                yield entry.name, "a device or a pipe", False, None
+                yield entry.name, "a device or a pipe", False, "", None
 
 
-def _parts(name):
-    """The names on an entry's path, one by one."""
+def _parts(name: str) -> list[str]:
+    """Return the names in an entry's path; raise ``Refused`` where the path leads out of the archive."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts:
-        raise Refused(f"{name[:80]!r} leads out of it")
+        raise Refused(f"{name[:80]!r} leads out of the archive")
     return parts
 
 
-def _check_link(above, target, name):
-    """A link may go up as far as there are folders above it, then down; what it then meets may be
-    another link, which has been checked as well."""
+def _check_link(above: list[str], target: str, name: str) -> None:
+    """
+    Raise ``Refused`` where a link leads out of the folder.
+
+    A link may go up as far as there are folders above it, then down. On its way it may meet another link, which is
+    checked as well.
+    """
     parts = [part for part in target.split("/") if part not in ("", ".")]
     while above and parts[:1] == [".."]:
         above, parts = above[:-1], parts[1:]
     if target.startswith("/") or ".." in parts:
-        raise Refused(f"{name[:80]!r} is a link that leads out of it: {target[:80]!r}")
+        raise Refused(f"{name[:80]!r} is a link that leads out of the archive: {target[:80]!r}")
 
 
-def _make_folders(folder, parts, name, limits):
-    """Make the folders of an entry, of which an archive need not tell; returns the last one's path.
-    None of them may be a link that came before it."""
+def _make_folders(folder: str, parts: list[str], name: str, limits: Limits) -> str:
+    """
+    Make the folders above an entry, which an archive need not list; return the path of the last one.
+
+    Raises ``Refused`` where one of them is a link that was unpacked before.
+    """
     for number, part in enumerate(parts, 1):
         folder = f"{folder}/{part}"
         if os.path.islink(folder):
@@ -206,8 +227,8 @@ def _make_folders(folder, parts, name, limits):
     return folder
 
 
-def main(archive, folder, subdirectory, key, size, files, depth):
-    """Unpack within limits, of which the pillar key is told where one is exceeded."""
+def main(archive: str, folder: str, subdirectory: str, key: str, size: str, files: str, depth: str) -> str | None:
+    """Unpack an archive within limits; return an error, which names the pillar key of a limit that is exceeded."""
     memory = MEMORY + MEMORY_PER_FILE * int(files)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
@@ -215,7 +236,7 @@ def main(archive, folder, subdirectory, key, size, files, depth):
     except Exceeded as error:
         return f"{key}:{error.key}: {error}"
     except MemoryError:
-        return f"{key}:files: to unpack it takes more than {memory // 2**20} MiB of memory"
+        return f"{key}:files: the archive takes more than {memory // 2**20} MiB of memory to unpack"
     except (Refused, OSError, *DAMAGED) as error:
         return str(error)
     return None

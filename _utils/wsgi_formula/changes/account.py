@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Mapping
-from typing import Any
 
 from .. import files, step
 from ..build import ownership
@@ -16,9 +14,10 @@ from ..edge import static
 from ..errors import WsgiError
 from ..host import Host
 from ..paths import ETC, LIB
+from ..pillar.app import App
 
 
-def prepare_user(host: Host, name: str, app: Mapping[str, Any]) -> pwd.struct_passwd:
+def prepare_user(host: Host, name: str, app: App) -> pwd.struct_passwd:
     """
     Make the user of an app, where there is none, and a home folder that the user may write to.
 
@@ -54,6 +53,8 @@ def delete_user(host: Host, name: str, user: str) -> None:
         if other != name and facts.get("user") == user:
             remember_user(other, {**facts, "made": [*facts["made"], user]})
             return
-    step.kill_user_processes(find_user(user))
+    account = find_user(user)
+    if account:
+        step.kill_user_processes(account)
     if not host.salt["user.delete"](user):
         raise WsgiError(f"the user {user} could not be deleted; does it have other processes?")

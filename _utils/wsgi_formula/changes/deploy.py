@@ -7,9 +7,16 @@ from __future__ import annotations
 import pwd
 
 from ..app import history
-from ..app.desired import desired_app, desired_release, restored_settings
-from ..app.override import active_override, deploy_override, describe_override, forget_cached, set_override
-from ..app.release import Release
+from ..app.desired import desired_app, desired_release, restorable_release, restored_settings
+from ..app.override import (
+    Overrides,
+    active_override,
+    deploy_override,
+    describe_override,
+    forget_cached,
+    set_override,
+)
+from ..app.release import DesiredRelease
 from ..build.source import with_revision
 from ..edge import nginx
 from ..errors import WsgiError
@@ -67,13 +74,13 @@ def _new_override(host, name, rev, source):
         text = with_revision(pillars, rev) if rev is not None else source
         parse_source(text)
     except ValueError as error:
-        raise WsgiError(f"{without_credentials(source or rev)!r} {error}") from error
+        raise WsgiError(f"{without_credentials(source or str(rev))!r} {error}") from error
     return {} if text == pillars else deploy_override(host, name, text, rev)
 
 
 def _converge(host, name):
     """Build the desired release of an app, bring the desired generation live, and update its site."""
-    override = dict(host.overrides[name])
+    override = dict(host.shared(Overrides).current[name])
     app, user = desired_app(host, name), None
     try:
         user = pwd.getpwnam(app["user"])
@@ -85,6 +92,7 @@ def _converge(host, name):
         history.add(host, name, "failed", source=without_credentials(app["source"]), error=error)
         raise
     if override:
+        assert isinstance(release, DesiredRelease)
         revision = release.source.revision
         if "commit" in revision:
             # A branch moves; the deployed commit does not.
@@ -129,7 +137,7 @@ def roll_back(host: Host, name: str, to: str | None = None, pin: bool = False) -
             raise WsgiError(f"{name} is not live")
         target = _rollback_target(name, current, to)
         app = restored_settings(host, name, target)
-        release = Release(name, history.kept_settings(name, target)["release"])
+        release = restorable_release(name, target)
         id = desired_id(host, app, release)
 
         def override(new):

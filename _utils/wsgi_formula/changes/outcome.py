@@ -26,7 +26,7 @@ class Outcome:
     """
 
     generation: Generation
-    printed: dict[str, list[str]] = field(default_factory=dict)
+    printed: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def attempt(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> bool:

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from .. import files, process
 from ..app import history
@@ -18,6 +16,7 @@ from ..edge import maintenance, nginx, static
 from ..host import Host
 from ..lock import app_lock
 from ..paths import ETC, LIB, LOG, RUN, TMPFILES
+from ..pillar.app import App
 from ..run import probe
 from ..run.generation import Generation, generation_ids, live_generation, load_generation, retire_generation
 from ..run.managers.systemd import Systemd
@@ -71,7 +70,7 @@ def drain_others(host: Host, name: str, outcome: Outcome) -> list[str]:
     return drained
 
 
-def retire_others(host: Host, name: str, app: Mapping[str, Any], ids: list[str], outcome: Outcome) -> None:
+def retire_others(host: Host, name: str, app: App, ids: list[str], outcome: Outcome) -> None:
     """
     Retire drained generations of an app, and forget what no rollback leads to any more.
 
@@ -106,7 +105,7 @@ def remove_app(host: Host, name: str) -> None:
         files.remove(f"{RUN}/{name}")
 
 
-def run_generation_hooks(generation: Generation, app: Mapping[str, Any], moment: str, outcome: Outcome) -> None:
+def run_generation_hooks(generation: Generation, app: App, moment: str, outcome: Outcome) -> None:
     """
     Run the commands of an app for one moment, as its user, with a generation's code and environment.
 
@@ -128,7 +127,7 @@ def _prune(host, name, app, current):
     _prune_logs(name, keep=current)
     kept = prune_releases(name, app["keep_releases"], _releases_in_use(host, name))
     pinned = active_override(host, name).get("pinned")
-    history.forget_settings(name, kept, app["keep_releases"], current.id, pinned)
+    history.forget_settings(name, kept, app["keep_releases"], *filter(None, (current.id, pinned)))
     static.prune(name)
     files.remove_staged(
         TMPFILES,

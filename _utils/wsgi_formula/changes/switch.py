@@ -21,12 +21,12 @@ import http.client
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from .. import files
 from ..app import history
-from ..app.override import check_override_unchanged, dated_override, forget_cached
+from ..app.override import Overrides, check_override_unchanged, dated_override, forget_cached
 from ..app.release import Release
 from ..build.hooks import run_hooks
 from ..edge import maintenance, nginx, static
@@ -34,7 +34,7 @@ from ..errors import WsgiError
 from ..host import Host
 from ..lock import app_lock
 from ..paths import LIB
-from ..pillar.servers import health_host
+from ..pillar.app import App
 from ..run import probe
 from ..run.generation import Generation, retire_generation
 from ..run.jobs import check_schedule
@@ -74,7 +74,7 @@ class Switch:
         self,
         host: Host,
         name: str,
-        app: Mapping[str, Any],
+        app: App,
         release: Release,
         id: str,
         rollback_to: str | None = None,
@@ -118,7 +118,7 @@ class Switch:
     def recover(self) -> None:
         """Settle what a killed run has left."""
         self.old = recover(self.host, self.name)
-        self._override_before = self.host.overrides_read.get(self.name, {})
+        self._override_before = self.host.shared(Overrides).on_disk.get(self.name, {})
 
     def validate(self) -> None:
         """Check all that can be checked before anything is touched."""
@@ -227,7 +227,7 @@ class Switch:
         hooks = [
             hook for hook in self.app["hooks"]["before_live"] if hook["every"] == "change" or hook["command"] not in ran
         ]
-        app = {**self.app, "hooks": {"before_live": hooks}}
+        app = self.app.replace(hooks={"before_live": hooks})
         account = (new.uid, new.gid)
         for hook, printed in run_hooks(self.name, app, "before_live", release, new.environment, *account):
             self.outcome.printed.update(printed)
@@ -235,7 +235,7 @@ class Switch:
             release.remember(new.gid, ran=ran)
 
 
-def finish(host: Host, name: str, app: Mapping[str, Any], current: Generation) -> Outcome:
+def finish(host: Host, name: str, app: App, current: Generation) -> Outcome:
     """
     Finish what a killed change, or one whose after_live commands failed, has left to do.
 
@@ -252,7 +252,7 @@ def finish(host: Host, name: str, app: Mapping[str, Any], current: Generation) -
     return outcome
 
 
-def run_after_live(app: Mapping[str, Any], outcome: Outcome) -> bool:
+def run_after_live(app: App, outcome: Outcome) -> bool:
     """
     Run an app's after_live commands in its live generation. Until all have succeeded, the next run repeats them.
 
@@ -303,14 +303,14 @@ def go_live(generation: Generation, event: str, override: dict | None, **facts: 
     return change
 
 
-def wait_until_healthy(generation: Generation, app: Mapping[str, Any]) -> None:
+def wait_until_healthy(generation: Generation, app: App) -> None:
     """
     Wait until the health check of every worker passes.
 
     Raises ``WsgiError`` where the server has ended, or the check's deadline is over.
     """
     health = app["health"]
-    host = health_host(app)
+    host = app.health_host
     deadline = time.monotonic() + health["deadline"]
     last = "nothing listened on its socket"
     waiting = list(generation.sockets)

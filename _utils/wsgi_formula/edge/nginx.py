@@ -29,7 +29,6 @@ from ..errors import WsgiError
 from ..paths import LIB, PATH, RUN
 from ..pillar import sites
 from ..pillar.edge import METRICS_PORT, METRICS_SOCKET
-from ..pillar.servers import single_process
 from ..redact import tail
 from . import maintenance, nginx_tree, reload, static, status_page, tls, words
 from .maintenance import FAST_PATHS, PLAIN_PAGE
@@ -629,7 +628,7 @@ def _values(host, name, app, site):
 def _upstream_workers(host, name, app):
     """How many sockets of workers nginx is to know. Where they have none, whatever it knows already is right."""
     there = len(WORKER.findall(installed_files(host).get(paths(host, name)[0]) or ""))
-    return app["workers"] if single_process(app, host.servers) or not there else there
+    return app["workers"] if app.single_process or not there else there
 
 
 def _shared_values(host, **more):

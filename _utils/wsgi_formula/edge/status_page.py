@@ -72,7 +72,7 @@ def facts(host, apps, failures=()):
     return {
         "host": host.grains.get("id", "localhost"),
         "apps": {name: _app(host, name, status) for name, status in apps.items()},
-        "problems": host.settings.problems,
+        "problems": host.settings.messages,
         "failures": [(id, _first_line(comment)) for id, comment in failures],
         "changes": _changes(apps),
     }

@@ -4,10 +4,17 @@ The defaults of an app's settings for nginx, and which of them exclude each othe
 This module is pure: it reads no file and starts nothing.
 """
 
-import itertools
+from __future__ import annotations
 
-# Of those words that are none as long as nothing is said: each needs one key, and has these.
-DEFAULTS = {
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ..errors import Problem
+from .app import App
+
+# The defaults of settings that are off until pillar has them; each needs one key then.
+DEFAULTS: dict[str, dict[str, Any]] = {
     "basic_auth": {"realm": "Restricted", "users": {}, "except": []},
     "cache": {
         "valid": None,
@@ -29,14 +36,14 @@ DEFAULTS = {
 
 NEEDED = {"basic_auth": "users", "cache": "valid", "cors": "origins"}
 
-LIMIT_DEFAULTS = {"path": "/", "rate": None, "burst": None, "connections": None}
+LIMIT_DEFAULTS: dict[str, Any] = {"path": "/", "rate": None, "burst": None, "connections": None}
 
 SECONDS = {"s": 1, "m": 60}
 
-# What nginx says for a whole site where its TLS has these keys.
+# The headers of a whole site where its TLS has these keys.
 TLS_HEADERS = {"hsts": "Strict-Transport-Security", "http3": "Alt-Svc"}
 
-# Of these an answer may have several, each with its own meaning.
+# A response may have several of these headers, each with its own meaning.
 SEVERAL = ("link", "set-cookie", "vary")
 
 CORS_HEADERS = [
@@ -45,64 +52,65 @@ CORS_HEADERS = [
 ]
 
 
-def complete(app):
+def complete(app: App) -> dict[str, Any]:
     """
-    An app's words with what they leave unsaid.
+    Return the settings of an app for nginx with their defaults.
 
-    app : dict
-        Its merged settings.
-
-    Returns a dict of its keys to their values.
+    app : App
+        With the settings of pillar.
 
     .. code-block:: python
 
-        >>> whole({**app, "limits": {"login": {"rate": "5r/m"}}})["limits"]
+        >>> complete(app.replace(limits={"login": {"rate": "5r/m"}}))["limits"]
         {'login': {'path': '/', 'rate': '5r/m', 'burst': 4, 'connections': None}}
     """
     found = {key: app[key] and {**defaults, **app[key]} for key, defaults in DEFAULTS.items()}
-    return {**found, "limits": {name: _limit(said) for name, said in app["limits"].items()}}
+    return {**found, "limits": {name: _limit(limit) for name, limit in app["limits"].items()}}
 
 
-def conflicts(app):
+def conflicts(key: str, app: App) -> Iterator[Problem]:
     """
-    What of an app's words can't be done.
+    Yield the problems of settings for nginx that exclude each other.
 
-    app : dict
-        Its settings, after ``whole``.
-
-    Yields a key below the app's, and a sentence's end.
+    key : str
+        The app's pillar key.
+    app : App
+        With the defaults of ``complete``.
     """
-    for key, needed in NEEDED.items():
-        if app[key] and not app[key][needed]:
-            yield f"{key}:{needed}", f"missing; {key} does nothing without"
+    for part, needed in NEEDED.items():
+        if app[part] and not app[part][needed]:
+            yield Problem(f"{key}:{part}:{needed}", f"missing; {part} has no effect without it")
     for name, limit in app["limits"].items():
         if not limit["rate"] and not limit["connections"]:
-            yield f"limits:{name}:rate", "missing; a limit needs a rate, connections, or both"
+            yield Problem(f"{key}:limits:{name}:rate", "missing; a limit needs a rate, connections, or both")
     if app["cache"] and not app["buffering"]:
-        yield "cache", "can't be had with buffering: false: nginx keeps what it has read whole"
+        message = "is not available with buffering: false, because nginx caches only buffered responses"
+        yield Problem(f"{key}:cache", message)
     if app["cors"] and app["cors"]["credentials"] and "*" in app["cors"]["origins"]:
-        yield "cors:credentials", "can't be had with origins: ['*']: browsers refuse that; name the origins"
-    for key, headers in _own_headers(app).items():
+        message = "is not available with origins: ['*'], because browsers refuse it; list the origins"
+        yield Problem(f"{key}:cors:credentials", message)
+    for part, headers in _own_headers(app).items():
         for header in overridden(app, headers):
-            yield f"response_headers:{header}", f"can't be had with {key}, which says it"
+            message = f"is not available with {part}, which sets this header"
+            yield Problem(f"{key}:response_headers:{header}", message)
 
 
-def overridden(app, headers):
-    """Those of some headers that an app's ``response_headers`` say, as these write them: a list."""
+def overridden(app: Mapping[str, Any], headers: Iterable[str]) -> list[str]:
+    """Return those of some headers that an app's ``response_headers`` have too, as they spell them."""
     lower = {header.lower() for header in headers}
     return [header for header in app["response_headers"] if header.lower() in lower]
 
 
-def replaced_headers(app):
-    """The names of the headers that nginx sets and an app's own give way to."""
+def replaced_headers(app: Mapping[str, Any]) -> list[str]:
+    """Return the names of the headers that nginx hides from an app's response, because it adds its own."""
     pillars = [header for header in app["response_headers"] if header.lower() not in SEVERAL]
-    # Of an answer that limits have nothing to do with, the app's Retry-After stays; of TLS' see tls.jinja.
+    # The app's own Retry-After stays where no limit was met; macros/tls.jinja hides the headers of TLS.
     own = {key: headers for key, headers in _own_headers(app).items() if key in ("cors", "cache")}
     return [*itertools.chain(*own.values()), *pillars]
 
 
-def _own_headers(app):
-    """What nginx says where an app's words ask for it: their keys to the names of headers."""
+def _own_headers(app: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the headers that nginx adds for an app's settings: keys to the names of headers."""
     tls = app["tls"] or {}
     found = {
         "cors": CORS_HEADERS if app["cors"] else [],
@@ -113,9 +121,9 @@ def _own_headers(app):
     return {key: headers for key, headers in found.items() if headers}
 
 
-def _limit(said):
-    limit = {**LIMIT_DEFAULTS, **said}
+def _limit(own: Mapping[str, Any]) -> dict[str, Any]:
+    limit = {**LIMIT_DEFAULTS, **own}
     if limit["rate"] and limit["burst"] is None:
-        # So many at once, and then one for each that its time has come.
+        # As many requests at once as the rate allows in its whole time, and then one at a time.
         limit["burst"] = int(limit["rate"].split("r/")[0]) - 1
     return limit

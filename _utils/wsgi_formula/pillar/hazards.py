@@ -1,11 +1,14 @@
 """
-Packages that an app's settings are likely to break.
+Find packages that an app's settings are likely to break.
 """
 
-import re
+from __future__ import annotations
 
-# Packages that, by their own documentation or their maintainers, break when what they made
-# crosses a fork().
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# Packages whose documentation or maintainers say that their objects break when a process forks.
 FORK_HOSTILE = {
     "cassandra-driver": "https://docs.datastax.com/en/drivers/python/3.1/_sources/faq.txt",
     "confluent-kafka": "https://github.com/confluentinc/confluent-kafka-python/issues/351",
@@ -23,41 +26,40 @@ FORK_HOSTILE = {
     "torch": "https://github.com/pytorch/pytorch/blob/main/docs/source/notes/multiprocessing.rst",
 }
 
-# Those that break when threads share it.
+# Packages whose objects break when threads share them.
 THREAD_HOSTILE = {"pyzmq": "https://github.com/zeromq/libzmq/blob/master/doc/zmq_socket.txt"}
 
 
-def hazards(key, app, requirements):
+def hazards(key: str, app: Mapping[str, Any], requirements: Iterable[str]) -> list[str]:
     """
-    What an app may have and is likely to break it.
+    Return warnings about settings that are allowed and likely to break an app, each beginning with its pillar key.
 
     key : str
         The app's pillar key.
-    app : dict
-        As ``Settings.apps`` holds it.
+    app : App
     requirements : list of str
         The lines of its requirements.
 
-    Returns a list of sentences, each beginning with the pillar key it is about.
-
     .. code-block:: python
 
-        >>> warnings("wsgi:apps:shop", {**app, "threads": 4, "preload": False}, ["pyzmq==27.1.0"])
-        ['wsgi:apps:shop:threads: pyzmq may break where threads share what it made; 1 is safe']
+        >>> hazards("wsgi:apps:shop", app.replace(threads=4, preload=False), ["pyzmq==27.1.0"])
+        ['wsgi:apps:shop:threads: pyzmq is not safe with several threads; use 1']
     """
     packages = {package_name(line) for line in requirements}
     threads = [name for name in THREAD_HOSTILE if name in packages and app["threads"] > 1]
     preload = [name for name in FORK_HOSTILE if name in packages and app["preload"]]
-    found = [f"{key}:threads: {name} may break where threads share what it made; 1 is safe" for name in threads]
-    found += [f"{key}:preload: {name} may break when what it made crosses a fork; false is safe" for name in preload]
-    return found
+    warnings = [f"{key}:threads: {name} is not safe with several threads; use 1" for name in threads]
+    warnings += [f"{key}:preload: {name} is not safe when a process forks after loading; use false" for name in preload]
+    return warnings
 
 
-def package_name(requirement):
+def package_name(requirement: str) -> str:
     """
-    The name of the package that a requirement asks for, as
-    https://packaging.python.org/en/latest/specifications/name-normalization/ has it; an empty
-    str for a line that names none.
+    Return the normalized name of the package of a requirement, or "" for a line without one.
+
+    requirement : str
+        A line of a requirements file. The normalization is that of
+        https://packaging.python.org/en/latest/specifications/name-normalization/.
     """
     found = re.match(r"[A-Za-z0-9][\w.-]*", requirement.strip())
     return re.sub(r"[-_.]+", "-", found[0]).lower() if found else ""

@@ -5,24 +5,27 @@ Salt hands out pillar in classes of its own, and in other ones through a master 
 ``MaskedDict`` and ``MaskedList``, whose ``repr`` is asterisks.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """
     Return a copy of a value in which every mapping is a dict, every sequence a list, and every text a str.
 
-    What is none of these stays as it is. Where YAML's anchors repeat a value, or put it into itself, the copy does so.
+    Any other value stays as it is. Where YAML's anchors repeat a value or put it into itself, the copy does so too.
     """
     # The id of each mapping and sequence to its copy. Held beside it, the original keeps its id.
-    copies = {}
-    unfilled = []
+    copies: dict[int, tuple[Any, Any]] = {}
+    unfilled: list[tuple[Any, Any]] = []
 
-    def copy_of(value):
+    def copy_of(value: Any) -> Any:
         if isinstance(value, str):
             return _text(value)
         if isinstance(value, Mapping):
-            empty = {}
+            empty: Any = {}
         elif isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
             empty = []
         else:
@@ -33,7 +36,7 @@ def plain(value):
         return copies[id(value)][0]
 
     whole = copy_of(value)
-    # No recursion: a value may be nested deeper than Python can descend, and is to be refused in words.
+    # No recursion: a value may be nested deeper than Python can descend, and needs a readable problem.
     while unfilled:
         copy, original = unfilled.pop()
         if isinstance(copy, dict):
@@ -44,6 +47,6 @@ def plain(value):
     return whole
 
 
-def _text(text):
-    # The subclass may have a __str__ that shows something else.
+def _text(text: str) -> str:
+    # A subclass may have a __str__ that shows asterisks.
     return str.__str__(text)

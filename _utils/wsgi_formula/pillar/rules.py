@@ -1,9 +1,11 @@
 """
-What the rules of the schema are made of.
+The rules that values of pillar are checked against, and the tests that rules share.
 
-Whatever a rule says, ``find_flaw`` comes first: it refuses what no target could hold, so that
-each rule may convert, print and copy the value that it tests.
+``find_flaw`` runs before any rule: it refuses values that no file could hold, so that each rule may convert, print
+and copy the value that it tests.
 """
+
+from __future__ import annotations
 
 import math
 import re
@@ -18,60 +20,60 @@ DOMAIN = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 
-# DNS allows no more: https://www.rfc-editor.org/rfc/rfc1035#section-2.3.4
+# The limit of DNS: https://www.rfc-editor.org/rfc/rfc1035#section-2.3.4
 DOMAIN_LENGTH = 253
 
-# The name of one file or folder may have no more bytes on Linux.
+# The most bytes that the name of a file or folder may have on Linux.
 NAME_LENGTH = 255
 
-# A str may have no more bytes, unless its rule says otherwise.
+# The most bytes of a str whose rule has no other limit.
 TEXT_LENGTH = 2000
 
-# nginx refuses a word of 4096 bytes, with its quotes and its escapes.
+# nginx refuses a parameter of 4096 bytes, with its quotes and escapes.
 NGINX_WORD = 4000
 
-# The value of one pillar key may be nested no deeper, and hold no more characters.
+# The most levels and characters that the value of one pillar key may have.
 DEPTH = 16
 
 SIZE = 2**20
 
-# How much of a value or of a name a problem shows, in characters.
+# The most characters of a value, and of a name, that a problem shows.
 SHOWN = 100
 
 SHOWN_NAME = 60
 
-# Items of a collection, and levels of nesting, that a problem shows.
+# The most items of a collection, and levels of nesting, that a problem shows.
 SHOWN_ITEMS, SHOWN_LEVELS = 10, 4
 
 # NUL, and halves of surrogate pairs.
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
-# A name that may stand in the key of a problem as it is.
+# Names that need no escaping in the key of a problem.
 PLAIN_NAME = re.compile(r"[\w.*/@+-]{1,60}", re.ASCII)
 
-# Where nothing needs to be quoted in nginx's words.
+# Paths without a character that nginx would need quoted.
 URL_PATH = re.compile(r"/([\w.~+@%-]+/)*([\w.~+@%-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Rule:
     """
-    What one key may hold.
+    The values that one key may have.
 
     allowed : str
-        The words that say what passes.
+        A description of these values, for "it must be …".
     test : callable
-        Whether a value does.
+        The test that such a value passes.
     secret : bool
         Whether no problem may show the value.
     most : int
         The most bytes that a str may have, or each str of a list.
     keys : dict
-        Of a mapping: the rule of each key that it may have.
+        The rule of each key, for a mapping with known keys.
     names : Rule
-        Of a mapping whose keys are the user's own names: what these may be.
+        The rule of the keys, for a mapping whose keys the user chooses.
     each : Rule
-        Of such a mapping: what every value may be.
+        The rule of the values, for such a mapping.
     """
 
     allowed: str
@@ -83,66 +85,66 @@ class Rule:
     each: Any = None
 
 
-def integer(low, high):
-    """The rule of an integer between two."""
+def integer(low: int, high: int) -> Rule:
+    """Return the rule for an integer from ``low`` to ``high``."""
     return Rule(
         f"an integer from {low} to {high}",
         lambda value: type(value) is int and low <= value <= high,
     )
 
 
-def matching(pattern, allowed, most=TEXT_LENGTH):
-    """The rule of a str of so many bytes at most that a compiled pattern matches."""
+def matching(pattern: re.Pattern[str], allowed: str, most: int = TEXT_LENGTH) -> Rule:
+    """Return the rule for a str that a pattern matches and that has at most ``most`` bytes."""
     return Rule(allowed, lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None, most=most)
 
 
-def mapping(keys):
-    """The rule of a mapping with such keys, a dict of names to rules."""
+def mapping(keys: Mapping[str, Rule]) -> Rule:
+    """Return the rule for a mapping with known keys, a dict of names to rules."""
     return Rule("a mapping", lambda value: isinstance(value, Mapping), keys=keys)
 
 
-def collection(allowed, names, each):
+def collection(allowed: str, names: Rule | re.Pattern[str], each: Rule) -> Rule:
     """
-    The rule of a mapping whose keys the user chooses.
+    Return the rule for a mapping whose keys the user chooses.
 
     allowed : str
-        What a key may be, in words.
+        A description of the keys, for "it must be …".
     names : Rule or re.Pattern
-        What it may be.
+        The rule or the pattern of the keys.
     each : Rule
-        What every value may be.
+        The rule of the values.
     """
     names = names if isinstance(names, Rule) else matching(names, allowed)
     return Rule("a mapping", lambda value: isinstance(value, Mapping), names=names, each=each)
 
 
-def one_line(value):
-    """Whether a value is a str of one line, not empty."""
+def one_line(value: Any) -> bool:
+    """Return whether a value is a str of one line that is not empty."""
     return isinstance(value, str) and value != "" and value.isprintable()
 
 
-def is_domain(value):
-    """Whether a value is a host name, of which the first label may be ``*``."""
+def is_domain(value: Any) -> bool:
+    """Return whether a value is a host name, whose first label may be ``*``."""
     return isinstance(value, str) and len(value) <= DOMAIN_LENGTH and DOMAIN.fullmatch(value) is not None
 
 
-def list_of(value, test):
-    """Whether a value is a list whose items all pass."""
+def list_of(value: Any, test: Callable[[Any], bool]) -> bool:
+    """Return whether a value is a list whose items all pass a test."""
     return isinstance(value, list) and all(test(item) for item in value)
 
 
-def has_file_names(path):
-    """Whether each part of a path is short enough to be the name of a file."""
+def has_file_names(path: str) -> bool:
+    """Return whether each part of a path is short enough to be the name of a file."""
     return all(byte_length(part) <= NAME_LENGTH for part in path.split("/"))
 
 
-def absolute_path(value):
-    """Whether a value is an absolute path that leads nowhere else."""
+def absolute_path(value: Any) -> bool:
+    """Return whether a value is an absolute path without ``..``."""
     return one_line(value) and value.startswith("/") and ".." not in value.split("/") and has_file_names(value)
 
 
-def path_below(value):
-    """Whether a value is a URL's path that needs no quotes in nginx's words."""
+def path_below(value: Any) -> bool:
+    """Return whether a value is the path of a URL that nginx needs no quotes for."""
     return isinstance(value, str) and URL_PATH.fullmatch(value) is not None and ".." not in value.split("/")
 
 
@@ -151,22 +153,22 @@ def byte_length(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def find_excess(value: Any, rule: Rule) -> "str | None":
+def find_excess(value: Any, rule: Rule) -> str | None:
     """
-    Return what is too long: a str with more bytes than its rule allows, or one in a list.
+    Return the message about a str, or one in a list, with more bytes than its rule allows; None where there is none.
 
-    Returns a sentence's end, which shows the value unless it is a secret, or None.
+    The message shows the value unless it is a secret.
     """
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and byte_length(text) > rule.most:
             shown = "is" if rule.secret or "PRIVATE KEY" in text else f"{describe(text)} is"
-            return f"{shown} {byte_length(text)} bytes long; it may have {rule.most} at most"
+            return f"{shown} {byte_length(text)} bytes long; at most {rule.most} are allowed"
     return None
 
 
 def describe(value: Any) -> str:
     """
-    Return what a problem shows of a value: its ``repr``, shortened and without the passwords of URLs.
+    Return a value as a problem shows it: its ``repr``, shortened and without the passwords of URLs.
 
     .. code-block:: python
 
@@ -180,14 +182,14 @@ def describe(value: Any) -> str:
 
 
 def describe_name(name: Any) -> str:
-    """Return what the key of a problem shows of one of the user's own names: its text, shortened."""
+    """Return a name that the user chose as the key of a problem shows it: its text, shortened."""
     text = without_credentials(name[: 20 * SHOWN]) if isinstance(name, str) else _sketch(name, 1)
     return text if len(text) <= SHOWN_NAME else text[:SHOWN_NAME] + "…"
 
 
 def _sketch(value: Any, levels: int) -> str:
     if isinstance(value, str):
-        # A password is hidden before the text is cut, so that no part of one is left.
+        # Passwords are hidden before the text is cut, so that no part of one is left.
         text = without_credentials(value[: 20 * SHOWN])
         return repr(text if len(text) <= SHOWN else text[: SHOWN // 2] + "…")
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
@@ -210,31 +212,31 @@ def _sketches(items: Any, levels: int, sketch: Callable[[Any], str]) -> str:
 
 
 class _Flaw(Exception):
-    """Where a value has a flaw, a tuple of names, and which, a sentence's end."""
+    """The keys that lead to a flaw of a value, a tuple of names, and the message about it."""
 
 
-def find_flaw(value: Any) -> "tuple | None":
+def find_flaw(value: Any) -> tuple | None:
     """
-    Return what makes a value one that no target could hold, or the checks themselves could not look at.
+    Return why no file could hold a value, or why the checks themselves could not test it.
 
     YAML's anchors can nest a value in itself, and make a small file into a huge value. Python can't print an
     integer of more than 4300 digits; no file holds half of a surrogate pair.
 
-    Returns a pair: the names of the keys that lead to the flaw, a tuple, and a sentence's end, which
-    shows nothing of the value; or None.
+    Returns a pair: the names of the keys that lead to the flaw, a tuple, and the message, which does not
+    show the value; or None.
     """
     try:
         _, size = _measure(value, 0, (), {})
     except _Flaw as flaw:
         return flaw.args
-    return ((), f"holds more than {SIZE} characters") if size > SIZE else None
+    return ((), f"has more than {SIZE} characters") if size > SIZE else None
 
 
 def _measure(value: Any, level: int, place: tuple, known: dict) -> tuple:
     """Return how many levels a value has, and how many characters; raise ``_Flaw``."""
     if isinstance(value, str):
         if UNWRITABLE.search(value):
-            raise _Flaw(place, "holds a character that no file can hold, such as NUL")
+            raise _Flaw(place, "contains a character that no file can hold, such as NUL")
         return 0, len(value)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise _Flaw(place, "is an integer that does not fit into 64 bits")
@@ -242,7 +244,7 @@ def _measure(value: Any, level: int, place: tuple, known: dict) -> tuple:
         raise _Flaw(place, "is not a finite number")
     if not isinstance(value, (Mapping, list, tuple, set, frozenset)):
         return 0, 8
-    # One that anchors repeat is measured once.
+    # A value that anchors repeat is measured once.
     if id(value) not in known:
         if level >= DEPTH:
             raise _Flaw((), f"is nested deeper than {DEPTH} levels")

@@ -1,10 +1,13 @@
 """
-The schema: every key that pillar may hold below ``wsgi``, and what its value may be.
+The schema: the rule of each key that pillar may have below ``wsgi``. nginx's keys are in ``edge``.
 """
+
+from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Mapping
+from typing import Any
 
 from .edge import EDGE
 from .rules import (
@@ -25,25 +28,25 @@ from .rules import (
     matching,
     one_line,
 )
-from .source import SOURCE_FORMS, _source
+from .source import SOURCE_FORMS, is_source
 
 # Linux user names have at most 32 characters, five of which are `wsgi-`.
 APP_NAME = re.compile(r"[a-z][a-z0-9_-]{0,26}")
 
-# /etc/wsgi/vassals is the emperor's, /etc/wsgi/circus and /run/wsgi/circus are circus's, and so on.
+# The names of the process managers' folders, such as /etc/wsgi/vassals and /run/wsgi/circus.
 RESERVED_NAMES = ("circus", "gaffer", "vassals")
 
 USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 
-# The shell that reads the environment gives OPTIND a meaning, and ends where it is no number.
+# The shell that reads the environment uses OPTIND itself, and exits where it is not a number.
 ENV_NAME = re.compile(r"(?!OPTIND$)[A-Za-z_][A-Za-z0-9_]*")
 
-ENV_NAMES = "letters, digits and _, no digit first, and not OPTIND, which is the shell's own"
+ENV_NAMES = "letters, digits and _ only, no digit first, and must not be OPTIND, which the shell uses"
 
-# exec() takes no longer NAME=value, its NUL included: MAX_ARG_STRLEN of linux/binfmts.h.
+# The longest NAME=value that exec() takes, with its NUL: MAX_ARG_STRLEN of linux/binfmts.h.
 VARIABLE_LENGTH = 131072
 
-# exec() takes 2 MiB of words and variables, as long as a stack may have 8 MiB.
+# exec() takes 2 MiB of arguments and variables where the stack may have 8 MiB.
 ENVIRONMENT_LENGTH = 2**20
 
 COMMAND_LENGTH = 65536
@@ -56,7 +59,7 @@ VERSION = re.compile(r"[0-9]+(\.[0-9]+)*([a-z.+-]+[0-9]+)*")
 
 VERSION_LENGTH = 100
 
-# What a `command` may name in braces besides the neutral settings.
+# The placeholders of a `command` besides the portable settings.
 COMMAND_PLACEHOLDERS = ("socket", "application", "environment", "code", "folder")
 
 PLACEHOLDER = re.compile(r"\{(\w*)\}")
@@ -65,56 +68,54 @@ PYTHON = re.compile(r"(/[\w./-]+/)?(python|pypy)[\w.-]*")
 
 OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
-# Of `processes` and `schedule`: it stands in the names of units and logs.
+# The names in `processes` and `schedule`, which become part of the names of units and logs.
 PROGRAM_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
-# <app>.<generation>.log.service is what writes a log under systemd.
+# <app>.<generation>.log.service writes the log under systemd.
 RESERVED_PROGRAMS = ("log",)
 
-# The moments at which an app's own commands run, in their order.
+# The moments at which an app's hooks run, in their order.
 HOOKS = ("build", "before_live", "after_live", "before_retire")
 
 
-def is_version(value):
-    """Whether a value is a version that pip could install."""
+def is_version(value: Any) -> bool:
+    """Return whether a value is a version that pip could install."""
     return isinstance(value, str) and len(value) <= VERSION_LENGTH and VERSION.fullmatch(value) is not None
 
 
-def find_variable_flaw(name, value):
+def find_variable_flaw(name: str, value: str) -> str | None:
     """
-    Return what keeps a variable out of an environment, a sentence's end that shows nothing of the value, or None.
+    Return why a process cannot have a variable, without the value, or None where it can.
 
     name, value : str
     """
     if UNWRITABLE.search(value):
-        return "holds a character that no variable can, such as NUL"
+        return "contains a character that no variable can hold, such as NUL"
     length = byte_length(f"{name}={value}") + 1
-    return (
-        f"is {length} bytes long, of which a variable can have {VARIABLE_LENGTH}" if length > VARIABLE_LENGTH else None
-    )
+    return f"is {length} bytes long; at most {VARIABLE_LENGTH} are allowed" if length > VARIABLE_LENGTH else None
 
 
-def _url(value):
+def _url(value: Any) -> bool:
     return one_line(value) and re.match(r"(https?|file)://[^\s]+$", value) is not None
 
 
-def _inner_path(value):
+def _inner_path(value: Any) -> bool:
     inside = one_line(value) and not value.startswith(("/", "-")) and ".." not in value.split("/")
     return inside and has_file_names(value)
 
 
-def _is_word(value):
+def _is_word(value: Any) -> bool:
     return type(value) in (str, int, float) and one_line(str(value))
 
 
-def _command(value):
+def _command(value: Any) -> bool:
     if isinstance(value, str):
         return value.strip() != ""
     length = sum(byte_length(str(word)) + 1 for word in value) if list_of(value, _is_word) else 0
     return 0 < length <= COMMAND_LENGTH
 
 
-def _words(value):
+def _words(value: Any) -> bool:
     if not isinstance(value, str):
         return _command(value)
     try:
@@ -124,12 +125,14 @@ def _words(value):
 
 
 COMMAND = Rule(
-    f"a shell's command, or a list of words, of {COMMAND_LENGTH} bytes in all", _command, most=COMMAND_LENGTH
+    f"a command for the shell, or a list of words, of at most {COMMAND_LENGTH} bytes in all",
+    _command,
+    most=COMMAND_LENGTH,
 )
 
-# No shell runs it: one would stand between it and the signal that stops it.
+# No shell runs the command, because a shell would not pass on the signal that stops the command.
 WORDS = Rule(
-    f"a command of one line, whose words a shell could tell apart, or a list of words, of {COMMAND_LENGTH} bytes in all",
+    f"a command of one line with matching quotes, or a list of words, of at most {COMMAND_LENGTH} bytes in all",
     _words,
     most=COMMAND_LENGTH,
 )
@@ -146,7 +149,7 @@ HEALTH = {
 }
 
 
-# How much code an app's source may hold.
+# The limits of an app's source.
 SOURCE_LIMITS = {
     "size": Rule(
         "a size in bytes, or with k, m or g, e.g. 2g",
@@ -168,7 +171,7 @@ MAINTENANCE = {
 
 APP = {
     "state": Rule("present or absent", lambda value: value in ("present", "absent")),
-    "server": Rule("a server's name", one_line),
+    "server": Rule("the name of a server", one_line),
     "process_manager": Rule(
         "a process manager's name, or a mapping of servers to them",
         lambda value: one_line(value) or isinstance(value, Mapping),
@@ -182,11 +185,11 @@ APP = {
     "application": matching(APPLICATION, "module:callable"),
     "interface": Rule("wsgi or asgi", lambda value: value in ("wsgi", "asgi")),
     "command": Rule(
-        f"a list of words that holds {{socket}}, of {COMMAND_LENGTH} bytes in all",
+        f"a list of words, one of them with {{socket}}, of at most {COMMAND_LENGTH} bytes in all",
         lambda value: isinstance(value, list) and _command(value) and any("{socket}" in str(word) for word in value),
         most=COMMAND_LENGTH,
     ),
-    "source": Rule(SOURCE_FORMS, _source),
+    "source": Rule(SOURCE_FORMS, is_source),
     "source_limits": mapping(SOURCE_LIMITS),
     "deploy_key": Rule(
         "a private key that OpenSSH reads",
@@ -246,7 +249,7 @@ APP = {
 }
 
 
-# A command of `hooks`, which may also be the command alone.
+# The rules of a hook; pillar may also have the command alone.
 HOOK = {
     "command": COMMAND,
     "timeout": integer(1, 86400),
@@ -256,13 +259,13 @@ HOOK = {
 HOOK_DEFAULTS = {"timeout": 300, "every": "release"}
 
 
-# One of `processes`.
+# The rules of each program in `processes`.
 PROCESS = {"command": WORDS, "count": integer(1, 1024), "graceful_timeout": integer(1, 86400)}
 
 PROCESS_DEFAULTS = {"count": 1}
 
 
-# One of `schedule`.
+# The rules of each program in `schedule`.
 SCHEDULED = {
     "command": WORDS,
     "calendar": Rule("a time as `systemd-analyze calendar` takes it", one_line, most=NAME_LENGTH),
@@ -272,7 +275,7 @@ SCHEDULED = {
 SCHEDULED_DEFAULTS = {"timeout": 3600}
 
 
-def _option(value):
+def _option(value: Any) -> bool:
     if isinstance(value, list):
         return all(_option(item) and not isinstance(item, list) for item in value)
     if isinstance(value, str):
@@ -280,34 +283,34 @@ def _option(value):
     return isinstance(value, (bool, int, float))
 
 
-# One of `server_options`.
+# The rule of each option in `server_options`.
 OPTION = Rule("a one-line string, a number, true, false or a list of them", _option, most=OPTION_LENGTH)
 
 
-def shown(settings, rules):
+def hide_secrets(settings: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
     """
-    Settings without their secrets.
+    Return settings with asterisks for their secrets.
 
     settings : dict
-        Merged ones.
+        Merged settings.
     rules : dict
         The rule of each key, such as ``APP``.
 
     .. code-block:: python
 
-        >>> shown({"env": {"PASSWORD": "hunter2"}, "workers": 4}, APP)
+        >>> hide_secrets({"env": {"PASSWORD": "hunter2"}, "workers": 4}, APP)
         {'env': {'PASSWORD': '***'}, 'workers': 4}
     """
-    return {key: _shown(value, rules[key]) for key, value in settings.items()}
+    return {key: _without_secrets(value, rules[key]) for key, value in settings.items()}
 
 
-def _shown(value, rule):
+def _without_secrets(value: Any, rule: Rule) -> Any:
     if value and rule.secret:
         return dict.fromkeys(value, "***") if isinstance(value, Mapping) else "***"
     if isinstance(value, Mapping) and rule.keys:
-        return shown(value, rule.keys)
+        return hide_secrets(value, rule.keys)
     if isinstance(value, Mapping) and rule.each:
-        return {name: _shown(each, rule.each) for name, each in value.items()}
+        return {name: _without_secrets(each, rule.each) for name, each in value.items()}
     return value
 
 

@@ -19,16 +19,10 @@ from ..build.hooks import hook_variables
 from ..errors import WsgiError
 from ..host import Host
 from ..paths import ETC, LOG, PATH, RUN, TMPFILES
+from ..pillar.app import PORTABLE_SETTINGS, App
 from ..pillar.edge import METRICS_PORT
 from ..pillar.schema import PLACEHOLDER
-from ..pillar.servers import (
-    PORTABLE_SETTINGS,
-    long_options,
-    process_settings,
-    replaces_late,
-    single_process,
-    supported,
-)
+from ..pillar.servers import long_options
 from ..redact import tail
 from .generation import Generation
 from .programs import program_templates
@@ -57,7 +51,7 @@ DECIDED = (
 )
 
 
-def desired_id(host: Host, app: Mapping[str, Any], release: Release) -> str:
+def desired_id(host: Host, app: App, release: Release) -> str:
     """
     Return the id of the generation that an app's settings ask for, which is the same on every host.
 
@@ -70,14 +64,14 @@ def desired_id(host: Host, app: Mapping[str, Any], release: Release) -> str:
     return files.digest(
         LAYOUT,
         release.id,
-        process_settings(app),
-        {key: value for key, value in host.servers[app["server"]].items() if key in DECIDING},
-        _guarded_settings(host, app),
+        app.process_settings,
+        {key: value for key, value in app.row.items() if key in DECIDING},
+        _guarded_settings(app),
         [host.file_text(source) for source in sources],
     )
 
 
-def adopt(current: Generation, id: str, app: Mapping[str, Any], release: Release) -> None:
+def adopt(current: Generation, id: str, app: App, release: Release) -> None:
     """
     Keep a live generation that a formula before version 1.0 made, where it does what is desired.
 
@@ -91,7 +85,7 @@ def adopt(current: Generation, id: str, app: Mapping[str, Any], release: Release
     record = current.record
     if "desired_id" in record or record.get("layout") != LAYOUT:
         return
-    desired = new_record(current.host, app, release, record.get("version"))
+    desired = new_record(app, release, record.get("version"))
     if all(record.get(key) == desired[key] for key in DECIDED):
         record["desired_id"] = id
         if not current.host.opts.get("test"):
@@ -112,7 +106,7 @@ def replacement_reason(current: Generation | None, id: str) -> str | None:
     return current.drift_reason()
 
 
-def prepare_generation(host: Host, name: str, app: Mapping[str, Any], release: Release, id: str) -> Generation:
+def prepare_generation(host: Host, name: str, app: App, release: Release, id: str) -> Generation:
     """
     Write all files of a new generation. Nothing of it runs yet.
 
@@ -125,7 +119,7 @@ def prepare_generation(host: Host, name: str, app: Mapping[str, Any], release: R
     id : str
         From ``desired_id``; the generation has a count behind it where one of that id is there already.
     """
-    record = {**new_record(host, app, release, _server_version(host, app, release)), "desired_id": id}
+    record = {**new_record(app, release, _server_version(host, app, release)), "desired_id": id}
     new = Generation(host, name, _unused_id(name, id), record)
     uid, gid = new.uid, new.gid
     texts = generation_files(new, app)
@@ -162,15 +156,15 @@ def _unused_id(name: str, id: str) -> str:
     return found
 
 
-def _server_version(host: Host, app: Mapping[str, Any], release: Release) -> str | None:
+def _server_version(host: Host, app: App, release: Release) -> str | None:
     """
     Return the server's version: as pip has installed it, or as the distribution's server prints it.
 
     Raises ``WsgiError`` where that server can't be run.
     """
-    row = host.servers[app["server"]]
+    row = app.row
     if app["install"] == "environment":
-        return release.environment.installed(row["package"]) if row["package"] else None
+        return release.environment.installed_version(row["package"]) if row["package"] else None
     command, account = row["show_version"], pwd.getpwnam(app["user"])
     result = subprocess.run(
         command,
@@ -191,7 +185,7 @@ def _server_version(host: Host, app: Mapping[str, Any], release: Release) -> str
     return version.group()
 
 
-def generation_files(generation: Generation, app: Mapping[str, Any]) -> dict[str, str]:
+def generation_files(generation: Generation, app: App) -> dict[str, str]:
     """
     Return the files that a generation is made of, except for its record: a dict of paths to texts.
 
@@ -206,8 +200,8 @@ def generation_files(generation: Generation, app: Mapping[str, Any]) -> dict[str
     values = {
         "app": app,
         "generation": generation,
-        "options": process_settings(app)["server_options"],
-        "guards": _guarded_settings(host, app),
+        "options": app.own_options,
+        "guards": _guarded_settings(app),
     }
     sources = _sources(host, app)
     settings = {"settings.json": json.dumps(program_settings(generation, app), indent=1) + "\n"} if sources else {}
@@ -223,11 +217,11 @@ def generation_files(generation: Generation, app: Mapping[str, Any]) -> dict[str
     }
 
 
-def _sources(host: Host, app: Mapping[str, Any]) -> dict[str, str]:
+def _sources(host: Host, app: App) -> dict[str, str]:
     """Return what a generation's own files are made from, source to file; one that is no template is copied."""
     if not app["application"]:
         return {}
-    config = host.servers[app["server"]]["config"]
+    config = app.row["config"]
     own = config and f"{app['server']}/{config}"
     return {
         "common/wsgi_worker.py": "wsgi_worker.py",
@@ -236,7 +230,7 @@ def _sources(host: Host, app: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def program_settings(generation: Generation, app: Mapping[str, Any]) -> dict[str, Any]:
+def program_settings(generation: Generation, app: App) -> dict[str, Any]:
     """
     Return what the programs of a generation read from ``settings.json``, as ``wsgi/common/wsgi_worker.py`` explains it.
 
@@ -244,7 +238,7 @@ def program_settings(generation: Generation, app: Mapping[str, Any]) -> dict[str
         The app's settings, as ``desired_app`` gives them.
     """
     host = generation.host
-    options = process_settings(app)["server_options"]
+    options = app.own_options
     return {
         "app": generation.name,
         "unit": generation.unit,
@@ -253,12 +247,12 @@ def program_settings(generation: Generation, app: Mapping[str, Any]) -> dict[str
         "application": app["application"],
         "code": generation.code,
         "environment": generation.environment.path,
-        "socket": None if single_process(app, host.servers) else generation.server_sockets[0],
+        "socket": None if app.single_process else generation.server_sockets[0],
         "server_dir": generation.server_dir,
         "runtime_dir": generation.runtime_dir,
         "live_link": generation.live_link,
         **{setting: app[setting] for setting in PORTABLE_SETTINGS},
-        "guarded": [setting for setting in _guarded_settings(host, app) if app[setting]],
+        "guarded": [setting for setting in _guarded_settings(app) if app[setting]],
         "statsd": f"127.0.0.1:{METRICS_PORT}" if app["metrics"] else None,
         "server_options": options,
         "option_words": long_options(options),
@@ -266,15 +260,14 @@ def program_settings(generation: Generation, app: Mapping[str, Any]) -> dict[str
     }
 
 
-def server_command(generation: Generation, app: Mapping[str, Any]) -> list[str]:
+def server_command(generation: Generation, app: App) -> list[str]:
     """
     Return the command that starts a generation's server, a list of words.
 
     app : App
         The app's settings, as ``desired_app`` gives them.
     """
-    servers = generation.host.servers
-    row, spawned = servers[app["server"]], single_process(app, servers)
+    row, spawned = app.row, app.single_process
     values = {
         "bin": "/usr/bin" if app["install"] == "distribution" else f"{generation.environment.path}/bin",
         "config": generation.config_file,
@@ -306,15 +299,15 @@ def _filled(word: str, values: Mapping[str, Any]) -> str:
     return PLACEHOLDER.sub(lambda found: str(values.get(found[1], found[0])), word)
 
 
-def _guarded_settings(host: Host, app: Mapping[str, Any]) -> list[str]:
+def _guarded_settings(app: App) -> list[str]:
     """Return the names of the settings that the guard keeps for an app's server."""
-    honours = supported(app, host.servers)
+    honours = app.supported
     # Where no successor comes first, the server's own way to replace a worn worker is as good, and safer.
-    own = ("max_requests", "memory_limit") if replaces_late(app, host.servers) else ()
+    own = ("max_requests", "memory_limit") if app.replaces_late else ()
     return [name for name in PORTABLE_SETTINGS if honours.get(name) == "guard" and name not in own]
 
 
-def environment_text(generation: Generation, app: Mapping[str, Any]) -> str:
+def environment_text(generation: Generation, app: App) -> str:
     """Return the app's environment as a file that ``wsgi/common/with-environment`` reads: shell assignments."""
     variables = hook_variables(generation.name, app, generation.environment)
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from .. import files, untrusted
@@ -16,7 +15,7 @@ from ..app import history
 from ..app.release import Release
 from ..host import Host
 from ..paths import RUN
-from ..pillar.servers import health_host, process_settings, single_process
+from ..pillar.app import App
 from .programs import known_programs
 
 # How a generation's folders below /run are laid out. Records without a number are of the first way: one folder for all,
@@ -24,7 +23,7 @@ from .programs import known_programs
 LAYOUT = 2
 
 
-def new_record(host: Host, app: Mapping[str, Any], release: Release, version: str | None) -> dict[str, Any]:
+def new_record(app: App, release: Release, version: str | None) -> dict[str, Any]:
     """
     Return the record of a new generation.
 
@@ -38,13 +37,13 @@ def new_record(host: Host, app: Mapping[str, Any], release: Release, version: st
         "layout": LAYOUT,
         "server": app["server"],
         "process_manager": app["process_manager"],
-        "protocol": host.servers[app["server"]]["protocol"],
+        "protocol": app.row["protocol"],
         "user": app["user"],
         "release": release.id,
         "environment": release.environment.id,
         "version": version,
-        "spawned": app["workers"] if single_process(app, host.servers) else 0,
-        "markers": _markers(host, app),
+        "spawned": app["workers"] if app.single_process else 0,
+        "markers": _markers(app),
         "check": health_check_of(app),
         "pending_hooks": ["after_live"] if app["hooks"]["after_live"] else [],
         "settings": {key: value for key, value in settings.items() if key != "env"},
@@ -52,23 +51,23 @@ def new_record(host: Host, app: Mapping[str, Any], release: Release, version: st
     }
 
 
-def settings_record(app: Mapping[str, Any]) -> dict[str, Any]:
+def settings_record(app: App) -> dict[str, Any]:
     """Return the settings of an app's process as a record has them: digests instead of the values of ``env``."""
-    settings = process_settings(app)
+    settings = app.process_settings
     settings["env"] = {name: files.digest(str(value)) for name, value in app["env"].items()}
     return settings
 
 
-def health_check_of(app: Mapping[str, Any]) -> dict[str, Any]:
+def health_check_of(app: App) -> dict[str, Any]:
     """Return an app's health check as a record has it: ``path``, ``host`` and ``status``."""
     health = app["health"]
-    return {"path": health["path"], "host": health_host(app), "status": health["status"]}
+    return {"path": health["path"], "host": app.health_host, "status": health["status"]}
 
 
-def _markers(host: Host, app: Mapping[str, Any]) -> list[str]:
+def _markers(app: App) -> list[str]:
     """Return the names of the files that tell nginx which upstream to use, and how."""
-    row = host.servers[app["server"]]
-    upstream = "workers" if single_process(app, host.servers) else row["protocol"]
+    row = app.row
+    upstream = "workers" if app.single_process else row["protocol"]
     return [upstream, *(["keepalive"] if app["interface"] in row.get("keepalive", []) else [])]
 
 

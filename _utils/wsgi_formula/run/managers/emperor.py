@@ -39,7 +39,7 @@ class Emperor(ProcessManager):
         return VASSALS
 
     @staticmethod
-    def _path(unit):
+    def _path(unit: str) -> str:
         return f"{VASSALS}/{unit}.ini"
 
     def files(self, program: Program) -> dict[str, str]:
@@ -97,7 +97,7 @@ class Emperor(ProcessManager):
         return {vassal["id"]: vassal for vassal in self._stats().get("vassals", ())}
 
     @staticmethod
-    def _stats():
+    def _stats() -> dict:
         """Return the emperor's statistics; an empty dict where it does not run."""
         try:
             with contextlib.closing(connect(EMPEROR_STATS, timeout=10)) as sock, sock.makefile() as stats:

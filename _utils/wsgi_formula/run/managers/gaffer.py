@@ -72,13 +72,13 @@ class Gaffer(SocketManager):
         return ".".join(reversed(self._names(unit)))
 
     @staticmethod
-    def _names(unit):
+    def _names(unit: str) -> tuple[str, str]:
         """Return a unit's session and the name of its job, in which a dot would end the name."""
         session, _, name = unit.partition(".")
         return session, name.replace(".", "-")
 
     @staticmethod
-    def _job(unit):
+    def _job(unit: str) -> str:
         return f"jobs/{'/'.join(Gaffer._names(unit))}"
 
     def _call(self, method: str, path: str, **body: Any) -> dict:

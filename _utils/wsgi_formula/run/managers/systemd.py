@@ -28,24 +28,24 @@ class Systemd(ProcessManager):
         return self.SYSTEM
 
     @staticmethod
-    def _services(unit):
+    def _services(unit: str) -> tuple[str, str]:
         """Return the names of the program's service and of its log's."""
         return f"wsgi-{unit}.service", f"wsgi-{unit}.log.service"
 
     @staticmethod
-    def _link(unit):
+    def _link(unit: str) -> str:
         """Return the path of the link that starts the program at boot."""
         return f"{Systemd.SYSTEM}/multi-user.target.wants/wsgi-{unit}.service"
 
     @staticmethod
-    def _pipe(unit):
+    def _pipe(unit: str) -> str:
         """Return the path of the pipe from the program to its log's service."""
         # In a folder of root's: systemd opens it as root.
         name, _, id = unit.partition(".")
         return f"{RUN}/{name}/{id}.log"
 
     @staticmethod
-    def _tmpfiles(unit):
+    def _tmpfiles(unit: str) -> str:
         """Return the path of the file from which systemd makes the pipe at boot."""
         return f"{TMPFILES}/wsgi-{unit}.log.conf"
 
