@@ -4,6 +4,11 @@
 PAIRS = [("uwsgi", "emperor"), ("uwsgi", "supervisor"), ("gunicorn", "supervisor")]
 # The least that an app needs: the shipped example.
 HELLO = {"source": "salt://wsgi/examples/hello", "application": "hello:application"}
+# What may run beside a server. The words of the commands are hard to quote.
+BESIDE = {
+    "processes": {"worker": {"command": "celery worker --name '100% \"it\"'", "count": 2, "graceful_timeout": 7}},
+    "schedule": {"cleanup": {"command": ["clean", "50%", "$HOME"], "calendar": "Mon..Fri 04:30", "timeout": 60}},
+}
 # An app that cannot start, since its module raises an exception.
 BROKEN_AT_IMPORT = {"source": "salt://apps/import_error", "application": "broken:application"}
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pickle
+import pwd
 import re
 import signal
 import sys
@@ -18,6 +19,8 @@ from pillars import HELLO
 from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.edge.nginx_build import NginxBuild, installed_nginx
 from wsgi_formula.host import Host
+from wsgi_formula.run.generation import Generation
+from wsgi_formula.run.record import LAYOUT, settings_record
 
 
 def list_master(saltenv, prefix=""):
@@ -121,6 +124,41 @@ def nginx_files_of(host):
 def make_nginx_files(make_nginx_host):
     """make_nginx_files takes what make_nginx_host takes, and returns the host's nginx_files_of."""
     return lambda apps, **more: nginx_files_of(make_nginx_host(apps, **more))
+
+
+@pytest.fixture
+def make_generation(make_host, monkeypatch):
+    """make_generation({key: value, …}, *forgotten) returns a generation of such an app, whose record lacks those settings."""
+    nobody = pwd.struct_passwd(("nobody", "x", 65534, 65534, "", "/", "/bin/false"))
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: nobody)
+
+    def generation_of(own, *forgotten):
+        host = make_host({"apps": {"shop": {**HELLO, "graceful_timeout": 20, **own}}})
+        assert host.settings.messages == []
+        settings = settings_record(host.settings.apps["shop"])
+        record = {
+            "layout": LAYOUT,
+            "server": settings["server"],
+            "process_manager": settings["process_manager"],
+            "protocol": "http",
+            "user": "wsgi-shop",
+            "release": "abcdef0123",
+            "environment": "abcdef0123",
+            "settings": {key: value for key, value in settings.items() if key not in forgotten},
+        }
+        return Generation(host, "shop", "0123456789", record)
+
+    return generation_of
+
+
+def files_of(generation):
+    """Return the files of a generation's programs and scheduled commands, path to text."""
+    return {path: text for part in generation.parts for path, text in part.files().items()}
+
+
+def unit_options(text):
+    """Return the options of a systemd unit, which may not be repeated."""
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] not in "#;")
 
 
 @pytest.fixture
