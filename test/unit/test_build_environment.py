@@ -9,6 +9,7 @@ from wsgi_formula.build.environment import Environment, Recipe
 from wsgi_formula.build.installers import Pip, Uv
 from wsgi_formula.build.requirements import Requirements
 from wsgi_formula.errors import WsgiError
+from wsgi_formula.pillar.app import App
 from wsgi_formula.redact import passwords_of
 from wsgi_formula.untrusted import TEXT
 
@@ -24,7 +25,8 @@ def required(tmp_path):
         for name, text in (files or {}).items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
-        return Requirements("shop", {"requirements": requirements, "source": source}, str(tmp_path), needed)
+        app = App("shop", {"requirements": requirements, "source": source}, {})
+        return Requirements(app, str(tmp_path), needed)
 
     return of
 
@@ -36,7 +38,7 @@ def recipe(make_host, tmp_path):
     def of(**settings):
         host = make_host({"apps": {"shop": {**APP, **settings}}})
         assert host.settings.messages == []
-        return Recipe(host, "shop", host.settings.apps["shop"], str(tmp_path), [])
+        return Recipe(host, host.settings.apps["shop"], str(tmp_path), [])
 
     return of
 
@@ -112,8 +114,8 @@ def test_no_file_outside_of_the_code_is_read(required, tmp_path, line):
 
     def identity(secret):
         (tmp_path / "secret").write_text(secret)
-        app = {"requirements": "requirements.txt", "source": "salt://shop"}
-        return Requirements("shop", app, str(code), []).identity
+        app = App("shop", {"requirements": "requirements.txt", "source": "salt://shop"}, {})
+        return Requirements(app, str(code), []).identity
 
     assert identity("one") == identity("other")
 

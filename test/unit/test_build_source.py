@@ -6,6 +6,7 @@ import pytest
 from wsgi_formula.app.release import DesiredRelease
 from wsgi_formula.build import source as sources
 from wsgi_formula.errors import WsgiError
+from wsgi_formula.pillar.app import App
 
 COMMIT = "0f1e2d3c" * 5
 HASH = "0f" * 32
@@ -17,8 +18,8 @@ def source_of(make_host):
     host = make_host({"apps": {}})
 
     def of(source, name="shop", **settings):
-        defaults = host.settings.defaults
-        return sources.source_of(host, name, {**defaults, "source": source, **settings})
+        app = App(name, {**host.settings.defaults, "source": source, **settings}, host.servers)
+        return sources.source_of(host, app)
 
     return of
 
@@ -155,7 +156,7 @@ def test_limits_do_not_change_the_identity_of_a_source(source_of, make_host):
         for more in ({}, {"source_limits": {"files": 7}})
     )
     assert other.settings.apps["shop"]["source_limits"] == {"size": "2g", "files": 7, "depth": 64}
-    ids = {DesiredRelease(host, "shop", host.settings.apps["shop"]).id for host in (one, other)}
+    ids = {DesiredRelease(host, host.settings.apps["shop"]).id for host in (one, other)}
     assert len(ids) == 1
 
 

@@ -16,7 +16,7 @@ from .secrets import environment_variables, resolve_sdb
 
 
 class DesiredApps:
-    """The apps of one run, by their names: the override and the settings that it comes to. See ``Host.shared``."""
+    """The apps of one run, by their names: the override and the settings that it comes to. See ``Host.once``."""
 
     def __init__(self, host: Host) -> None:
         self.by_name: dict[str, tuple[dict, App]] = {}
@@ -54,7 +54,7 @@ def desired_app(host: Host, name: str) -> App:
     if name not in desired or desired[name][0] != override:
         app = desired_settings(host, name)
         if "pinned" not in override:
-            env = environment_variables(host, name, app)
+            env = environment_variables(host, app)
             deploy_key = resolve_sdb(host, f"wsgi:apps:{name}:deploy_key", app["deploy_key"])
             app = app.replace(env=env, deploy_key=deploy_key)
         desired[name] = override, app
@@ -71,7 +71,7 @@ def desired_release(host: Host, name: str) -> Release:
     override = active_override(host, name)
     if "pinned" in override:
         return restorable_release(name, override["pinned"])
-    return DesiredRelease(host, name, desired_app(host, name))
+    return DesiredRelease(host, desired_app(host, name))
 
 
 def restored_settings(host: Host, name: str, id: str) -> App:

@@ -203,20 +203,18 @@ def current_run(host: Host) -> dict[str, Any]:
     return {}
 
 
-def keep_settings(name: str, generation: HasSettings, app: App) -> None:
+def keep_settings(generation: HasSettings, app: App) -> None:
     """
     Keep a generation's settings for a rollback.
 
-    name : str
-        The app.
     generation : Generation
     app : App
-        The settings that the generation was made from, as ``desired_app`` returned them.
+        The app that the generation was made from, as ``desired_app`` returned it.
     """
-    _ensure_folder(name)
+    _ensure_folder(app.name)
     keys = (*generation.record["settings"], "env", *RESTORED)
     kept = {"release": generation.release, "settings": {key: app[key] for key in keys}}
-    files.write(f"{HISTORY}/{name}/{generation.id}.json", json.dumps(kept) + "\n", 0o600)
+    files.write(f"{HISTORY}/{app.name}/{generation.id}.json", json.dumps(kept) + "\n", 0o600)
 
 
 def kept_settings(name: str, id: str) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from . import history
 
 
 class Overrides:
-    """The overrides of one run by their apps, as it read them and as it has changed them: see ``Host.shared``."""
+    """The overrides of one run by their apps, as it read them and as it has changed them: see ``Host.once``."""
 
     def __init__(self, host: Host) -> None:
         self.current: dict[str, dict] = {}

@@ -122,20 +122,18 @@ class DesiredRelease(Release):
     The release that an app's settings come to.
 
     host : Host
-    name : str
-        The app.
     app : App
-        Its settings, as ``desired_app`` returns them.
+        The app, as ``desired_app`` returns it.
 
     Raises ``WsgiError`` where its source is not available.
     """
 
-    def __init__(self, host: Host, name: str, app: App) -> None:
+    def __init__(self, host: Host, app: App) -> None:
         self.host = host
         self.app = app
-        self.source = source_of(host, name, app)
+        self.source = source_of(host, app)
         hash = files.digest(self.source.identity, environment_inputs(host, app), _build_commands(app))
-        super().__init__(name, undamaged_release(name, hash).id)
+        super().__init__(app.name, undamaged_release(app.name, hash).id)
 
     @property
     def _facts(self) -> dict[str, Any]:
@@ -184,7 +182,7 @@ class DesiredRelease(Release):
 
     def _build_environment(self, builder: struct_passwd, gid: int) -> Recipe:
         """Build the environment, unless another release has, and link to it."""
-        recipe = Recipe(self.host, self.name, self.app, self.code, self.source.requirements)
+        recipe = Recipe(self.host, self.app, self.code, self.source.requirements)
         recipe.build(builder, gid)
         os.symlink(f"../../environments/{recipe.environment.id}", f"{self.path}/environment")
         return recipe
@@ -194,7 +192,7 @@ class DesiredRelease(Release):
         # The environment is root's and the app's group's by now, perhaps for other releases, too.
         account = (builder.pw_uid, builder.pw_gid, builder, [gid])
         printed: dict[str, str] = {}
-        for _, output in run_hooks(self.name, self.app, "build", self, environment, *account):
+        for _, output in run_hooks(self.app, "build", self, environment, *account):
             printed.update(output)
         return printed
 
@@ -222,12 +220,12 @@ def _build_commands(app: App) -> list:
     return [hook["command"] for hook in app["hooks"]["build"]]
 
 
-def _known_requirements(host: Host, name: str, app: App) -> list[str]:
+def _known_requirements(host: Host, app: App) -> list[str]:
     requirements = app["requirements"]
     if not isinstance(requirements, str):
         return requirements
     with contextlib.suppress(WsgiError):  # the release's state reports it
-        return (source_of(host, name, app).read(requirements) or "").splitlines()
+        return (source_of(host, app).read(requirements) or "").splitlines()
     return []
 
 
@@ -267,5 +265,5 @@ def release_hazards(host: Host) -> list[str]:
     found: list[str] = []
     for name, app in host.settings.apps.items():
         if app["threads"] > 1 or app["preload"]:
-            found += hazards(f"wsgi:apps:{name}", app, _known_requirements(host, name, app))
+            found += hazards(f"wsgi:apps:{name}", app, _known_requirements(host, app))
     return found

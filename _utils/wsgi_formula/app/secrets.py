@@ -37,19 +37,17 @@ def htpasswd(host: Host, key: str, users: Mapping[str, str]) -> str:
     return "".join(f"{user}:{value}\n" for user, value in hashes.items())
 
 
-def environment_variables(host: Host, name: str, app: App) -> dict[str, Any]:
+def environment_variables(host: Host, app: App) -> dict[str, Any]:
     """
     Return an app's environment variables with their values; ``env`` wins over ``env_files``.
 
     host : Host
-    name : str
-        The app.
     app : App
-        Its settings, as pillar has them.
+        The app, as ``desired_settings`` returns it.
 
     Raises ``WsgiError`` where a file or a value of sdb is not available, or where a value is not valid.
     """
-    key = f"wsgi:apps:{name}"
+    key = f"wsgi:apps:{app.name}"
     values: dict[str, Any] = {}
     for path in app["env_files"]:
         values.update(_file_variables(f"{key}:env_files", path))

@@ -122,10 +122,8 @@ class Recipe:
     The recipe of an app's environment: what it is made from, and how.
 
     host : Host
-    name : str
-        The app.
     app : App
-        Its settings, as ``desired_app`` returns them.
+        The app, as ``desired_app`` returns it.
     code : str
         The folder that its code was fetched into.
     required : list of str
@@ -134,13 +132,13 @@ class Recipe:
     Raises ``WsgiError`` where the code does not have the files that ``requirements`` and ``wheels`` name.
     """
 
-    def __init__(self, host: Host, name: str, app: App, code: str, required: list[str]) -> None:
+    def __init__(self, host: Host, app: App, code: str, required: list[str]) -> None:
         self.host = host
-        self.name = name
         self.app = app
+        self.name = name = app.name
         self.code = code
         self.python = interpreter(host, app)
-        self.requirements = Requirements(name, app, code, required)
+        self.requirements = Requirements(app, code, required)
         # The content of a folder on the machine does not count: the id has to be the same on every host.
         wheels = app["wheels"] or "/"
         sums = None if wheels.startswith("/") else Tree(code).sums(wheels)
@@ -298,7 +296,7 @@ def _other_inputs(host: Host, app: App) -> list:
 
 
 class Interpreters:
-    """The paths of the interpreters that one run has found, by their names: see ``Host.shared``."""
+    """The paths of the interpreters that one run has found, by their names: see ``Host.once``."""
 
     def __init__(self, host: Host) -> None:
         self.paths: dict[str, str] = {}

@@ -30,14 +30,12 @@ class HasCode(Protocol):
     code: str
 
 
-def hook_variables(name: str, app: App, environment: HasPath, user: struct_passwd | None = None) -> dict[str, str]:
+def hook_variables(app: App, environment: HasPath, user: struct_passwd | None = None) -> dict[str, str]:
     """
     Return the environment variables of an app's processes, programs and hooks.
 
-    name : str
-        The app.
     app : App
-        Its settings, as ``desired_app`` returns them; its ``env`` wins over ``PATH``, ``HOME`` and the others.
+        The app, as ``desired_app`` returns it; its ``env`` wins over ``PATH``, ``HOME`` and the others.
     environment : Environment
         Its virtual environment.
     user : pwd.struct_passwd
@@ -45,7 +43,7 @@ def hook_variables(name: str, app: App, environment: HasPath, user: struct_passw
     """
     return {
         "PATH": f"{environment.path}/bin:{PATH}",
-        "HOME": user.pw_dir if user else f"{LIB}/home/{name}",
+        "HOME": user.pw_dir if user else f"{LIB}/home/{app.name}",
         "USER": user.pw_name if user else app["user"],
         "LOGNAME": user.pw_name if user else app["user"],
         "LANG": "C.UTF-8",
@@ -56,7 +54,6 @@ def hook_variables(name: str, app: App, environment: HasPath, user: struct_passw
 
 
 def run_hooks(
-    name: str,
     app: App,
     moment: str,
     release: HasCode,
@@ -69,10 +66,8 @@ def run_hooks(
     """
     Run an app's hooks of one moment, in their order, in the release's code.
 
-    name : str
-        The app.
     app : App
-        Its settings, as ``desired_app`` returns them.
+        The app, as ``desired_app`` returns it.
     moment : str
         A key of ``hooks``.
     release : Release
@@ -95,13 +90,13 @@ def run_hooks(
         try:
             printed = step.run(
                 words,
-                name,
+                app.name,
                 label=label,
                 uid=uid,
                 gid=gid,
                 groups=groups,
                 cwd=release.code,
-                env=hook_variables(name, app, environment, builder),
+                env=hook_variables(app, environment, builder),
                 timeout=hook["timeout"],
                 secrets=app["env"].values(),
             )

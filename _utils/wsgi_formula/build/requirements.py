@@ -46,10 +46,8 @@ class Requirements:
     """
     The requirements of an app: a list in pillar, or a file of its code.
 
-    name : str
-        The app.
     app : App
-        Its settings, as ``desired_app`` returns them.
+        The app, as ``desired_app`` returns it.
     code : str
         The folder that its code was fetched into.
     required : list of str
@@ -77,8 +75,8 @@ class Requirements:
     Raises ``WsgiError`` where the code does not have the file, or the file can't be installed from.
     """
 
-    def __init__(self, name: str, app: App, code: str, required: list[str]) -> None:
-        self.key = f"wsgi:apps:{name}:requirements"
+    def __init__(self, app: App, code: str, required: list[str]) -> None:
+        self.key = f"wsgi:apps:{app.name}:requirements"
         self.tree, self._bytes_left = Tree(code), TEXT
         self.lines, self.file, self.lock = [*required], "", ""
         self.local = self.hashed = False

@@ -52,10 +52,8 @@ class Source:
     The source of an app's code. A repository or a server is asked once per run, and only when that is needed.
 
     host : Host
-    name : str
-        The app.
     app : App
-        Its settings, as ``desired_app`` returns them.
+        The app, as ``desired_app`` returns it.
     spec : SourceSpec
         Its ``source``, parsed.
 
@@ -65,10 +63,10 @@ class Source:
         The ``source`` of pillar, without credentials.
     """
 
-    def __init__(self, host: Host, name: str, app: App, spec: SourceSpec) -> None:
+    def __init__(self, host: Host, app: App, spec: SourceSpec) -> None:
         self.host = host
-        self.name = name
         self.app = app
+        self.name = app.name
         self.spec = spec
         self.text = without_credentials(app["source"])
 
@@ -367,7 +365,7 @@ FORMS: dict[str, type[Source]] = {
 
 class Sources:
     """
-    The sources and the git repositories of one run, each resolved once: see ``Host.shared``.
+    The sources and the git repositories of one run, each resolved once: see ``Host.once``.
 
     host : Host
     """
@@ -377,29 +375,27 @@ class Sources:
         self.by_settings: dict[tuple, Source] = {}
         self.repositories: dict[tuple, Repository] = {}
 
-    def of(self, name: str, app: App) -> Source:
+    def of(self, app: App) -> Source:
         """Return an app's source; an error in resolving it is raised at its first use."""
         # The key is a part, since `wsgi.plan` asks before the value of an sdb:// key is known.
-        key = (name, app["source"], app.get("ref"), app["deploy_key"], app["known_hosts"])
+        key = (app.name, app["source"], app.get("ref"), app["deploy_key"], app["known_hosts"])
         if key not in self.by_settings:
             spec = parse_source(app["source"])
-            self.by_settings[key] = FORMS[spec.kind](self.host, name, app, spec)
+            self.by_settings[key] = FORMS[spec.kind](self.host, app, spec)
         return self.by_settings[key]
 
 
-def source_of(host: Host, name: str, app: App) -> Source:
+def source_of(host: Host, app: App) -> Source:
     """
     Return an app's source, resolved once per run.
 
     host : Host
-    name : str
-        The app.
     app : App
-        Its settings, as ``desired_app`` returns them.
+        The app, as ``desired_app`` returns it.
 
     ``WsgiError`` is raised at the source's first use, where it can't be resolved.
     """
-    return host.once(Sources).of(name, app)
+    return host.once(Sources).of(app)
 
 
 def with_revision(text: str, revision: str) -> str:

@@ -119,7 +119,7 @@ def run_generation_hooks(generation: Generation, app: App, moment: str, outcome:
     """
     release = Release(generation.name, generation.release)
     account = (generation.uid, generation.gid)
-    for _, printed in run_hooks(generation.name, app, moment, release, generation.environment, *account):
+    for _, printed in run_hooks(app, moment, release, generation.environment, *account):
         outcome.printed.update(printed)
 
 

@@ -146,7 +146,7 @@ class Switch:
     def live(self) -> None:
         """Move the traffic to the new generation."""
         static.build(self.host, self.name, self.app, self.release)
-        history.keep_settings(self.name, self.new, self.app)
+        history.keep_settings(self.new, self.app)
         event = "rollback" if self.rollback_to else "live"
         override = self.override and self.override(self.new.id)
         self._change = go_live(self.new, event, override, **self._facts, to=self.rollback_to)
@@ -230,7 +230,7 @@ class Switch:
         ]
         app = self.app.replace(hooks={"before_live": hooks})
         account = (new.uid, new.gid)
-        for hook, printed in run_hooks(self.name, app, "before_live", release, new.environment, *account):
+        for hook, printed in run_hooks(app, "before_live", release, new.environment, *account):
             self.outcome.printed.update(printed)
             ran = [*ran, hook["command"]]
             release.remember(new.gid, ran=ran)

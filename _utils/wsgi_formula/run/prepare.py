@@ -309,7 +309,7 @@ def _guarded_settings(app: App) -> list[str]:
 
 def environment_text(generation: Generation, app: App) -> str:
     """Return the app's environment as a file that ``wsgi/common/with-environment`` reads: shell assignments."""
-    variables = hook_variables(generation.name, app, generation.environment)
+    variables = hook_variables(app, generation.environment)
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
 
 
