@@ -18,8 +18,9 @@ from wsgi_formula.changes.deploy import deploy_app, end_pin, roll_back
 from wsgi_formula.changes.plan import plan_of
 from wsgi_formula.changes.recovery import recover
 from wsgi_formula.changes.switch import Switch
-from wsgi_formula.edge import nginx, status_page
+from wsgi_formula.edge import status_page
 from wsgi_formula.edge.maintenance import is_in_maintenance, marker_path, set_maintenance
+from wsgi_formula.edge.site_files import SiteFiles
 from wsgi_formula.edge.status import known_names, made_of, status_for_page, status_of_apps
 from wsgi_formula.errors import WsgiError
 from wsgi_formula.host import Host
@@ -381,7 +382,7 @@ def maintenance(app, state=None, saltenv=None):
         wanted = {"on": True, "true": True, "off": False, "false": False}.get(str(state).lower())
         if wanted is None:
             raise CommandExecutionError(f"{state!r} is not a state of maintenance; it must be on or off")
-        if wanted and marker_path(app) not in (files.read(nginx.paths(host, app)[1]) or ""):
+        if wanted and marker_path(app) not in (files.read(SiteFiles(host).app(app).locations) or ""):
             raise CommandExecutionError(f"nginx has no site of {app} yet: run state.apply wsgi")
         set_maintenance(app, wanted)
         _update_status_page(host)

@@ -24,7 +24,8 @@ from wsgi_formula.changes.account import delete_user, prepare_user
 from wsgi_formula.changes.recovery import recover
 from wsgi_formula.changes.retirement import remove_app
 from wsgi_formula.changes.switch import Switch, finish
-from wsgi_formula.edge import maintenance, nginx, static, status_page, tls
+from wsgi_formula.edge import acme, maintenance, static, status_page, tls
+from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.edge.status import status_for_page
 from wsgi_formula.edge.status_page import FOLDER
 from wsgi_formula.errors import WsgiError
@@ -212,11 +213,12 @@ def site_present(name):
     """
     try:
         host = _host()
-        page = maintenance.pending(host, name)
-        warnings = tls.check(host, nginx.site_of(host, name), nginx.nginx_build(host))
+        nginx = host.once(Nginx)
+        page = maintenance.page_changes(host, name)
+        warnings = tls.check(host, nginx.files.site_of(name))
         served = _unserved(host, name)
         if __opts__["test"]:
-            changes = nginx.predicted(host, name)
+            changes = nginx.predicted(name)
         else:
             changes = _site(host, name, served)
         result = _result(
@@ -240,23 +242,24 @@ def site_present(name):
 
 def _site(host, name, unserved):
     """Prepare the files that nginx serves of an app, then write its site. Return what of the site changed."""
+    nginx = host.once(Nginx)
     if unserved:
-        nginx.check(host, name)
+        nginx.check(name)
         app = host.settings.apps[name]
         if static.home_differs(host, name, app):
             static.prepare_home(host, name, app, pwd.getpwnam(app["user"]))
-        live = static.of_release(app) and live_generation(host, name)
+        live = static.release_paths(app) and live_generation(host, name)
         if live:
             with app_lock(name, "a change"):
                 static.publish(host, name, app, Release(name, live.release))
-    return nginx.write(host, name) if nginx.differs(host, name) else {}
+    return nginx.write(name) if nginx.differs(name) else {}
 
 
 def _unserved(host, name):
     """Return the paths that nginx is to serve of an app and that are not prepared yet."""
     app = host.settings.apps[name]
     found = [f"{LIB}/home/{name}"] if static.home_differs(host, name, app) else []
-    live = static.of_release(app) and live_generation(host, name)
+    live = static.release_paths(app) and live_generation(host, name)
     return found + (static.outdated(name, app, Release(name, live.release)) if live else [])
 
 
@@ -276,7 +279,7 @@ def nginx_files(name):
         host = _host()
         if __opts__["test"]:
             return _result(name, True, "A dry run does not test nginx's files.")
-        changes, sentence = nginx.mend(host)
+        changes, sentence = host.once(Nginx).mend()
     except (WsgiError, OSError) as error:
         return _failure(name, "nginx does not accept its files", error)
     return _result(name, True, sentence or "nginx's files need no repair.", changes)
@@ -297,13 +300,14 @@ def nginx_reloaded(name):
     changes = {"nginx": "reloaded"}
     try:
         host = _host()
+        nginx = host.once(Nginx)
         if __opts__["test"]:
-            if not nginx.needed_changes(host, *host.settings.apps) and nginx.loaded(host):
+            if not nginx.needed_changes(*host.settings.apps) and nginx.is_loaded():
                 return _result(name, True, "nginx already serves the current sites.")
             return _result(name, None, "nginx would be reloaded.", changes)
-        if not nginx.refresh(host):
+        if not nginx.refresh():
             return _result(name, True, "nginx already serves the current sites.")
-        configuration = "".join(nginx.installed_files(host).values())
+        configuration = "".join(nginx.installed_files.values())
         for app in host.settings.apps:
             static.forget(app, configuration)
     except (WsgiError, OSError) as error:
@@ -330,26 +334,26 @@ def certificates_present(name):
     """
     try:
         host = _host()
-        sites = tls.wanting(host)
+        sites = acme.sites_to_obtain(host)
         changes = {site.id: "certificate" for site in sites}
         if not sites:
             return _result(name, True, "Every site has its certificate.")
         if __opts__["test"]:
             return _result(name, None, f"A certificate would be requested for: {', '.join(changes)}.", changes)
-        failures = []
+        nginx, failures = host.once(Nginx), []
         for site in sites:
-            if nginx.site_path(host, site.id) not in nginx.installed_files(host):
+            if nginx.files.site(site.id) not in nginx.installed_files:
                 failures.append(
                     f"{site.id}: nginx does not serve this site yet, so that the certificate authority cannot validate it."
                 )
                 del changes[site.id]
                 continue
             try:
-                tls.obtain(host, site)
+                acme.obtain(host, site)
             except (WsgiError, OSError) as error:
                 failures.append(str(error))
                 del changes[site.id]
-        nginx.apply(host, *(name for site in sites if site.id in changes for name in site.apps))
+        nginx.apply(*(name for site in sites if site.id in changes for name in site.apps))
     except (WsgiError, OSError) as error:
         return _failure(name, "No certificate was changed", error)
     return _result(
@@ -517,7 +521,7 @@ def app_absent(name, purge=False):
     """
     try:
         host = _host()
-        facts = user_facts(name)
+        nginx, facts = host.once(Nginx), user_facts(name)
         kept = [f"{SRV}/{name}", f"{LOG}/{name}", f"{LIB}/home/{name}"]
         gone = [
             f"{ETC}/{name}",
@@ -526,13 +530,13 @@ def app_absent(name, purge=False):
             f"{HISTORY}/{name}",
             maintenance.marker_path(name),
             maintenance.page_path(name),
-            *maintenance.fast_path_links(name).values(),
-            *nginx.paths(host, name),
+            *maintenance.fast_paths(name).values(),
+            *nginx.files.app(name),
             static.root(name),
-            *nginx.cache_folders(host, name).values(),
+            *nginx.files.cache_dirs(name).values(),
             builder_home(name),
         ]
-        logs = nginx.logs(host, name)
+        logs = nginx.logs(name)
         found = [path for path in gone + (kept + logs) * purge if os.path.lexists(path)]
         if not found:
             return _result(name, True, f"{name} is already absent.")

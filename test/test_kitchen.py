@@ -66,7 +66,7 @@ def verify(suite, container):
     )
 
 
-def test_the_verifier_runs_the_tests_of_the_suite_that_kitchen_converged(suite_machine):
+def test_verifier_runs_the_tests_of_the_converged_suite(suite_machine):
     machine = suite_machine("uwsgi")
     machine.exec("mkdir /tmp/kitchen && ln -s /etc /srv /tmp/kitchen")  # where Kitchen has them
     verified = verify("uwsgi", machine.name)
@@ -74,7 +74,7 @@ def test_the_verifier_runs_the_tests_of_the_suite_that_kitchen_converged(suite_m
     assert " 1 passed" in verified.stdout
 
 
-def test_the_verifier_fails_a_suite_that_has_no_test():
+def test_verifier_fails_a_suite_without_tests():
     verified = verify("untested", "none")
     assert verified.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
     assert "No test uses the machine of the suite untested." in verified.stdout

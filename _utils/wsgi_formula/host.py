@@ -8,7 +8,7 @@ once, however many apps there are.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from .pillar import load, plain
 from .pillar.settings import Settings, merge
 from .served import Served
 
-Shared = TypeVar("Shared")
+Made = TypeVar("Made")
 
 
 class Host:
@@ -62,22 +62,8 @@ class Host:
             bytecode_cache=self._bytecode_cache(),
         )
         self._file_texts: dict[str, str] = {}
-        self._shared: dict[type, Any] = {}
         self.served = Served(self)
-        self.certificates: dict = {}  # of tls.texts
-        self.nginx_files = self.nginx_version = None  # nginx.installed_files
-        self.nginx_built = None  # nginx.nginx_build
-
-    def shared(self, kind: type[Shared]) -> Shared:
-        """
-        Return the run's one object of a class, made at its first use.
-
-        kind : type
-            A class whose objects hold what one run has looked up; it takes the host.
-        """
-        if kind not in self._shared:
-            self._shared[kind] = kind(self)  # type: ignore[call-arg]
-        return self._shared[kind]
+        self.made: dict[Callable[..., Any], Any] = {}  # by `once`
 
     def _bytecode_cache(self) -> jinja2.BytecodeCache | None:
         """Return a cache on the disk: a run with nothing to do would spend most of its time on compiling templates."""
@@ -149,6 +135,17 @@ class Host:
         defaults, system = self._yaml("defaults.yaml"), self.grains.get("osfinger", "")
         pillar = plain.plain(self.pillar.get("wsgi"))
         return load.load(pillar, defaults, self.family, self.servers, system)
+
+    def once(self, make: Callable[[Host], Made]) -> Made:
+        """
+        Return what a function or a class makes of this host; it is made once per run.
+
+        make : callable
+            Takes the host: ``host.once(Nginx)`` is the run's ``Nginx``.
+        """
+        if make not in self.made:
+            self.made[make] = make(self)
+        return self.made[make]
 
     def render(self, template: str, **values: Any) -> str:
         """

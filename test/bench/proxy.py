@@ -146,12 +146,11 @@ def others():
 def ours_with_less(machine):
     """nginx's configuration of sites that are ours without some of what it does, and the port of each."""
     text, ports = "", {}
-    proxy = machine.exec("cat /etc/nginx/wsgi/live/proxy.conf").stdout
     for server in SERVERS:
         name = slug(server)
         location = machine.exec(f"cat /etc/nginx/wsgi/live/locations/{name}.conf").stdout
         location = re.search(r"^location / \{\n.*?^\}\n", location, re.MULTILINE | re.DOTALL)[0]
-        location = re.sub(r"error_page [^;]*;", "", location).replace("include /etc/nginx/wsgi/live/proxy.conf;", proxy)
+        location = re.sub(r"error_page [^;]*;", "", inlined(machine, location))
         log = machine.exec(f"sed -n '/^log_format wsgi_json_/,/;$/p' /etc/nginx/wsgi/live/apps/{name}.conf").stdout
         text += log.replace("wsgi_json_", "bench_no_id_").replace("$wsgi_request_id", "")
         passed = f"uwsgi_pass wsgi-{name}-uwsgi;" if server == "uwsgi" else f"proxy_pass http://wsgi-{name}-http;"
@@ -168,6 +167,11 @@ def ours_with_less(machine):
             ports[server, kind] = LESS_PORT + len(ports)
             text += f"server {{ listen 127.0.0.1:{ports[server, kind]}; server_tokens off; gzip off; {body} }}\n"
     return text, ports
+
+
+def inlined(machine, text):
+    """Return a text with each file that it includes in the place of the include."""
+    return re.sub(r"include (/[^;]+);", lambda found: inlined(machine, machine.exec(f"cat {found[1]}").stdout), text)
 
 
 def start_direct(machine, server, port):

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "_utils"))
 
-from wsgi_formula.edge import nginx
+from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.host import Host
 
 OPERATIONS = (
@@ -41,8 +41,8 @@ def make_host(apps):
     salt = {"cp.cache_file": lambda url, saltenv: str(ROOT / url[len("salt://") :])}
     grains = {"os_family": "Debian", "osfinger": "Debian-12"}
     host = Host(salt, {"wsgi": {"apps": apps}}, grains, "base")
-    nginx.needed_changes(host, *host.settings.apps)
-    host.nginx_files = None
+    host.once(Nginx).needed_changes(*host.settings.apps)
+    host.once(Nginx)._installed = None
     return host
 
 
@@ -65,7 +65,7 @@ def change(host, moment=None, everywhere=True):
         sys.addaudithook(hook)
         status = 1
         try:
-            nginx.write(host, *host.settings.apps)
+            host.once(Nginx).write(*host.settings.apps)
             status = 0
         finally:
             if status:

@@ -90,7 +90,7 @@ def test_port_that_another_program_uses_is_refused(serving):
         run = machine.apply(ok=False)
     finally:
         machine.exec("systemctl stop squatter")
-    assert "wsgi:apps:hello:listen: port 8123 is another program's" in run.states["hello-site"]["comment"]
+    assert "wsgi:apps:hello:listen: port 8123 is in use by another program" in run.states["hello-site"]["comment"]
     assert traces(machine) == before
     assert machine.apply().changed == {"hello-site", "wsgi-nginx"}
     assert machine.get("/", port=8123).status == 200

@@ -1,4 +1,4 @@
-"""The package that Salt's package manager builds from FORMULA is installed on a master, or here on a masterless minion."""
+"""The package that Salt's package manager builds from FORMULA, installed on a masterless minion."""
 
 import json
 
@@ -19,7 +19,7 @@ def installed(machine):
     return machine
 
 
-def test_the_package_has_the_whole_formula_and_nothing_else(installed):
+def test_package_contains_the_whole_formula_and_nothing_else(installed):
     listed = installed.exec(f"{SPM} local files /srv/spm_build/wsgi-*.spm").stdout.splitlines()
     folders = {name.rpartition("/")[0] for name in listed}
     files = {name.partition("/")[2] for name in listed if name not in folders}
@@ -27,12 +27,12 @@ def test_the_package_has_the_whole_formula_and_nothing_else(installed):
     assert files == {"FORMULA", "LICENSE", "README.md", "pillar.example", "wsgi/SHA256SUMS", *sums}
 
 
-def test_an_app_is_served_from_the_installed_package(installed):
+def test_app_is_served_from_the_installed_package(installed):
     installed.pillar({"apps": {"hello": app()}})
     installed.apply()
     assert installed.get("/").body.startswith("hello from gunicorn")
 
 
-def test_the_package_is_removed_whole(installed):
+def test_removal_leaves_no_file_of_the_package(installed):
     installed.exec(f"{SPM} --assume-yes remove wsgi")
     assert installed.exec("find /srv/spm/salt -type f").stdout == ""

@@ -16,7 +16,7 @@ from wsgi_formula.app.desired import desired_release
 from wsgi_formula.app.release import Release
 
 # Found since `values` was imported.
-from wsgi_formula.edge import nginx
+from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.run.generation import Generation
 from wsgi_formula.run.managers.base import WITH_ENVIRONMENT
 from wsgi_formula.run.prepare import generation_files
@@ -71,7 +71,7 @@ def edge_cases(host, folder):
     host.family["nginx"].update(
         conf_dir=f"{folder}/conf.d", own_dir=f"{folder}/wsgi", log_dir=f"{folder}/log", cache_dir=f"{folder}/cache"
     )
-    files = nginx.needed_changes(host, *host.settings.apps)
+    files = host.once(Nginx).needed_changes(*host.settings.apps)
     files = {path: getattr(text, "text", text) for path, text in files.items() if text}
     files[f"{folder}/log/.there"] = ""
     files[f"{folder}/cache/.there"] = ""

@@ -277,14 +277,14 @@ def test_static_folder_that_the_release_lacks_fails_the_change(machine):
         run = machine.apply(ok=False)
     assert run.failed == {"home-live", "home-site"}
     comment = run.states["home-live"]["comment"]
-    assert "wsgi:apps:home:static:/static/: 'dist' is no folder of release" in comment
+    assert "wsgi:apps:home:static:/static/: 'dist' is not a folder of release" in comment
     assert load.report["lost"] == 0, load.report
 
 
 def test_static_paths_change_without_a_new_generation(machine):
     machine.pillar(pillar("one", static={"/assets/": "static", "/files/": "/srv/nowhere"}))
     assert machine.apply().warnings == [
-        "wsgi:apps:home:static:/files/: www-data, nginx's user, can't read '/srv/nowhere': /srv/nowhere is not there"
+        "wsgi:apps:home:static:/files/: nginx's user www-data cannot read '/srv/nowhere': /srv/nowhere does not exist"
     ]
     machine.pillar(pillar("one", static={"/assets/": "static", "/inner/": "static/inner"}, error_pages={}))
     with machine.load(clients=4, path="/assets/plain.css", mode="keepalive-get,close-get", pause=0.02) as load:

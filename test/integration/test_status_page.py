@@ -204,7 +204,7 @@ def test_page_on_a_domain_needs_a_password(served):
 
 
 def test_page_can_be_a_path_of_a_site_over_tls(served):
-    """docs/edge.md shows how."""
+    """docs/observability.md shows how."""
     words = "location = /status { proxy_pass http://127.0.0.1:8079/; }"
     hello = {**APPS["hello"], "tls": "self_signed", "nginx": {"server": words}}
     served.pillar({"apps": {"hello": hello}, "status_page": {"basic_auth": {"users": {"ann": hashed()}}}})

@@ -107,7 +107,7 @@ def test_sites_serve_after_the_first_run_though_no_authority_answers(tls, first_
 
 def test_comment_says_why_certbot_got_no_certificate(first_run):
     comment = first_run.states["wsgi-certificates"]["comment"]
-    assert f"wsgi:apps:authority:tls:certificate: certbot got none for {AUTHORITY}, {ALIAS}" in comment
+    assert f"wsgi:apps:authority:tls:certificate: certbot obtained none for {AUTHORITY}, {ALIAS}" in comment
     assert "Connection refused" in comment
 
 
@@ -247,7 +247,7 @@ def test_switching_certificates_and_the_server_under_load_loses_no_request(tls, 
     assert "wsgi-certificates" not in run.changed  # its hosts are the old ones again
     assert f"DNS:{OWN}" in shown(tls, OWN, "-ext", "subjectAltName")
     assert "other.example.com" in shown(tls, SELF, "-subject")
-    assert run.warnings == [f"wsgi:apps:self:tls:certificate: it is not for {SELF}"]
+    assert run.warnings == [f"wsgi:apps:self:tls:certificate: the certificate does not cover {SELF}"]
     left = tls.exec("cd /etc/nginx/wsgi/live/private && ls *_80.*").stdout.split()
     assert left == [f"{OWN}_80.self-signed.crt", f"{OWN}_80.self-signed.key"]
 
@@ -283,8 +283,10 @@ def test_key_of_another_certificate_is_refused_before_anything_is_touched(tls, r
     before, *runs = refused
     for run in runs:
         assert run.failed == {"wsgi-pillar", "own-site", "self-site"}
-        assert "wsgi:apps:own:tls:key: it is another certificate's" in run.states["own-site"]["comment"]
-        assert "wsgi:apps:self:tls:certificate: '/root/tls/none.crt' is not there" in run.states["self-site"]["comment"]
+        assert "wsgi:apps:own:tls:key: the key does not belong to the certificate" in run.states["own-site"]["comment"]
+        assert (
+            "wsgi:apps:self:tls:certificate: '/root/tls/none.crt' does not exist" in run.states["self-site"]["comment"]
+        )
         assert "PRIVATE KEY" not in changes_of(run)
     assert runs[-1].changed == set()
     assert tls.exec(SITES).stdout == before
@@ -303,7 +305,7 @@ def test_http3_is_served_if_nginx_has_it_and_else_refused(tls, certified):
     if "http_v3_module" not in tls.exec("nginx -V 2>&1").stdout:
         run = tls.apply(test=True, ok=False)
         assert run.failed == {"own-site", "self-site"}
-        assert "wsgi:apps:own:tls:http3: true can't be had: nginx 1." in run.states["own-site"]["comment"]
+        assert "wsgi:apps:own:tls:http3: true is not available: nginx 1." in run.states["own-site"]["comment"]
         return
     asked = pillar(tls, http3, http3)
     asked["apps"]["own"].update(inspected(domains=[OWN], workers=1))

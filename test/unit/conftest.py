@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pickle
 import pwd
+import re
 import signal
 import sys
 from pathlib import Path
@@ -15,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "_utils"))
 
 from pillars import HELLO
-from wsgi_formula.edge import nginx
-from wsgi_formula.edge.nginx import NginxBuild
+from wsgi_formula.edge.nginx import Nginx
+from wsgi_formula.edge.nginx_build import NginxBuild, installed_nginx
 from wsgi_formula.host import Host
 from wsgi_formula.run.generation import Generation
 from wsgi_formula.run.record import LAYOUT, settings_record
@@ -51,8 +52,21 @@ def host_of(wsgi, system="Debian-12", opts=None):
     salt = {"cp.list_master": list_master, "cp.cache_file": cache_file}
     grains = {"os_family": "Debian", "osfinger": system}
     host = CachingHost(salt, pillar={"wsgi": wsgi}, grains=grains, saltenv="base", opts=opts)
-    host.nginx_built = NginxBuild((1, 22, 1), ("http_v2_module", "http_gzip_static_module"))
+    host.made[installed_nginx] = NginxBuild((1, 22, 1), ("http_v2_module", "http_gzip_static_module"))
     return host
+
+
+def as_nginx_reads(files):
+    """Return nginx's files, path to text, with the files of an app that its locations include in the place of each include."""
+    kinds = ("proxied", "dispatch")
+    # Their titles are not indented.
+    included = {path: text.partition("\n\n")[2] for path, text in files.items() if path.split("/")[-2] in kinds}
+
+    def inlined(text):
+        return re.sub(r"^ *include (\S+);\n", lambda found: included.get(found[1], found[0]), text, flags=re.MULTILINE)
+
+    others = {path: text for path, text in files.items() if path not in included}
+    return {path: inlined(text) if isinstance(text, str) else text for path, text in others.items()}
 
 
 @pytest.fixture(params=["plain pillar", "masked pillar"])
@@ -89,16 +103,20 @@ def make_nginx_host(make_host, tmp_path):
         assert host.settings.messages == []
         host.family["nginx"].update(conf_dir=f"{tmp_path}/conf.d", own_dir=f"{tmp_path}/own")
         if build:
-            host.nginx_built = build
+            host.made[installed_nginx] = build
         return host
 
     return host_of
 
 
 def nginx_files_of(host):
-    """Return nginx's files of a host, by their paths below nginx's own folder."""
+    """
+    Return nginx's files of a host, by their paths below nginx's own folder.
+
+    What the locations of an app include of its own files stands in the place of each include.
+    """
     own = f"{host.family['nginx']['own_dir']}/"
-    files = nginx.needed_changes(host, *host.settings.apps)
+    files = as_nginx_reads(host.once(Nginx).needed_changes(*host.settings.apps))
     return {path[len(own) :]: text for path, text in files.items() if path.startswith(own)}
 
 

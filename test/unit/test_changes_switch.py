@@ -20,7 +20,8 @@ from wsgi_formula.app.override import active_override, deploy_override
 from wsgi_formula.app.release import Release
 from wsgi_formula.changes import recovery, retirement, switch
 from wsgi_formula.changes.switch import Switch, finish
-from wsgi_formula.edge import maintenance, nginx, static
+from wsgi_formula.edge import maintenance, static
+from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.errors import WsgiError
 from wsgi_formula.run import generation, record
 from wsgi_formula.run.generation import Generation, generation_ids, live_generation
@@ -59,7 +60,7 @@ def machine(tmp_path, monkeypatch):
     for name in ("chown", "fchown"):
         monkeypatch.setattr(os, name, lambda *_, **__: None)
     for module, names in {
-        nginx: ["check"],
+        Nginx: ["check"],
         switch: ["check_schedule", "wait_until_healthy", "drain"],
         retirement: ["drain"],
         Generation: ["start", "wait_for_processes", "stop"],
@@ -222,7 +223,7 @@ def test_link_of_a_killed_older_formula_is_removed(machine):
     deploy_on(machine, "old")
     stale = f"{recovery.LIB}/live/shop.new"
     os.symlink("/run/wsgi/shop/gone", stale)
-    shortcut = maintenance.fast_path_links("shop.new")["http"]
+    shortcut = maintenance.fast_paths("shop.new")["http"]
     os.makedirs(os.path.dirname(shortcut), exist_ok=True)
     with open(shortcut, "w"):
         next_run(machine)
@@ -256,7 +257,7 @@ def test_dry_run_settles_nothing_but_reports_the_settled_state(machine, monkeypa
 
 
 STEPS = {
-    "validate": (nginx, "check"),
+    "validate": (Nginx, "check"),
     "build": (switch, "prepare_generation"),
     "start": (Generation, "start"),
     "ready": (switch, "wait_until_healthy"),

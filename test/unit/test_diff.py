@@ -6,8 +6,8 @@ import pytest
 import values
 from wsgi_formula import diff
 from wsgi_formula.diff import MOST_LINES
-from wsgi_formula.edge import nginx
-from wsgi_formula.edge.nginx import NOT_SHOWN
+from wsgi_formula.edge.nginx import NOT_SHOWN, Nginx, report
+from wsgi_formula.edge.site_files import text_of
 
 SHOP = {"domains": ["shop.test"]}
 BEFORE = """
@@ -68,10 +68,11 @@ def change(make_host, tmp_path):
         hosts = [make_host({"apps": {"shop": values.app({**SHOP, **said})}}) for said in (before, own)]
         for host in hosts:
             host.family["nginx"].update(conf_dir=str(tmp_path / "conf.d"), own_dir=str(tmp_path / "wsgi"))
-        hosts[0].nginx_files = {}
-        there = {path: nginx._text(text) for path, text in nginx.needed_changes(hosts[0], "shop").items()}
-        hosts[1].nginx_files = {path: text for path, text in there.items() if text is not None}
-        return nginx.shown(hosts[1].nginx_files, nginx.needed_changes(hosts[1], "shop"))
+        before, after = (host.once(Nginx) for host in hosts)
+        before._installed = {}
+        there = {path: text_of(content) for path, content in before.needed_changes("shop").items()}
+        after._installed = {path: text for path, text in there.items() if text is not None}
+        return report(after.installed_files, after.needed_changes("shop"))
 
     return shown
 
@@ -83,7 +84,7 @@ def change(make_host, tmp_path):
         ({"domains": ["shop.test", "www.shop.test"]}, 4, "+server_name shop.test www.shop.test;"),
         ({"static": {"/static/": "public"}}, 13, "+location ^~ /static/ {"),
         ({"request_timeout": 77}, 8, "+proxy_read_timeout 82s;"),
-        ({"nginx": {"location": "proxy_set_header X-A b;"}}, 10, "+proxy_set_header X-A b;"),
+        ({"nginx": {"location": "proxy_set_header X-A b;"}}, 14, "+proxy_set_header X-A b;"),
         ({"cache": {"valid": "1m"}}, 26, "+proxy_cache_valid 200 301 302 1m;"),
     ],
     ids=lambda value: None if isinstance(value, int) else str(value)[:24],

@@ -5,8 +5,9 @@ import re
 import pytest
 from pillars import HELLO
 from wsgi_formula.app.secrets import htpasswd
-from wsgi_formula.edge import nginx, words
-from wsgi_formula.edge.nginx import NginxBuild
+from wsgi_formula.edge import words
+from wsgi_formula.edge.nginx import report
+from wsgi_formula.edge.nginx_build import NginxBuild, dynamic_modules
 from wsgi_formula.errors import WsgiError
 
 HASH = "$6$saltsalt$hRM5XZ86KXEw9UOmjigeVqFgULtFB2sgpC9lXQDfMib3Zgw7mEiUvBJI2EplzfAqxL5Vvwp2scFtv/uamSo5z0"
@@ -111,7 +112,7 @@ def test_password_hashes_are_in_a_file_that_only_nginx_can_read(make_files):
     files = make_files({"basic_auth": {"users": {"ann": HASH}}})
     file = files.pop("private/shop.htpasswd")
     assert (file.text, file.group, file.mode) == (f"ann:{HASH}\n", "www-data", 0o640)
-    assert nginx.shown({}, {"shop.htpasswd": file}) == {"shop.htpasswd": {"diff": "<show_changes=False>"}}
+    assert report({}, {"shop.htpasswd": file}) == {"shop.htpasswd": {"diff": "<show_changes=False>"}}
     assert HASH not in str(files)
 
 
@@ -169,7 +170,7 @@ def test_dynamic_modules_of_the_distribution_are_found(make_host, tmp_path):
     host.family["nginx"]["modules_dir"] = str(tmp_path)
     (tmp_path / "50-brotli.conf").write_text("load_module modules/ngx_http_brotli_filter_module.so;\n")
     (tmp_path / "50-off.conf").write_text("# load_module modules/ngx_http_off_module.so;\n")
-    assert nginx._dynamic_modules(host) == ["http_brotli_filter_module"]
+    assert dynamic_modules(host) == ["http_brotli_filter_module"]
 
 
 def test_response_header_of_pillar_replaces_a_security_header(make_files):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from pillars import HELLO
-from wsgi_formula.edge import nginx
+from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.pillar import edge
 from wsgi_formula.pillar.schema import APP
 
@@ -83,7 +83,7 @@ def tree(make_host, tmp_path):
         host = make_host(pillar)
         assert host.settings.messages == []
         host.family["nginx"].update(conf_dir=str(tmp_path / "conf.d"), own_dir=str(tmp_path / "wsgi"))
-        for path, text in nginx.needed_changes(host, *host.settings.apps).items():
+        for path, text in host.once(Nginx).needed_changes(*host.settings.apps).items():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             # gixy does not know possessive quantifiers; they match the same, only faster.
             Path(path).write_text(getattr(text, "text", text).replace("]++", "]+").replace(")*+", ")*"))

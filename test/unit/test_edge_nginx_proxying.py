@@ -78,7 +78,7 @@ def test_only_bodies_with_a_length_are_passed_on_unbuffered(make_files):
     assert "proxy_request_buffering off;" in unbuffered
     assert "uwsgi_request_buffering off;" in unbuffered
     # A part of the body may be sent already.
-    assert "@shop-again" not in unbuffered
+    assert "@shop-retry" not in unbuffered
     assert text.count("request_buffering off;") == 2
 
 
@@ -86,10 +86,10 @@ def test_request_that_reached_a_worker_is_not_sent_to_another(make_files):
     text = make_files()["locations/shop.conf"]
     tries = [
         re.search(r"proxy_next_upstream_tries (\d);", block(text, f"location {name}"))[1]
-        for name in ("/", "@shop-unusual", "@shop-closing", "@shop-again")
+        for name in ("/", "@shop-checks", "@shop-drain", "@shop-retry")
     ]
     assert tries == ["1", "1", "1", "0"]
-    assert "if ($upstream_bytes_sent ~ [1-9]) {\n        return 502;" in block(text, "location @shop-again")
+    assert "if ($upstream_bytes_sent ~ [1-9]) {\n        return 502;" in block(text, "location @shop-retry")
 
 
 def test_client_timeouts_are_the_same_on_each_port(make_files):

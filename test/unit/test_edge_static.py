@@ -153,7 +153,7 @@ def test_links_within_the_release_are_resolved_and_others_omitted(make_release, 
 def test_links_that_multiply_files_are_refused(make_release, monkeypatch):
     monkeypatch.setattr(static, "MOST_FILES", 50)
     files = {f"static/{number}/{other}": f"-> ../{other}" for number in range(9) for other in range(9)}
-    with pytest.raises(WsgiError, match="static holds more than 50 files"):
+    with pytest.raises(WsgiError, match="static contains more than 50 files"):
         static.build(None, "shop", said(static={"/static/": "static"}), make_release("a", files))
 
 
@@ -184,8 +184,8 @@ def test_missing_path_is_refused_in_a_new_release_but_not_in_one_that_was_live(m
     app = said(static={"/static/": "dist"}, error_pages={404: "static"})
     with pytest.raises(WsgiError) as refused:
         static.check("shop", app, make_release("a", {"static/app.css": "1"}, live=False))
-    assert "wsgi:apps:shop:static:/static/: 'dist' is no folder of release a; " in str(refused.value)
-    assert "wsgi:apps:shop:error_pages:404: 'static' is no file of release a; " in str(refused.value)
+    assert "wsgi:apps:shop:static:/static/: 'dist' is not a folder of release a; " in str(refused.value)
+    assert "wsgi:apps:shop:error_pages:404: 'static' is not a file of release a; " in str(refused.value)
     static.check("shop", app, make_release("b", {}))
 
 
@@ -197,8 +197,8 @@ def test_missing_path_is_refused_in_a_new_release_but_not_in_one_that_was_live(m
     [
         (0o755, "", None),
         (0o750, "", "has mode 0750"),
-        (0o755, "/none", "is not there"),
-        (0o755, "/file", "is no folder"),
+        (0o755, "/none", "does not exist"),
+        (0o755, "/file", "is not a folder"),
     ],
 )
 def test_unreadable_path_gives_a_warning(make_host, monkeypatch, mode, path, why):
@@ -212,7 +212,7 @@ def test_unreadable_path_gives_a_warning(make_host, monkeypatch, mode, path, why
     if why is None:
         assert found == []
     else:
-        assert found[0].startswith("wsgi:apps:shop:static:/media/: www-data, nginx's user, can't read ")
+        assert found[0].startswith("wsgi:apps:shop:static:/media/: nginx's user www-data cannot read ")
         assert found[0].endswith(why)
 
 
@@ -304,7 +304,7 @@ def test_restricted_files_are_not_for_shared_caches(make_files):
 def test_error_page_comes_after_the_handling_of_that_status(make_files):
     lines = make_files({"error_pages": {502: "errors/502.html"}})["site"].splitlines()
     own = [line.strip() for line in lines if "error_page 502" in line]
-    page, again = "error_page 502 //errors/shop/502;", "error_page 502 = @shop-again;"
+    page, again = "error_page 502 //errors/shop/502;", "error_page 502 = @shop-retry;"
     # At once, as connections are closed, and asked again.
     assert own == [again, page, again, page, again, page, page]
 

@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 from conftest import nginx_files_of
 from pillars import HELLO
-from wsgi_formula.edge import nginx, nginx_tree, reload, tls
-from wsgi_formula.edge.nginx import NginxBuild, SecretFile
-from wsgi_formula.edge.tls import NAMED, Certificate
+from wsgi_formula.edge import acme, nginx_tree, reload, tls, validation
+from wsgi_formula.edge.acme import sites_to_obtain
+from wsgi_formula.edge.certificate import Certificate, make_self_signed, parse
+from wsgi_formula.edge.nginx import Nginx
+from wsgi_formula.edge.nginx_build import NginxBuild
+from wsgi_formula.edge.site_files import SecretFile
+from wsgi_formula.edge.tls import NAMED
 from wsgi_formula.errors import WsgiError
 
 OLD = NginxBuild((1, 18, 0), ("http_v2_module",), (1, 1, 1))
@@ -59,7 +63,7 @@ dWivvIQ9KX5GfI/006XTvofadV6Kxq4aDYMwYOZl4FY=
 @pytest.fixture
 def make_files(make_nginx_host, tmp_path, monkeypatch):
     """make_files({app: {key: value, …}, …}, built, nginx) returns a host with such apps, and its nginx_files_of."""
-    monkeypatch.setattr(tls, "CERTBOT", f"{tmp_path}/letsencrypt")
+    monkeypatch.setattr(acme, "CERTBOT", f"{tmp_path}/letsencrypt")
 
     def files_of(apps, built=USUAL, nginx=None):
         host = make_nginx_host({name: {**DOMAIN, **own} for name, own in apps.items()}, built, nginx=nginx or {})
@@ -77,14 +81,14 @@ def blocks(text):
 
 
 def test_certificate_is_parsed():
-    found = tls.parse(f"Bag Attributes: none\n{RICH}{PLAIN}")
+    found = parse(f"Bag Attributes: none\n{RICH}{PLAIN}")
     assert found.names == ("example.com", "*.example.com")
     assert found.until == calendar.timegm((2054, 4, 9, 11, 12, 25))
     assert found.ocsp
 
 
 def test_certificate_without_extensions_is_parsed():
-    assert tls.parse(PLAIN) == Certificate((), calendar.timegm((2027, 6, 11, 11, 12, 25)), False)
+    assert parse(PLAIN) == Certificate((), calendar.timegm((2027, 6, 11, 11, 12, 25)), False)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,7 @@ def test_certificate_without_extensions_is_parsed():
 )
 def test_invalid_certificate_is_refused(text):
     with pytest.raises(ValueError, match="certificate"):
-        tls.parse(text)
+        parse(text)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def test_invalid_certificate_is_refused(text):
     ids=str,
 )
 def test_wildcard_covers_one_label(domains, missing):
-    assert tls.parse(RICH).missing(domains) == missing
+    assert parse(RICH).missing(domains) == missing
 
 
 # nginx's files
@@ -119,9 +123,11 @@ def test_site_has_a_self_signed_certificate_until_it_has_its_own(make_files, tmp
     live = tmp_path / f"letsencrypt/live/wsgi-{ID}"
     live.mkdir(parents=True)
     (live / "fullchain.pem").write_text(RICH)
-    assert "letsencrypt" not in nginx.desired_files(host, "shop")[f"{tmp_path}/own/sites/{ID}.conf"]  # half of a pair
+    assert (
+        "letsencrypt" not in host.once(Nginx).desired_files("shop")[f"{tmp_path}/own/sites/{ID}.conf"]
+    )  # half of a pair
     (live / "privkey.pem").touch()
-    text = nginx.desired_files(host, "shop")[f"{tmp_path}/own/sites/{ID}.conf"]
+    text = host.once(Nginx).desired_files("shop")[f"{tmp_path}/own/sites/{ID}.conf"]
     assert (f"ssl_certificate {live}/fullchain.pem;" in text) == (certificate == "acme")
     assert ("ssl_stapling on" in text) == (certificate == "acme")  # as it names a responder
 
@@ -139,7 +145,7 @@ def test_key_may_come_from_sdb(make_host):
     asked, key = [], "-----BEGIN PRIVATE KEY-----\r\nhunter2"
     host.salt = {**host.salt, "sdb.get": lambda uri, strict: asked.append(uri) or key}
     for _ in range(2):
-        found = nginx.desired_files(host, "shop")[f"/etc/nginx/wsgi/live/private/{ID}.key"]
+        found = host.once(Nginx).desired_files("shop")[f"/etc/nginx/wsgi/live/private/{ID}.key"]
     # Read as from its file, or it would differ in each run.
     assert found == SecretFile("-----BEGIN PRIVATE KEY-----\nhunter2\n")
     assert asked == ["sdb://vault/key"]
@@ -282,22 +288,22 @@ def test_two_sites_of_one_domain_cannot_share_the_tls_port(load):
 @pytest.mark.parametrize(
     ("said", "problem"),
     [
-        ({"http3": True}, "wsgi:apps:shop:tls:http3: true can't be had: nginx 1.22.1 is built without HTTP/3"),
+        ({"http3": True}, "wsgi:apps:shop:tls:http3: true is not available: nginx 1.22.1 is built without HTTP/3"),
         (
             {"http2": False},
-            "wsgi:apps:shop:tls:http2: false is not what wsgi:apps:blog:tls:http2 says, and nginx 1.22.1",
+            "wsgi:apps:shop:tls:http2: false differs from wsgi:apps:blog:tls:http2, and nginx 1.22.1",
         ),
-        ({**PAIR, "certificate": "/nowhere"}, "wsgi:apps:shop:tls:certificate: '/nowhere' is not there"),
-        ({"certificate": PLAIN, "key": "/nowhere"}, "wsgi:apps:shop:tls:key: '/nowhere' is not there"),
-        ({"certificate": PLAIN, "key": RICH}, "wsgi:apps:shop:tls:key: not a private key without a password"),
-        ({"certificate": PLAIN[:200], "key": RICH}, "wsgi:apps:shop:tls:certificate: no certificate in it"),
+        ({**PAIR, "certificate": "/nowhere"}, "wsgi:apps:shop:tls:certificate: '/nowhere' does not exist"),
+        ({"certificate": PLAIN, "key": "/nowhere"}, "wsgi:apps:shop:tls:key: '/nowhere' does not exist"),
+        ({"certificate": PLAIN, "key": RICH}, "wsgi:apps:shop:tls:key: this is not a private key without a password"),
+        ({"certificate": PLAIN[:200], "key": RICH}, "wsgi:apps:shop:tls:certificate: there is no certificate in it"),
     ],
     ids=["http3", "http2", "no certificate", "no key", "no private key", "half a certificate"],
 )
 def test_unsupported_tls_feature_is_refused(make_files, said, problem):
     host, _ = make_files({"shop": {"tls": said}, "blog": {"domains": ["example.org"], "tls": "self_signed"}})
     with pytest.raises(WsgiError) as raised:
-        tls.check(host, nginx.site_of(host, "shop"), USUAL)
+        tls.check(host, host.once(Nginx).files.site_of("shop"))
     assert str(raised.value).startswith(problem)
 
 
@@ -309,7 +315,7 @@ def openssl(folder, *arguments):
 
 
 def test_mismatched_certificate_and_key_are_refused_with_the_reason(make_files, tmp_path):
-    certificate, key = tls.make_self_signed(["example.com"])
+    certificate, key = make_self_signed(["example.com"])
     (tmp_path / "key").write_text(key)
     alike = openssl(tmp_path, "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
     of_another_kind = openssl(tmp_path, "genpkey", "-algorithm", "RSA")
@@ -320,25 +326,25 @@ def test_mismatched_certificate_and_key_are_refused_with_the_reason(make_files, 
     def said(certificate, key):
         host, _ = make_files({"shop": {"tls": {"certificate": certificate, "key": key}}})
         try:
-            return tls.check(host, nginx.site_of(host, "shop"), USUAL)
+            return tls.check(host, host.once(Nginx).files.site_of("shop"))
         except WsgiError as problem:
             return str(problem)
 
     assert said(certificate, key) == []
     assert said(certificate + PLAIN, key) == []
-    assert said(certificate, alike) == "wsgi:apps:shop:tls:key: it is another certificate's"
-    assert said(certificate, of_another_kind) == "wsgi:apps:shop:tls:key: it is another certificate's"
-    assert said(certificate, with_password) == "wsgi:apps:shop:tls:key: not a private key without a password"
+    assert said(certificate, alike) == "wsgi:apps:shop:tls:key: the key does not belong to the certificate"
+    assert said(certificate, of_another_kind) == "wsgi:apps:shop:tls:key: the key does not belong to the certificate"
+    assert said(certificate, with_password) == "wsgi:apps:shop:tls:key: this is not a private key without a password"
     chain = certificate + PLAIN.replace("\nMIIB", "\nAAAA")
-    assert said(chain, key) == "wsgi:apps:shop:tls:certificate: one of those that follow it can't be read"
+    assert said(chain, key) == "wsgi:apps:shop:tls:certificate: a certificate of the chain cannot be read"
     found = said(weak, (tmp_path / "short").read_text())
-    assert found == "wsgi:apps:shop:tls:certificate: it is too weak: OpenSSL says EE_KEY_TOO_SMALL"
+    assert found == "wsgi:apps:shop:tls:certificate: the certificate is too weak: OpenSSL reports EE_KEY_TOO_SMALL"
 
 
 def test_newer_nginx_allows_sites_to_differ_in_http2(make_files):
     apps = {"shop": {"tls": {"http2": False}}, "blog": {"domains": ["example.org"], "tls": "self_signed"}}
     host, _ = make_files(apps, NEW)
-    assert tls.check(host, nginx.site_of(host, "shop"), NEW) == []
+    assert tls.check(host, host.once(Nginx).files.site_of("shop")) == []
 
 
 # Making and removing certificates
@@ -358,7 +364,7 @@ def test_self_signed_certificate_is_made_if_missing_wrong_or_expiring(make_files
 
     monkeypatch.setattr(tls, "parse", parsed)
     monkeypatch.setattr(os.path, "exists", lambda path: True)
-    assert tls.due(host, nginx.site_of(host, "shop")) == due
+    assert tls.due(host, host.once(Nginx).files.site_of("shop")) == due
 
 
 @pytest.mark.parametrize(
@@ -374,14 +380,14 @@ def test_self_signed_certificate_is_made_if_missing_wrong_or_expiring(make_files
 )
 def test_certbot_runs_if_its_certificate_differs_from_the_requested_one(make_files, tmp_path, acme, renewal, wanted):
     host, _ = make_files({"shop": {"tls": "acme"}}, nginx={"acme": acme})
-    site = nginx.site_of(host, "shop")
+    site = host.once(Nginx).files.site_of("shop")
     if renewal:
         (tmp_path / "letsencrypt/renewal").mkdir(parents=True)
         (tmp_path / f"letsencrypt/renewal/wsgi-{ID}.conf").write_text(renewal)
     (tmp_path / f"letsencrypt/live/wsgi-{ID}").mkdir(parents=True)
-    certificate, _ = tls.make_self_signed(["example.com"])
+    certificate, _ = make_self_signed(["example.com"])
     (tmp_path / f"letsencrypt/live/wsgi-{ID}/cert.pem").write_text(certificate)
-    assert tls.wanting(host) == ([site] if wanted else [])
+    assert sites_to_obtain(host) == ([site] if wanted else [])
 
 
 def test_certbot_removes_only_unused_certificates_of_the_formula(make_files, tmp_path):
@@ -395,7 +401,7 @@ def test_certbot_removes_only_unused_certificates_of_the_formula(make_files, tmp
         (renewal / f"{name}.conf").touch()
         (tmp_path / "letsencrypt/archive" / name).mkdir(parents=True)
     assert tls.unused({**there, **dict.fromkeys(private, "")}, own) == [f"{own}/private/{ID}.crt"]
-    assert tls.leftovers(host, there) == [
+    assert acme.leftovers(there, host.once(Nginx).files.site) == [
         f"{renewal}/wsgi-gone.example.com_80.conf",
         f"{tmp_path}/letsencrypt/archive/wsgi-gone.example.com_80",
     ]
@@ -405,7 +411,7 @@ def test_certbot_removes_only_unused_certificates_of_the_formula(make_files, tmp
 def installed(make_files, tmp_path, monkeypatch):
     """installed(apps) installs nginx's files of such apps; its nginx refuses a site whose certificate is missing."""
 
-    def tested(host, staged=None, changes=()):
+    def tested(host, installed, staged=None, changes=()):
         own = host.family["nginx"]["own_dir"]
         for path in NAMED.findall("".join(file.read_text() for file in Path(staged).glob("**/*.conf"))):
             if not os.path.exists(path.replace(own, staged)):
@@ -413,12 +419,12 @@ def installed(make_files, tmp_path, monkeypatch):
 
     def put(apps):
         host, _ = make_files(apps)
-        nginx.write(host, *apps)
+        host.once(Nginx).write(*apps)
         return host
 
-    monkeypatch.setattr(nginx, "_test", tested)
-    monkeypatch.setattr(nginx, "_check_ports", lambda host, name: None)
-    monkeypatch.setattr(nginx, "_make_logs", lambda host, text: None)
+    monkeypatch.setattr(validation, "test", tested)
+    monkeypatch.setattr(Nginx, "_check_ports", lambda nginx, name: None)
+    monkeypatch.setattr(Nginx, "_make_logs", lambda nginx, text: None)
     monkeypatch.setattr(reload, "RUN", str(tmp_path))
     monkeypatch.setattr(reload, "LOCK", f"{tmp_path}/nginx.busy")
     monkeypatch.setattr(reload, "DRAIN_MARKER", f"{tmp_path}/nginx.closing")
@@ -434,9 +440,9 @@ def test_sites_come_back_after_all_certificates_are_lost(installed, tmp_path):
         (live / "fullchain.pem").write_text(RICH)
         (live / "privkey.pem").touch()
     host = installed(apps)
-    assert "letsencrypt" in nginx.installed_files(host)[f"{tmp_path}/own/sites/shop.example.com_80.conf"]
+    assert "letsencrypt" in host.once(Nginx).installed_files[f"{tmp_path}/own/sites/shop.example.com_80.conf"]
     shutil.rmtree(tmp_path / "letsencrypt")
-    changes = nginx.write(host, "blog")
+    changes = host.once(Nginx).write("blog")
     assert {path for path in changes if "/sites/" in path} == {
         f"{tmp_path}/own/sites/{name}.example.com_80.conf" for name in apps
     }
@@ -455,8 +461,8 @@ def test_self_signed_certificate_is_installed_together_with_its_key_and_site(ins
 
 
 def test_self_signed_certificate_names_its_hosts():
-    certificate, key = tls.make_self_signed(["example.com", "*.example.com"])
-    found = tls.parse(certificate)
+    certificate, key = make_self_signed(["example.com", "*.example.com"])
+    found = parse(certificate)
     assert found.names == ("example.com", "*.example.com")
     assert found.left() > 390 * 86400
     assert "PRIVATE KEY" in key

@@ -31,7 +31,7 @@ def imports_of(module, for_types=True):
                 yield next(candidate for candidate in candidates if candidate in MODULES)
 
 
-def test_a_module_imports_its_own_layer_and_those_above_it():
+def test_module_imports_its_own_layer_and_those_above_it():
     below = [
         f"{'/'.join(module)} imports {'/'.join(imported)}"
         for module in MODULES
@@ -45,5 +45,5 @@ def test_no_modules_import_each_other_in_a_circle():
     TopologicalSorter({module: {*imports_of(module, for_types=False)} for module in MODULES}).prepare()
 
 
-def test_the_package_itself_imports_nothing():
+def test_package_itself_imports_nothing():
     assert [*imports_of(("__init__",))] == []

@@ -58,7 +58,7 @@ def test_example_states_the_defaults_of_shared_settings(part):
     assert {key: yaml.safe_load(stated(key, text)) for key in DEFAULTS[part]} == DEFAULTS[part]
 
 
-def test_the_shipped_defaults_have_every_key_of_the_schema_and_no_other():
+def test_shipped_defaults_have_exactly_the_keys_of_the_schema():
     assert {*DEFAULTS["app"]} == {*APP}
     assert {*DEFAULTS["nginx"]} == {*NGINX}
     assert {*DEFAULTS["app"]["nginx"]} == {*RAW}
@@ -68,6 +68,6 @@ def test_the_shipped_defaults_have_every_key_of_the_schema_and_no_other():
     assert {*DEFAULTS["app"]["health"]} == {*HEALTH} - {"host"}
 
 
-def test_the_shipped_defaults_keep_the_schemas_rules(load):
+def test_shipped_defaults_pass_the_rules_of_the_schema(load):
     own = {key: value for key, value in DEFAULTS["app"].items() if value is not None}
     assert load({"apps": {}, "defaults": own, "nginx": DEFAULTS["nginx"]}).messages == []

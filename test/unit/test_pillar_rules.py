@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.conftest import host_of
-from wsgi_formula.edge import nginx
+from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.pillar import load as loading
 from wsgi_formula.pillar import plain
 from wsgi_formula.pillar.edge import NGINX, STATUS_PAGE
@@ -286,7 +286,7 @@ def test_no_line_of_a_site_grows_with_the_number_of_apps(make_host, tmp_path):
     apps = {f"a{number}{'x' * 20}": values.app({"mount": f"/a{number}"}) for number in range(200)}
     host = make_host({"apps": apps})
     host.family["nginx"].update(conf_dir=str(tmp_path / "conf.d"), own_dir=str(tmp_path / "wsgi"))
-    site = nginx.desired_files(host, next(iter(apps)))[f"{tmp_path}/wsgi/sites/default_80.conf"]
+    site = host.once(Nginx).desired_files(next(iter(apps)))[f"{tmp_path}/wsgi/sites/default_80.conf"]
     # nginx refuses a comment of more than 4093 bytes.
     assert max(map(len, site.splitlines())) < 300
 
@@ -308,5 +308,5 @@ def test_nginx_hash_size_fits_long_domains_unless_it_is_set_elsewhere(make_host,
     (tmp_path / "nginx.conf").write_text(elsewhere)
     (tmp_path / "more").mkdir()
     (tmp_path / "more/x.conf").write_text("server_names_hash_bucket_size 256;")
-    text = nginx.needed_changes(host, "shop")[nginx.entry_path(host)]
+    text = host.once(Nginx).needed_changes("shop")[host.once(Nginx).files.entry]
     assert ("\nserver_names_hash_bucket_size 512;" in text) == said

@@ -2,7 +2,7 @@
 
 import pytest
 from pillars import HELLO
-from wsgi_formula.edge import nginx
+from wsgi_formula.edge.nginx import Nginx
 from wsgi_formula.pillar import sites
 
 SHOP = {**HELLO, "domains": ["example.com"]}
@@ -114,47 +114,50 @@ def test_mount_is_prefixed_to_each_path_of_the_app():
 
 def test_site_includes_the_locations_of_each_app(disk):
     host = disk({"home": {}, "shop": {"mount": "/shop"}})
-    found = inner(host, nginx.needed_changes(host, "home"))
+    found = inner(host, host.once(Nginx).needed_changes("home"))
     assert {*found} == {
-        "conf.d/wsgi.conf", "wsgi.conf", "proxy.conf", "tls.conf", "apps/home.conf", "locations/home.conf", "sites/example.com_80.conf",
+        "conf.d/wsgi.conf", "wsgi.conf", "proxy.conf", "tls.conf", "apps/home.conf", "locations/home.conf", "proxied/home.conf",
+        "dispatch/home.conf", "sites/example.com_80.conf",
     }  # fmt: skip
-    members = [line.split("/")[-1] for line in found["sites/example.com_80.conf"].splitlines() if "include" in line]
+    members = [line.split("/")[-1] for line in found["sites/example.com_80.conf"].splitlines() if "/locations/" in line]
     assert members == ["home.con[f];", "shop.con[f];"]
 
 
 def test_moving_an_app_removes_its_old_site(disk):
     before = disk({"shop": {"domains": ["old.example.com"]}})
-    files = inner(before, nginx.needed_changes(before, "shop"))
+    files = inner(before, before.once(Nginx).needed_changes("shop"))
     host = disk({"shop": {}}, files)
-    found = inner(host, nginx.needed_changes(host, "shop"))
+    found = inner(host, host.once(Nginx).needed_changes("shop"))
     assert found["sites/old.example.com_80.conf"] is None
     assert "example.com" in found["sites/example.com_80.conf"]
 
 
 def test_removing_an_app_keeps_the_site_for_the_others(disk):
     before = disk({"home": {}, "shop": {"mount": "/shop"}})
-    files = inner(before, nginx.needed_changes(before, "home", "shop"))
+    files = inner(before, before.once(Nginx).needed_changes("home", "shop"))
     host = disk({"home": {}}, files)
-    found = inner(host, nginx.needed_changes(host, without=["shop"]))
-    assert {name for name, text in found.items() if text is None} == {"apps/shop.conf", "locations/shop.conf"}
+    found = inner(host, host.once(Nginx).needed_changes(without_apps=["shop"]))
+    assert {name for name, text in found.items() if text is None} == {
+        "apps/shop.conf", "locations/shop.conf", "proxied/shop.conf", "dispatch/shop.conf",
+    }  # fmt: skip
     assert "shop" not in found["sites/example.com_80.conf"].partition("\n")[2]
 
 
 def test_site_with_a_broken_app_stays_unchanged(disk):
     apps = {"home": {"tls": "self_signed"}, "shop": {"mount": "/shop"}}
     before = disk(apps)
-    files = inner(before, nginx.needed_changes(before, "home", "shop"))
+    files = inner(before, before.once(Nginx).needed_changes("home", "shop"))
     host = disk({**apps, "home": {"tls": "self-signed"}}, files)
     assert host.settings.broken == {"home"}
-    assert nginx.needed_changes(host, "shop") == {}
+    assert host.once(Nginx).needed_changes("shop") == {}
 
 
 def test_another_app_can_join_a_site_with_a_broken_app(disk):
     apps = {"home": {}}
     before = disk(apps)
-    files = inner(before, nginx.needed_changes(before, "home"))
+    files = inner(before, before.once(Nginx).needed_changes("home"))
     host = disk({"home": {"server": "unicorn"}, "shop": {"mount": "/shop"}}, files)
-    found = inner(host, nginx.needed_changes(host, "shop"))
+    found = inner(host, host.once(Nginx).needed_changes("shop"))
     assert files["sites/example.com_80.conf"].splitlines()[:-2] == found["sites/example.com_80.conf"].splitlines()[:-3]
     assert "locations/shop.con[f];" in found["sites/example.com_80.conf"]
 
@@ -162,8 +165,8 @@ def test_another_app_can_join_a_site_with_a_broken_app(disk):
 @pytest.mark.parametrize(("server", "known"), [("gunicorn", 3), ("uwsgi", 3), ("waitress", 2)])
 def test_upstream_changes_with_workers_only_if_each_has_a_socket(disk, server, known):
     before = disk({"shop": {"server": "waitress", "workers": 3}})
-    files = inner(before, nginx.needed_changes(before, "shop"))
+    files = inner(before, before.once(Nginx).needed_changes("shop"))
     host = disk({"shop": {"server": server, "workers": 2}}, files)
-    found = nginx.desired_files(host, "shop")[nginx.paths(host, "shop")[0]]
+    found = host.once(Nginx).desired_files("shop")[host.once(Nginx).files.app("shop").upstreams]
     assert found.count("/http-") == known
-    assert nginx.differs(host, "shop") == (known == 2)
+    assert host.once(Nginx).differs("shop") == (known == 2)

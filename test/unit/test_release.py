@@ -38,11 +38,11 @@ def release(checkout):
     return subprocess.run([checkout / "test/release"], check=False, capture_output=True, text=True)
 
 
-def test_the_newest_version_of_the_changelog_is_the_formulas():
+def test_newest_version_of_the_changelog_is_that_of_formula():
     assert HEADING.search((ROOT / "CHANGELOG.md").read_text())[1] == FORMULA["version"]
 
 
-def test_a_release_is_dated_and_tagged(checkout):
+def test_release_is_dated_and_tagged(checkout):
     assert release(checkout).returncode == 0
     dated = HEADING.search(git(checkout, "show", f"v{FORMULA['version']}:CHANGELOG.md"))
     assert dated[1] == FORMULA["version"]
@@ -50,11 +50,11 @@ def test_a_release_is_dated_and_tagged(checkout):
     assert git(checkout, "status", "--porcelain") == ""
 
 
-def test_a_version_is_not_released_twice(checkout):
+def test_version_is_not_released_twice(checkout):
     assert release(checkout).returncode == 0
     assert "CHANGELOG.md has no heading" in release(checkout).stderr
 
 
-def test_a_release_has_no_change_that_is_not_committed(checkout):
+def test_release_refuses_uncommitted_changes(checkout):
     (checkout / "FORMULA").write_text("version: 9.9.9\n")
     assert "there are changes that are not committed" in release(checkout).stderr

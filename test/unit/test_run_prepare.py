@@ -18,9 +18,10 @@ from pillars import HELLO
 from wsgi_formula import files
 from wsgi_formula.app.desired import desired_release
 from wsgi_formula.app.release import Release
-from wsgi_formula.edge import maintenance, nginx
+from wsgi_formula.edge import maintenance
 from wsgi_formula.edge.maintenance import MARKERS
-from wsgi_formula.edge.nginx import FEATURES
+from wsgi_formula.edge.nginx import Nginx
+from wsgi_formula.edge.site_files import MACROS, known_domains
 from wsgi_formula.errors import WsgiError
 from wsgi_formula.pillar.schema import APP
 from wsgi_formula.pillar.servers import long_options
@@ -450,13 +451,13 @@ def test_unknown_hosts_get_no_response_without_a_default_site(make_files):
 def test_default_site_can_be_disabled(make_host, tmp_path):
     host = make_host({"nginx": {"default_site": False}, "apps": {"shop": {**HELLO, "domains": ["shop.example.com"]}}})
     host.family["nginx"]["conf_dir"] = str(tmp_path)
-    assert "server {" not in nginx.needed_changes(host, "shop")[f"{tmp_path}/wsgi.conf"]
+    assert "server {" not in host.once(Nginx).needed_changes("shop")[f"{tmp_path}/wsgi.conf"]
 
 
 def test_known_domains_are_those_that_fit_the_hash_of_nginx():
     names = ["shop.test", "*.shop.test", "localhost", f"{'a' * 41}.test", f"{'a' * 42}.test", r"~^(?<word>.+)\.test$"]
     sites = [f"server {{\n    server_name {' '.join(names)};\n}}\n", 'server {\n    server_name "";\n}\n']
-    assert nginx._known_domains(sites) == [f"{'a' * 41}.test", "shop.test"]
+    assert known_domains(sites) == [f"{'a' * 41}.test", "shop.test"]
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -575,7 +576,7 @@ def test_fast_path_markers_are_those_of_the_live_generation(tmp_path, monkeypatc
 def test_maintenance_page_that_salt_does_not_serve_is_refused(make_host):
     host = make_host({"apps": {"shop": {**HELLO, "maintenance": {"page": "salt://wsgi/nginx/nothing.html"}}}})
     with pytest.raises(WsgiError, match=r"wsgi:apps:shop:maintenance:page: salt://wsgi/nginx/nothing\.html is"):
-        maintenance.pending(host, "shop")
+        maintenance.page_changes(host, "shop")
 
 
 def test_maintenance_page_is_installed_if_it_differs_and_removed_if_unset(make_host, tmp_path, monkeypatch):
@@ -585,7 +586,7 @@ def test_maintenance_page_is_installed_if_it_differs_and_removed_if_unset(make_h
 
     def pending(page):
         host = make_host({"apps": {"shop": {**HELLO, "maintenance": {"page": page}}}})
-        return maintenance.pending(host, "shop")
+        return maintenance.page_changes(host, "shop")
 
     assert (pending(None), pending(url)) == ({}, {str(there): str(served)})
     there.write_bytes(served.read_bytes())
@@ -740,7 +741,7 @@ def test_changed_command_of_a_server_makes_a_new_generation(make_app):
 
 def test_shared_configuration_is_valid_without_any_app(make_host):
     host = make_host({"apps": {}})
-    text = nginx.needed_changes(host)[nginx.entry_path(host)]
+    text = host.once(Nginx).needed_changes()[host.once(Nginx).files.entry]
     known = re.findall(r"^(?:map|geo) .*\$(wsgi_\w+) \{|\?<(wsgi_\w+)>", text, re.MULTILINE)
     assert {*re.findall(r"\$(wsgi_\w+)", text)} <= {name for names in known for name in names}
 
@@ -754,14 +755,14 @@ def test_macros_are_compiled_once_per_app(make_app, monkeypatch):
 
     host, _, _ = make_app({"static": {"/static/": "static/"}})
     monkeypatch.setattr(jinja2.Template, "make_module", observed)
-    nginx.desired_files(host, "shop")
-    assert made["nginx/headers.jinja"]
+    host.once(Nginx).desired_files("shop")
+    assert made["nginx/macros/headers.jinja"]
     assert {name: times for name, times in made.items() if times > 1} == {}
 
 
 def test_each_nginx_feature_has_a_template():
-    templates = {path.stem for path in (ROOT / "wsgi/nginx").glob("*.jinja") if "." not in path.stem}
-    assert {*FEATURES} == templates
+    templates = {path.stem for path in (ROOT / "wsgi/nginx/macros").iterdir()}
+    assert {*MACROS} == templates
 
 
 def test_blocks_are_indented(make_files):

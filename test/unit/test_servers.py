@@ -16,23 +16,23 @@ def listed(file):
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server_has_its_states_and_its_program(name):
+def test_each_server_has_its_states_and_its_program(name):
     folder, config = ROOT / "wsgi" / name, SERVERS[name]["config"]
     assert (folder / "init.sls").is_file(), f"wsgi/{name}/init.sls is missing"
     if config:
-        programs = [config, f"{config}.jinja"]
-        assert any((folder / program).is_file() for program in programs), f"wsgi/{name} has none of {programs}"
+        program = config if config.endswith(".py") else f"{config}.jinja"
+        assert (folder / program).is_file(), f"wsgi/{name}/{program} is missing"
 
 
 def test_pillar_example_lists_every_server():
     assert [name for name in SERVERS if name not in listed("pillar.example")] == []
 
 
-def test_the_readme_lists_every_server():
+def test_readme_lists_every_server():
     # It says "a program of your own" for `command`.
     assert [name for name in SERVERS if name not in {*listed("README.md"), "command"}] == []
 
 
-def test_a_suite_of_kitchen_has_every_server():
+def test_kitchen_suite_has_every_server():
     apps = harness.suites()["servers"]["apps"].values()
     assert {app["server"] for app in apps} == {*SERVERS}

@@ -52,7 +52,7 @@ def run_program(tmp_path):
 
 
 @pytest.mark.parametrize("server", sorted(STUBS))
-def test_an_option_that_the_server_does_not_know_ends_the_worker(run_program, server):
+def test_unknown_option_of_a_server_ends_the_worker(run_program, server):
     ended = run_program(server, f"{server}_worker.py", server_options={"wrong": 1, "from_mapping": 2})
     key = f"wsgi:apps:shop:server_options:{server}"
     assert ended.stderr == f"{key}: {server} has no such settings: from_mapping, wrong\n"
@@ -72,6 +72,6 @@ def test_granian_gets_the_settings_as_its_own_options(run_program, tmp_path):
     assert not [word for word in words if "threads" in word]
 
 
-def test_a_setting_that_the_programs_do_not_know_is_an_error(run_program):
+def test_unknown_setting_of_a_program_is_an_error(run_program):
     ended = run_program("granian", "granian_worker.py", unknown=1)
     assert "unexpected keyword argument 'unknown'" in ended.stderr

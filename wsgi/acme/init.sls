@@ -1,4 +1,4 @@
-# The client of a certificate authority. Its own timer renews what `wsgi-certificates` has got.
+# certbot, the ACME client. Its own timer renews the certificates that the state wsgi-certificates has obtained.
 {%- set family = salt['wsgi.plan']().family %}
 {%- set ca_bundle = salt['pillar.get']('wsgi:nginx:acme:ca_bundle') %}
 
@@ -6,17 +6,18 @@ acme-packages:
   pkg.installed:
     - pkgs: {{ family.packages.acme | json }}
 
+# certbot runs this program after a renewal.
 /usr/local/lib/wsgi/reload-nginx:
   wsgi.file_installed:
-    - source: salt://wsgi/acme/reload-nginx
-    - context: {nginx: {{ family.nginx | json }}}
+    - source: salt://_utils/wsgi_formula/edge/reload.py
     - mode: '0755'
 
-/usr/local/lib/wsgi/wsgi_reload.py:
+/usr/local/lib/wsgi/reload-nginx.json:
   wsgi.file_installed:
-    - source: salt://_utils/wsgi_formula/edge/reload.py
+    - source: salt://wsgi/acme/reload-nginx.json.jinja
+    - context: {nginx: {{ family.nginx | json }}}
 
-# Whom the client believes, where the authority is one of your own.
+# certbot trusts an authority of your own by this bundle.
 /etc/systemd/system/certbot.service.d/wsgi.conf:
 {%- if ca_bundle %}
   file.managed:

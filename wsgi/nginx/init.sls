@@ -1,4 +1,4 @@
-# The shared proxy. The apps' sites come with the apps.
+# nginx, which all apps share. The site of each app is a state of the app.
 {%- set plan = salt['wsgi.plan']() %}
 {%- set family = plan.family %}
 {%- if plan.manages_nginx %}
@@ -7,14 +7,14 @@ nginx-package:
   pkg.installed:
     - pkgs: {{ family.packages.nginx | json }}
 
-# It would be a second default site.
+# The distribution's site would be a second default site.
 {{ family.nginx.distribution_site }}:
   file.absent:
     - require:
       - pkg: nginx-package
 {%- endif %}
 
-# A killed run, or another hand, may have left files that nginx does not start with.
+# nginx has to start with its files, whatever a killed run or an editor has left.
 nginx-files:
   wsgi.nginx_files: []
 {%- if plan.manages_nginx %}

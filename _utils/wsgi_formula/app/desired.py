@@ -50,7 +50,7 @@ def desired_app(host: Host, name: str) -> App:
     The arguments are those of ``desired_settings``. Raises ``WsgiError`` where a value is not
     available.
     """
-    desired, override = host.shared(DesiredApps).by_name, active_override(host, name)
+    desired, override = host.once(DesiredApps).by_name, active_override(host, name)
     if name not in desired or desired[name][0] != override:
         app = desired_settings(host, name)
         if "pinned" not in override:

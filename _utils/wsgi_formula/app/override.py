@@ -30,7 +30,7 @@ class Overrides:
 
 def active_override(host: Host, name: str) -> dict[str, Any]:
     """Return the override that is active for an app, or an empty dict."""
-    overrides = host.shared(Overrides)
+    overrides = host.once(Overrides)
     if name not in overrides.current:
         overrides.current[name] = overrides.on_disk[name] = _read(name)
     override = overrides.current[name]
@@ -72,7 +72,7 @@ def set_override(host: Host, name: str, override: dict[str, Any], write: bool = 
         Whether it lasts longer than this run.
     """
     override = dated_override(host, override)
-    overrides = host.shared(Overrides)
+    overrides = host.once(Overrides)
     overrides.current[name] = override
     if write:
         overrides.on_disk[name] = override
@@ -96,7 +96,7 @@ def write_override(name: str, override: dict[str, Any]) -> None:
 
 def forget_cached(host: Host, name: str) -> None:
     """Have the run read an app's override from the disk again at its next use."""
-    overrides = host.shared(Overrides)
+    overrides = host.once(Overrides)
     overrides.current.pop(name, None)
     overrides.on_disk.pop(name, None)
 
@@ -113,7 +113,7 @@ def set_override_aside(name: str) -> None:
 
 def check_override_unchanged(host: Host, name: str) -> None:
     """Raise ``WsgiError`` where another run deployed, pinned or unpinned an app since this one began."""
-    overrides = host.shared(Overrides)
+    overrides = host.once(Overrides)
     if name in overrides.current and _read(name) != overrides.on_disk[name]:
         raise WsgiError(f"another run deployed, pinned or unpinned {name} meanwhile; apply again")
 

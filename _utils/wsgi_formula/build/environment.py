@@ -310,7 +310,7 @@ def interpreter(host: Host, app: App) -> str:
 
     Links are resolved: /usr/bin/python3 is one, and another interpreter needs another environment.
     """
-    paths, name = host.shared(Interpreters).paths, app["python"]
+    paths, name = host.once(Interpreters).paths, app["python"]
     if name not in paths:
         found = shutil.which(name, path=PATH)
         if not found:

@@ -161,7 +161,7 @@ class Git(Source):
 
     @cached_property
     def _repository(self) -> Repository:
-        repositories = self.host.shared(Sources).repositories
+        repositories = self.host.once(Sources).repositories
         key = (self.spec.location, self.app["deploy_key"], self.app["known_hosts"])
         if key not in repositories:
             repositories[key] = Repository(*key)
@@ -399,7 +399,7 @@ def source_of(host: Host, name: str, app: App) -> Source:
 
     ``WsgiError`` is raised at the source's first use, where it can't be resolved.
     """
-    return host.shared(Sources).of(name, app)
+    return host.once(Sources).of(name, app)
 
 
 def with_revision(text: str, revision: str) -> str:

@@ -18,7 +18,7 @@ from ..app.override import (
 )
 from ..app.release import DesiredRelease
 from ..build.source import with_revision
-from ..edge import nginx
+from ..edge.nginx import Nginx
 from ..errors import WsgiError
 from ..host import Host
 from ..lock import app_lock
@@ -80,7 +80,7 @@ def _new_override(host, name, rev, source):
 
 def _converge(host, name):
     """Build the desired release of an app, bring the desired generation live, and update its site."""
-    override = dict(host.shared(Overrides).current[name])
+    override = dict(host.once(Overrides).current[name])
     app, user = desired_app(host, name), None
     try:
         user = pwd.getpwnam(app["user"])
@@ -115,7 +115,7 @@ def _converge(host, name):
 def _update_site(host, outcome):
     """Update nginx's files for the live generation; a failure is reported, and does not undo the change."""
     try:
-        nginx.apply(host, outcome.generation.name)
+        host.once(Nginx).apply(outcome.generation.name)
     except (WsgiError, OSError) as error:
         outcome.failures.append(str(error))
 

@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ..edge.acme import RELOAD
 from ..edge.status_page import PAGE
-from ..edge.tls import RELOAD
 from ..host import Host
 from ..pillar.edge import METRICS_PORT, METRICS_SOCKET
 from ..pillar.source import parse_source

@@ -39,7 +39,7 @@ def recover(host: Host, name: str) -> Generation | None:
     if host.opts.get("test") or not (unsettled or os.path.lexists(stale_link) or is_override_damaged(name)):
         return current
     with app_lock(name, "the recovery of a killed run"):
-        for path in (*maintenance.fast_path_links(f"{name}.new").values(), stale_link):
+        for path in (*maintenance.fast_paths(f"{name}.new").values(), stale_link):
             files.remove(path)
         set_override_aside(name)
         current = live_generation(host, name)

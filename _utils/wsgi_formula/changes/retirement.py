@@ -12,7 +12,8 @@ from ..app import history
 from ..app.override import active_override
 from ..app.release import Release, prune_releases
 from ..build.hooks import run_hooks
-from ..edge import maintenance, nginx, static
+from ..edge import maintenance, static
+from ..edge.nginx import Nginx
 from ..host import Host
 from ..lock import app_lock
 from ..paths import ETC, LIB, LOG, RUN, TMPFILES
@@ -94,7 +95,7 @@ def remove_app(host: Host, name: str) -> None:
     Code, logs and its home folder stay. Raises ``WsgiError`` where nginx does not accept its files without the site.
     """
     with app_lock(name, "its removal"):
-        nginx.remove_site(host, name)
+        host.once(Nginx).remove_site(name)
         last = live_generation(host, name)
         if last:
             drain(last)

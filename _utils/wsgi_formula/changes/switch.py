@@ -29,7 +29,8 @@ from ..app import history
 from ..app.override import Overrides, check_override_unchanged, dated_override, forget_cached
 from ..app.release import Release
 from ..build.hooks import run_hooks
-from ..edge import maintenance, nginx, static
+from ..edge import maintenance, static
+from ..edge.nginx import Nginx
 from ..errors import WsgiError
 from ..host import Host
 from ..lock import app_lock
@@ -118,12 +119,12 @@ class Switch:
     def recover(self) -> None:
         """Settle what a killed run has left."""
         self.old = recover(self.host, self.name)
-        self._override_before = self.host.shared(Overrides).on_disk.get(self.name, {})
+        self._override_before = self.host.once(Overrides).on_disk.get(self.name, {})
 
     def validate(self) -> None:
         """Check all that can be checked before anything is touched."""
         check_override_unchanged(self.host, self.name)
-        nginx.check(self.host, self.name)
+        self.host.once(Nginx).check(self.name)
         check_schedule(self.name, self.app)
         static.check(self.name, self.app, self.release)
 

@@ -5,8 +5,10 @@ A folder of files that changes in one atomic step.
 folder, in which the unchanged files are hard links, and goes live by one rename of the link. So whoever reads
 the files through ``live`` finds one version of all of them or the next one, whenever a run is killed.
 
-One run at a time may use these functions: see ``reload.alone``.
+One run at a time may use these functions: see ``reload.locked``.
 """
+
+from __future__ import annotations
 
 import contextlib
 import os
@@ -14,22 +16,22 @@ import os
 from .. import files
 
 
-def version(live: str):
+def version(live: str) -> str | None:
     """Return where the link leads, a str that no later version will have, or None where there is no link."""
     with contextlib.suppress(OSError):
         return os.readlink(live)
     return None
 
 
-def leftovers(live: str):
-    """Return the paths of what a killed run left: folders that were staged, and what led to none yet."""
+def leftovers(live: str) -> list[str]:
+    """Return the paths that a killed run left: staged folders, and a link or a placeholder that leads to none."""
     folder, current = _trees(live), os.path.basename(version(live) or "")
     found = [f"{folder}/{name}" for name in sorted(files.list_dir(folder)) if name != current]
     placeholder = os.path.isdir(live) and not os.path.islink(live) and not os.listdir(live)
     return found + [live] * placeholder + [f"{live}.new"] * os.path.lexists(f"{live}.new")
 
 
-def stage(live: str, changes: dict):
+def stage(live: str, changes: dict) -> str:
     """
     Make a new folder beside the live one.
 
@@ -59,9 +61,9 @@ def stage(live: str, changes: dict):
     return staged
 
 
-def swap(live: str, staged: str, changes: dict):
+def swap(live: str, staged: str, changes: dict) -> None:
     """
-    Have the link lead to a folder that was staged with these changes, and remove the one before.
+    Have the link lead to a folder that was staged with these changes, and remove the folder before it.
 
     Returns when the new folder and the link outlast a power cut; at no moment the link leads to less than that.
     """
@@ -73,7 +75,7 @@ def swap(live: str, staged: str, changes: dict):
         fsync(inner)
     fsync(_trees(live))
     if os.path.isdir(live) and not os.path.islink(live):
-        # Another hand put a folder in the place of the link, or an empty one was needed for a test.
+        # Somebody has put a folder in the place of the link, or a test needed an empty one.
         os.rename(live, f"{staged}.before")
         before = f"{staged}.before"
     files.replace_symlink(f"{os.path.basename(_trees(live))}/{os.path.basename(staged)}", live)
@@ -82,7 +84,7 @@ def swap(live: str, staged: str, changes: dict):
         files.remove(before)
 
 
-def fsync(path: str):
+def fsync(path: str) -> None:
     """Have a file or a folder outlast a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -91,7 +93,13 @@ def fsync(path: str):
         os.close(handle)
 
 
-def create(path: str, text: str, mode: int = 0o644, gid: int = 0):
+def read(path: str) -> str:
+    """Return the text of a file, whatever bytes an editor may have left in it."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def create(path: str, text: str, mode: int = 0o644, gid: int = 0) -> None:
     """Write a new file, which nobody else can read before it has its permission bits and its group."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
@@ -99,7 +107,7 @@ def create(path: str, text: str, mode: int = 0o644, gid: int = 0):
         os.fchmod(file.fileno(), mode)
 
 
-def replace(path: str, text: str):
+def replace(path: str, text: str) -> None:
     """Put a file that everybody may read in place in one step, so that it outlasts a power cut."""
     staged = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.new")
     files.remove(staged)

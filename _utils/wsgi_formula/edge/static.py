@@ -1,12 +1,13 @@
 """
-What nginx itself serves of an app: folders and files of its releases, published, and such of the
-machine, as they are.
+Files that nginx serves itself: published folders and files of an app's releases, and folders of the machine.
 
-nginx may not look into a release. So what is public of it stands below
-``/srv/wsgi/<app>/static/<path>/`` as hard links: a tree for each release that went live, and
-``live``, a link to one of them. A tree has the other releases' files, too, where its own release has
-none of that name: a page that an old generation made finds what it names.
+nginx has no access to a release. So its public files are published as hard links below
+``/srv/wsgi/<app>/static/<path>/``: a tree for each release that went live, and the link ``live`` to one of the trees.
+A tree also has the files of older releases whose names are not in its own release, because pages of an old
+generation refer to them.
 """
+
+from __future__ import annotations
 
 import contextlib
 import itertools
@@ -14,37 +15,36 @@ import os
 import pwd
 import re
 import stat
+from collections.abc import Mapping
+from typing import Any
 
 from .. import files
+from ..app.release import Release
 from ..build import ownership
 from ..build.ownership import FILE
 from ..errors import WsgiError
+from ..host import Host
 from ..paths import LIB, SRV
 from ..pillar import sites
 
-# Of one path of a release: more are a mistake, or links that lead to links.
+# The most files of one path of a release; more are a mistake, or links in a loop.
 MOST_FILES = 100_000
 
 COMPRESSED = (".gz", ".br")
 
 
-def root(name):
-    """Where an app's published files are."""
+def root(name: str) -> str:
+    """Return the path of an app's published files."""
     return f"{SRV}/{name}/static"
 
 
-def served(name, app):
+def served(name: str, app: Mapping[str, Any]) -> dict:
     """
-    What the templates know of it.
+    Return the variables of the templates for the files of an app.
 
-    name : str
-        The app.
-    app : dict
-        As ``Settings.apps`` holds it.
-
-    Returns a dict: ``paths``, a list of dicts (``location``: how nginx's own begins; ``prefix``;
-    ``alias``; ``internal``; ``unwanted``: what is not served of the machine's folders, a regular
-    expression), and ``pages``, a dict of statuses to files.
+    Returns a dict: ``paths``, a list of dicts (``location``: the modifier of nginx's location; ``prefix``; ``alias``;
+    ``internal``; ``caching``: public or private; ``unwanted``: a regular expression of paths that are not served),
+    and ``pages``, a dict of statuses to files.
     """
     paths = []
     for kind in ("static", "internal"):
@@ -54,18 +54,19 @@ def served(name, app):
                 {
                     "location": "^~" if folder else "=",
                     "prefix": seen,
-                    # Where one of the two ended in a slash alone, /static../ would lead out of the folder.
+                    # Both end in a slash or none does; otherwise /static../ would lead out of the folder.
                     "alias": _place(name, path, folder),
                     "internal": kind == "internal",
+                    "caching": "private" if app["basic_auth"] or app["allow"] else "public",
                     "unwanted": rf"^{re.escape(seen)}(.*/)?\." if folder and path.startswith("/") else None,
                 }
             )
     return {"paths": paths, "pages": {code: _place(name, path) for code, path in sorted(app["error_pages"].items())}}
 
 
-def check(name, app, release):
+def check(name: str, app: Mapping[str, Any], release: Release) -> None:
     """
-    Raise ``WsgiError`` where a release that never was live lacks what nginx is to serve of it.
+    Raise ``WsgiError`` where a release that was never live lacks a path that nginx is to serve.
 
     release : Release
     """
@@ -73,17 +74,17 @@ def check(name, app, release):
         _refuse(_lacking(name, app, release))
 
 
-def outdated(name, app, release):
-    """The paths of a release that nginx does not serve from that yet, a list."""
-    return [path for path in of_release(app) if (_live(name, path) or "").rpartition("-")[0] != release.id]
+def outdated(name: str, app: Mapping[str, Any], release: Release) -> list:
+    """Return the paths that nginx does not serve from this release yet."""
+    return [path for path in release_paths(app) if (_live(name, path) or "").rpartition("-")[0] != release.id]
 
 
-def build(host, name, app, release):
+def build(host: Host, name: str, app: Mapping[str, Any], release: Release) -> dict[str, str]:
     """
-    Make the trees that ``publish`` links to, where they are not there.
+    Make the trees that ``publish`` links to, where they are missing.
 
-    Returns a dict of paths to trees, without the paths whose live tree is of that release. Raises
-    ``WsgiError`` where there is nothing of a path, and nothing was.
+    Returns a dict of paths to trees, without the paths whose live tree is of this release. Raises ``WsgiError`` where
+    neither this release nor the live tree has a path.
     """
     wanted = outdated(name, app, release)
     unknown = {path for path in wanted if _live(name, path) is None}
@@ -93,7 +94,7 @@ def build(host, name, app, release):
     id = f"{release.id}-{files.digest([other.id for other in others])}"
     trees = {path: f"{_folder(name, path)}/{id}" for path in wanted}
     if trees:
-        # Of all users, nginx's alone gets in.
+        # Only nginx's user has access.
         files.ensure_dir(root(name), 0o750, 0, _nginx(host).pw_gid)
     for path, tree in trees.items():
         if not os.path.isdir(tree):
@@ -102,14 +103,14 @@ def build(host, name, app, release):
     return trees
 
 
-def publish(host, name, app, release):
-    """Have nginx serve the files of a release, and of those that were live before it, where it has none."""
+def publish(host: Host, name: str, app: Mapping[str, Any], release: Release) -> None:
+    """Have nginx serve the files of a release, and those of older releases whose names it does not have."""
     for path, tree in build(host, name, app, release).items():
         files.replace_symlink(os.path.basename(tree), f"{_folder(name, path)}/live")
 
 
-def prune(name):
-    """Remove the trees that nginx serves no more."""
+def prune(name: str) -> None:
+    """Remove the trees that are not live."""
     for folder in files.list_dir(root(name)):
         folder = f"{root(name)}/{folder}"
         live = _target(folder)
@@ -118,42 +119,37 @@ def prune(name):
                 files.remove(f"{folder}/{tree}")
 
 
-def forget(name, configuration):
+def forget(name: str, configuration: str) -> None:
     """
-    Remove what is published of paths that nginx's configuration does not name any more.
+    Remove the published files of paths that nginx's configuration does not name any more.
 
     configuration : str
-        All that nginx was told to load.
+        The texts of all files that nginx has loaded.
     """
     for folder in files.list_dir(root(name)):
         if f" {root(name)}/{folder}/live/" not in configuration:
             files.remove(f"{root(name)}/{folder}")
 
 
-def warnings(host, name, app):
-    """
-    The paths of the machine that nginx can't read.
-
-    Returns a list of sentences, each beginning with the pillar key it is about.
-    """
+def warnings(host: Host, name: str, app: Mapping[str, Any]) -> list:
+    """Return sentences about paths of the machine that nginx cannot read, each with its pillar key."""
     user = host.family["nginx"]["user"]
     found = []
     for key, path, folder in _said(app):
         why = path.startswith("/") and _unreadable(_nginx(host), path.rstrip("/"), folder)
         if why:
-            found.append(f"wsgi:apps:{name}:{key}: {user}, nginx's user, can't read {path!r}: {why}")
+            found.append(f"wsgi:apps:{name}:{key}: nginx's user {user} cannot read {path!r}: {why}")
     return found
 
 
-def prepare_home(host, name, app, user):
+def prepare_home(host: Host, name: str, app: Mapping[str, Any], user: pwd.struct_passwd) -> None:
     """
-    Make an app's home, which it alone may write to; and the folders in it that nginx is to serve.
+    Make an app's home, which only the app can write to, and the folders in it that nginx is to serve.
 
     user : pwd.struct_passwd
-        The app's.
+        The app's user.
 
-    nginx gets through the home to these folders, and sees what is in them: new files, and those that
-    were there before.
+    nginx gets access to these folders, with all files in them and new ones.
     """
     home, inner = _home(name), _in_home(name, app)
     if not inner:
@@ -161,7 +157,7 @@ def prepare_home(host, name, app, user):
     nginx = _nginx(host).pw_gid
     files.ensure_dir(home, 0o710, user.pw_uid, nginx)
     for path in inner:
-        # The app may change anything in its home meanwhile, so no link is followed on the way.
+        # The app may change its home meanwhile, so no link in it is followed.
         with contextlib.ExitStack() as opened:
             here = _enter(opened, home)
             for part in path.split("/"):
@@ -171,13 +167,13 @@ def prepare_home(host, name, app, user):
             _share(here, f"{home}/{path}", user.pw_uid, nginx)
 
 
-def home_differs(host, name, app):
-    """Whether ``prepare_home`` has something to do, as far as a look at the folders tells."""
+def home_differs(host: Host, name: str, app: Mapping[str, Any]) -> bool:
+    """Return whether the folders in an app's home need ``prepare_home``. Their files are not checked."""
     return any(files.group_of(f"{_home(name)}/{path}") != _nginx(host).pw_gid for path in _in_home(name, app))
 
 
 def _said(app):
-    """Yields the key, the path and whether it is a folder, of all that nginx is to serve."""
+    """Yield the key, the path and whether it is a folder, for each path that nginx is to serve."""
     for kind in ("static", "internal"):
         for prefix, path in sorted(app[kind].items()):
             yield f"{kind}:{prefix}", path, prefix.endswith("/")
@@ -190,18 +186,18 @@ def _home(name):
 
 
 def _in_home(name, app):
-    """The folders in an app's home, as it calls them."""
+    """Return the folders to serve in an app's home, relative to it."""
     paths = [path.rstrip("/") for _, path, folder in _said(app) if folder]
     return [os.path.relpath(path, _home(name)) for path in paths if path.startswith(f"{_home(name)}/")]
 
 
-def of_release(app):
-    """The paths in its releases that nginx is to serve, a list."""
+def release_paths(app: Mapping[str, Any]) -> list:
+    """Return the paths in an app's releases that nginx is to serve."""
     return list(dict.fromkeys(path.rstrip("/") for _, path, _ in _said(app) if not path.startswith("/")))
 
 
 def _lacking(name, app, release):
-    """What a release has not of all that, a dict of paths to sentences."""
+    """Return the paths to serve that a release lacks, with a sentence each."""
     found = {}
     for key, path, folder in _said(app):
         if path.startswith("/"):
@@ -210,8 +206,8 @@ def _lacking(name, app, release):
         if not real or not (os.path.isdir if folder else os.path.isfile)(real):
             what = "folder" if folder else "file"
             found[path.rstrip("/")] = (
-                f"wsgi:apps:{name}:{key}: {path!r} is no {what} of release {release.id}; "
-                "is it to be made by a command of hooks:build?"
+                f"wsgi:apps:{name}:{key}: {path!r} is not a {what} of release {release.id}; "
+                "does a command of hooks:build have to make it?"
             )
     return found
 
@@ -222,12 +218,12 @@ def _refuse(lacking):
 
 
 def _folder(name, path):
-    # No name of a path holds a colon.
+    # No path has a colon.
     return f"{root(name)}/{path.rstrip('/').replace('/', ':')}"
 
 
 def _place(name, path, folder=False):
-    """Where nginx finds a path."""
+    """Return the path where nginx reads a path to serve."""
     place = path.rstrip("/")
     if not path.startswith("/"):
         place = f"{_folder(name, path)}/live" + ("" if folder else f"/{os.path.basename(path)}")
@@ -235,7 +231,7 @@ def _place(name, path, folder=False):
 
 
 def _live(name, path):
-    """The name of the tree that is live: a release, ``-``, and a hash of the others; or None."""
+    """Return the name of the live tree (the release, ``-``, and a hash of the older releases), or None."""
     return _target(_folder(name, path))
 
 
@@ -247,13 +243,13 @@ def _target(folder):
 
 
 def _union(releases, path):
-    """The files of a path in all these releases, a dict of names to files; of two of one name, the first."""
-    found = {}
+    """Return the files of a path in some releases, names to files; the first release with a name has precedence."""
+    found: dict[str, str] = {}
     for release in releases:
         taken = {*found}
         folders = {folder for name in taken for folder in _above(name)}
         for name, file in _files(release, path):
-            # A file and its compressed forms belong together.
+            # A file and its compressed forms come from one release.
             plain = name[:-3] if name.endswith(COMPRESSED) else name
             together = {plain, *(plain + suffix for suffix in COMPRESSED)}
             if not taken & {*together, *_above(name)} and name not in folders:
@@ -262,13 +258,13 @@ def _union(releases, path):
 
 
 def _above(name):
-    """The folders that a file is in."""
+    """Return the folders of a file, relative like its name."""
     parts = name.split("/")
     return ["/".join(parts[:length]) for length in range(1, len(parts))]
 
 
 def _files(release, path):
-    """Yields the name and the real path of each file of a path in a release; links may not lead out of it."""
+    """Yield the name and the real path of each file of a path in a release; links that lead out of it are skipped."""
     real = _real(release, path)
     if real and os.path.isdir(real):
         yield from _walk(release, real, "", (real,), itertools.count(1))
@@ -278,11 +274,13 @@ def _files(release, path):
 
 def _walk(release, folder, above, entered, seen):
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        # What begins with a dot is nobody's business: .git, .env, .htpasswd.
+        # Hidden files are not public: .git, .env, .htpasswd.
         if entry.name.startswith("."):
             continue
         if next(seen) > MOST_FILES:
-            raise WsgiError(f"{entered[0]} holds more than {MOST_FILES} files; is it what nginx is to serve?")
+            raise WsgiError(
+                f"{entered[0]} contains more than {MOST_FILES} files; is this the folder that nginx should serve?"
+            )
         real = _real(release, entry.path) if entry.is_symlink() else entry.path
         if real and os.path.isfile(real):
             yield f"{above}{entry.name}", real
@@ -291,7 +289,7 @@ def _walk(release, folder, above, entered, seen):
 
 
 def _real(release, path):
-    """The real path of one in a release; None where it leads out of its code and its environment, or nowhere."""
+    """Return the real path of a path in a release; None outside of its code and environment, or where it is missing."""
     real = os.path.realpath(os.path.join(release.code, path))
     roots = (release.code, f"{release.path}/environment")
     inside = any(real.startswith(f"{os.path.realpath(root)}/") for root in roots)
@@ -324,7 +322,7 @@ def _nginx(host):
 
 
 def _unreadable(user, path, folder):
-    """Why a user can't get at a path of the machine, or None; as far as its permission bits tell."""
+    """Return why a user cannot read a path of the machine, judging by its permission bits, or None."""
     groups = os.getgrouplist(user.pw_name, user.pw_gid)
     parts = path.split("/")
     for length in range(1, len(parts) + 1):
@@ -332,10 +330,10 @@ def _unreadable(user, path, folder):
         try:
             found = os.stat(part)
         except FileNotFoundError:
-            return f"{part} is not there"
+            return f"{part} does not exist"
         is_folder = folder or length < len(parts)
         if stat.S_ISDIR(found.st_mode) != is_folder:
-            return f"{part} is {'no' if is_folder else 'a'} folder"
+            return f"{part} is {'not a' if is_folder else 'a'} folder"
         wanted = 0o1 if is_folder else 0o4
         shift = 6 if found.st_uid == user.pw_uid else 3 if found.st_gid in groups else 0
         if not found.st_mode >> shift & wanted and not _has_list(part):
@@ -344,14 +342,14 @@ def _unreadable(user, path, folder):
 
 
 def _has_list(path):
-    """Whether an access control list tells more than the bits do."""
+    """Return whether an access control list may grant more than the permission bits."""
     with contextlib.suppress(OSError):
         return "system.posix_acl_access" in os.listxattr(path)
     return False
 
 
 def _enter(opened, name, above=None, uid=0):
-    """Open a folder, in an open one; make it for a user where it isn't there."""
+    """Open a folder in an open folder; make it for a user where it is missing."""
     try:
         handle = os.open(name, os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
         opened.callback(os.close, handle)
@@ -363,12 +361,12 @@ def _enter(opened, name, above=None, uid=0):
 
 
 def _share(folder, path, uid, gid):
-    """Give a user's files in an open folder to a group, and those that are made in it later."""
+    """Give a user's files in an open folder to a group, and all files that are made in it later."""
     if os.fstat(folder).st_gid == gid:
         return
     for entry, found in itertools.chain(ownership.entries(folder, path), [(folder, os.fstat(folder))]):
         if found.st_uid == uid:
             ownership.change_owner(entry, -1, gid)
             if stat.S_ISDIR(found.st_mode):
-                # The set-group-id bit, which folders in it inherit.
+                # New files and folders inherit the group by the set-group-id bit.
                 os.fchmod(entry, stat.S_IMODE(found.st_mode) | 0o2050)

@@ -1,37 +1,41 @@
 """
-How the apps of a machine fare: what runs, since when, made from what, and whether it is healthy.
+The status of the apps of a machine: their generations, releases, processes and health.
 """
+
+from __future__ import annotations
 
 import http.client
 import math
 import os
 import time
+from collections.abc import Iterable
 
 from .. import process
 from ..app.override import describe_override
 from ..app.release import Release
+from ..host import Host
 from ..paths import LIB
 from ..run import probe
-from ..run.generation import live_generation
+from ..run.generation import Generation, live_generation
 from ..run.record import health_check_of
 from . import maintenance
 
-PATIENCE = 10  # seconds for the health checks of all apps that the status page tells of
+PATIENCE = 10  # seconds for the health checks of all apps on the status page
 
 
-def known_names(host) -> "list[str]":
+def known_names(host: Host) -> list[str]:
     """Return the names of the apps that are in pillar or on this machine."""
     return sorted({*host.settings.apps, *host.known_apps()})
 
 
-def status_for_page(host) -> dict:
+def status_for_page(host: Host) -> dict:
     """Return the status of all apps for the status page: a run that changes nothing starts no process to ask systemd."""
     return status_of_apps(host, known_names(host), PATIENCE, processes=False)
 
 
-def status_of_apps(host, names, patience, processes) -> dict:
+def status_of_apps(host: Host, names: Iterable[str], patience: float | None, processes: bool) -> dict:
     """
-    Return how some apps fare, by name; see ``wsgi.status``.
+    Return the status of some apps, by name; see ``wsgi.status``.
 
     names : iterable of str
     patience : float
@@ -84,7 +88,7 @@ def _processes(current):
     }
 
 
-def made_of(generation) -> dict:
+def made_of(generation: Generation) -> dict:
     """Return the ``source`` and the ``revision`` that a generation's release was built from, as far as they are known."""
     record = Release(generation.name, generation.release).record
     return {fact: record[fact] for fact in ("source", "revision") if record.get(fact)}

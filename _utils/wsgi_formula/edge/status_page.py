@@ -1,9 +1,11 @@
 """
-The status page: one file of HTML that tells of the apps, their health and what became of them.
+The status page: one HTML file with the apps, their health and their last changes.
 
-It is written at the end of each run, however that went, and after each deploy; nginx serves it to
-this machine alone, or to those who have a password.
+Each run writes it at its end, even when states have failed, and so does each deploy. nginx serves it on loopback, or
+with a password.
 """
+
+from __future__ import annotations
 
 import base64
 import contextlib
@@ -11,29 +13,33 @@ import hashlib
 import pwd
 import re
 import time
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from .. import files
 from ..app import history
 from ..app.secrets import htpasswd
+from ..host import Host
 from ..paths import LIB
 from ..redact import without_credentials
 from . import tls
+from .certificate import parse
 from .tls import OWN_LEFT
 
 FOLDER = f"{LIB}/status"
 
 PAGE = f"{FOLDER}/index.html"
 
-CHANGES = 20  # that are shown, of all apps
+CHANGES = 20  # the most that are shown, of all apps together
 
-ERROR = 300  # characters of why a change failed; `wsgi.history` has the rest
+ERROR = 300  # the most characters of an error that are shown; `wsgi.history` has all of them
 
-# On the page, for the next run to compare with.
+# The hash of the page's content, in the page, for the next run to compare.
 CONTENT = re.compile(r'data-content="([0-9a-f]+)"')
 
 
-def values(host):
-    """What nginx's templates know of the page: where it is and what it may load; None where there is to be none."""
+def values(host: Host) -> dict | None:
+    """Return the variables of nginx's templates for the page, a dict, or None without a status page."""
     page = host.settings.status_page
     if page is None:
         return None
@@ -46,28 +52,26 @@ def values(host):
     }
 
 
-def passwords(host):
-    """Who may see the page: what is in nginx's file of that, or None."""
+def passwords(host: Host) -> str | None:
+    """Return the content of the page's password file, or None for none."""
     page = host.settings.status_page
     users = page["basic_auth"].get("users") if page else None
     return htpasswd(host, "wsgi:status_page:basic_auth:users", users) if users else None
 
 
-def passwords_path(host):
-    """The path of that file; no app's can be called so."""
+def passwords_path(host: Host) -> str:
+    """Return the path of the page's password file, a name that no app can have."""
     return f"{host.family['nginx']['own_dir']}/private/_status.htpasswd"
 
 
-def facts(host, apps, failures=()):
+def facts(host: Host, apps: Mapping[str, dict], failures: Iterable[tuple[str, str]] = ()) -> dict:
     """
-    What the page tells.
+    Return the content of the page, a dict for its template.
 
     apps : dict
-        What ``status_for_page`` says of them.
+        As ``status_for_page`` returns it.
     failures : iterable of (str, str)
-        What failed in this run: a state's id and its comment.
-
-    Returns a dict.
+        The ids and comments of states that have failed in this run.
     """
     return {
         "host": host.grains.get("id", "localhost"),
@@ -78,8 +82,8 @@ def facts(host, apps, failures=()):
     }
 
 
-def content(facts):
-    """A hash of what a page tells that is not different each time; equal ones need no mention."""
+def content(facts: Mapping[str, Any]) -> str:
+    """Return a hash of a page's content without what differs each time, such as response times."""
     apps = {
         name: {fact: value for fact, value in app.items() if fact != "health"} for name, app in facts["apps"].items()
     }
@@ -89,14 +93,14 @@ def content(facts):
     return files.digest({**facts, "apps": apps, "changes": changes})
 
 
-def written():
-    """The ``content`` of the page that is there, or None."""
+def written() -> str | None:
+    """Return the ``content`` of the page on the disk, or None."""
     found = CONTENT.search(files.read(PAGE) or "")
     return found and found[1]
 
 
-def write(host, facts):
-    """Put the page in place, for nginx alone to read."""
+def write(host: Host, facts: Mapping[str, Any]) -> None:
+    """Write the page, so that only nginx can read it."""
     now = time.localtime()
     text = host.render(
         "status_page/index.html.jinja",
@@ -122,17 +126,17 @@ def _app(host, name, status):
 
 
 def _certificate(host, name):
-    """Until when the certificate is good that an app's site has, and whether that is soon; None where there is none."""
+    """Return the day when the certificate of an app's site expires, and whether that is soon; None without one."""
     site = next((site for site in host.settings.sites.values() if name in site.apps and site.tls), None)
     with contextlib.suppress(OSError, ValueError):
-        found = site and tls.parse(files.read(tls.paths(host, site)[0]) or "")
+        found = site and parse(files.read(tls.paths(host, site)[0]) or "")
         until = found and time.strftime("%Y-%m-%d", time.gmtime(found.until))
         return found and {"until": until, "soon": found.left() < OWN_LEFT}
     return None
 
 
 def _links(app):
-    """Where an app is to be seen: its hosts, and their address where there is one."""
+    """Return an app's hosts with their URLs; a wildcard has none."""
     scheme, port = ("https", app["tls"]["listen"]) if app["tls"] else ("http", app["listen"])
     end = ("" if (scheme, port) in (("http", 80), ("https", 443)) else f":{port}") + app["mount"]
     return [
@@ -142,7 +146,7 @@ def _links(app):
 
 
 def _changes(apps):
-    """The last entries of all apps' histories, the newest first."""
+    """Return the last entries of all apps' histories, the newest first."""
     entries = [{**entry, "app": name} for name in apps for entry in history.entries(name)]
     entries.sort(key=lambda entry: entry["at"], reverse=True)
     return [_change(entry) for entry in entries[:CHANGES]]
