@@ -287,7 +287,7 @@ def nginx_files(name):
 
 def nginx_reloaded(name):
     """
-    nginx serves the sites as they are written. This state comes last, so that nginx is reloaded once at most.
+    nginx serves the sites as they are written. This state comes after all sites, which are loaded by one reload.
 
     name : str
         The state's name, which means nothing else.
@@ -407,7 +407,7 @@ def _this_run():
 
 def service_running(name, socket=None):
     """
-    A service runs and starts at boot. Where it does, that is read from two links, without a process.
+    A service runs and starts at boot. Where two links of systemd show that, no process is started.
 
     name : str
         The service, or the whole name of another systemd unit.
@@ -550,15 +550,18 @@ def app_absent(name, purge=False):
         remove_app(host, name)
         for user in users:
             delete_user(host, name, user)
+        # The next run knows the app by this folder, so that it finishes a removal that was killed.
+        known_by = f"{ETC}/{name}"
         for path in found:
-            files.remove(path)
-        # The next user that is made gets the UID of the deleted one.
+            if path != known_by:
+                files.remove(path)
+        # A later user may get this UID, and would then own these files.
         former = {account.pw_uid for account in accounts}
         for path in filter(os.path.isdir, kept):
-            # Where root owned the folder, nobody else could put a file of root's into it.
             was = os.lstat(path).st_uid
             files.ensure_dir(path, 0o700)
             ownership.give_tree(path, 0, 0, {*former, was})
+        files.remove(known_by)
     except (WsgiError, OSError) as error:
         return _failure(name, f"{name} was not removed completely", error)
     return _result(name, True, f"{name} was removed.", changes)

@@ -3,7 +3,7 @@
 include:
   - wsgi.salt_ssh
 {%- else %}
-{#- A fresh minion has no modules of ours yet. Asked for directly, Salt would remember that. #}
+{#- A fresh minion has no modules of ours yet. Salt would remember that wsgi.plan is missing if it were looked up now. #}
 {%- if 'wsgi' not in salt['saltutil.list_extmods']().get('modules', []) %}
 {%- do salt['saltutil.sync_all'](refresh=False, saltenv=saltenv) %}
 {%- endif %}

@@ -3,7 +3,7 @@
 include:
   - wsgi.salt_ssh
 {%- else %}
-{#- A fresh minion has no modules of ours yet. Asked for directly, Salt would remember that. #}
+{#- A fresh minion has no modules of ours yet. Salt would remember that wsgi.plan is missing if it were looked up now. #}
 {%- if 'wsgi' not in salt['saltutil.list_extmods']().get('modules', []) %}
 {%- if 'modules.wsgi' not in salt['saltutil.sync_all'](refresh=False, saltenv=saltenv).modules %}
 {%- do salt['test.raise_exception']('salt.exceptions.CommandExecutionError', "salt://_modules/wsgi.py is not served: "
@@ -68,7 +68,7 @@ wsgi-certificates:
 {%- endif %}
 {%- if plan.status_page %}
 
-# It tells of what failed, too.
+# The page is written last, so that it also lists the states that failed.
 wsgi-status-page:
   wsgi.status_page_written:
     - order: last

@@ -14,7 +14,7 @@ RUN = "/run/wsgi"
 # <app>/<generation>.log
 LOG = "/var/log/wsgi"
 
-# live/<app>: the link to the live generation's sockets; home/<app>: the app's home
+# live/<app>: the link to the live generation's sockets; home/<app>: the app's home; and what else outlasts a reboot
 LIB = "/var/lib/wsgi"
 
 TMPFILES = "/etc/tmpfiles.d"

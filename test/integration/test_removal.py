@@ -87,3 +87,19 @@ def test_clean_removes_everything(machine):
     assert machine.apply(sls="wsgi.clean").changed == set()
     machine.apply()
     assert machine.get("/", host="one.example.com").status == 200
+
+
+def test_removal_that_failed_halfway_is_finished_by_the_next_run(machine):
+    history = "/var/lib/wsgi/history/one"
+    machine.pillar({"apps": {"one": app("gunicorn", domains=["one.example.com"]), **OTHER}})
+    machine.apply()
+    machine.exec(f"mount --bind {history} {history}")  # a mount point cannot be removed
+    machine.pillar({"apps": OTHER})
+    run = machine.apply(ok=False)
+    assert "was not removed completely" in run.states["one-absent"]["comment"]
+    machine.exec(f"umount {history}")
+    assert machine.apply().changed == {"one-absent"}
+    assert not exists(machine, history)
+    assert find_traces(machine, "one") == ""
+    for path in KEPT:
+        assert machine.exec(f"stat -c '%a %U' {path}").stdout.strip() == "700 root"

@@ -25,7 +25,7 @@ from .outcome import Outcome
 
 def recover(host: Host, name: str) -> Generation | None:
     """
-    Settle what a killed run has left open of an app. Its other generations are for ``retirement.retire_others``.
+    Settle what a killed run has left open of an app. Generations that are not live are left to ``retire_others``.
 
     Every run that touches an app calls it before it reads what is desired of the app. With ``test=True`` nothing is
     written.

@@ -1,7 +1,7 @@
 """
 The switch: an app goes from its live generation to a new one, and no request is lost.
 
-``Switch.run`` tells it whole, in the seven steps of the README. What is written down is true at every instant, wherever
+``Switch.run`` tells it whole: the seven steps of the README, and what is settled before and after them. What is written down is true at every instant, wherever
 a run is killed:
 
 - Before step *live*, nothing says that the new generation was live. The next run retires it, without ``before_retire``

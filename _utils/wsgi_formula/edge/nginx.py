@@ -1,9 +1,11 @@
 """
-nginx in front of the apps: its files change as a whole, and it is reloaded only when they have changed.
+nginx in front of the apps: its files change as a whole, and it is reloaded only when they, or a certificate, have
+changed.
 
 All of our files that nginx reads lie in one tree (``nginx_tree``). A change is staged beside the live tree, nginx
 tests the staged tree in a mount namespace in which it stands in the place of the live one, and only then the tree
-goes live. So a run that is killed at any moment leaves a tree that nginx has accepted.
+goes live. So a run that is killed at any moment leaves a tree that nginx has accepted. Where nginx does not run, a
+site is removed without a test.
 
 ``site_files`` renders the files, ``validation`` has nginx test them, ``reload`` reloads nginx.
 """
@@ -268,8 +270,8 @@ class Nginx:
         """
         Return the changes for some apps that nginx accepts; with ``live``, they go live.
 
-        The shared files are among them if nginx accepts them. Otherwise they are left to ``refresh``. Where nginx
-        refuses that too, the changes are those of all apps, because each of them has the host's raw directives.
+        There are three attempts: these apps with the shared files; these apps alone, so that ``refresh`` writes the
+        shared files later; and all apps with the shared files, because each site has the host's raw directives.
 
         Raises the ``WsgiError`` of the first attempt where nginx accepts none.
         """

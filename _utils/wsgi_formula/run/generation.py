@@ -71,8 +71,8 @@ class Generation:
         self.unit = f"{name}.{id}"
         self.config_dir = f"{ETC}/{name}/{id}"
         self.config_file = f"{self.config_dir}/{host.servers[self.server]['config']}"
-        # The folder of root's in which nginx finds its sockets, and the app's in which its server makes them. Of the
-        # first layout, both were one.
+        # nginx finds the sockets in runtime_dir, which is root's. The server makes them in server_dir, which is the
+        # app's. In the first layout, both were one folder.
         self.runtime_dir = f"{RUN}/{name}/{id}"
         self.server_dir = f"{self.runtime_dir}.own" if record.get("layout") else self.runtime_dir
         self.sockets = _sockets(self.runtime_dir, record)
@@ -82,7 +82,7 @@ class Generation:
         # The link to the runtime_dir of the app's live generation.
         self.live_link = f"{LIB}/live/{name}"
         self.log = self.log_of()
-        # Where its part of its logs begins, by their paths: an equal generation before had the same ones.
+        # The size of each log file before this generation: an earlier one with the same id wrote to the same file.
         self.log_offsets: dict[str, int] = {}
         # Touched when its logs were rotated.
         self.reopen_file = f"{self.runtime_dir}{'.' if record.get('layout') else '/'}reopen"

@@ -60,7 +60,7 @@ def desired_id(host: Host, app: App, release: Release) -> str:
     app : App
         Its settings, as ``desired_app`` gives them.
     """
-    sources = [*_sources(host, app), *program_templates(app)]
+    sources = [*_sources(app), *program_templates(app)]
     return files.digest(
         LAYOUT,
         release.id,
@@ -75,7 +75,7 @@ def adopt(current: Generation, id: str, app: App, release: Release) -> None:
     """
     Keep a live generation that a formula before version 1.0 made, where it does what is desired.
 
-    Its programs were rendered from other templates, which did the same; that alone has changed its id.
+    Only the text of the programs has changed since, not what they do, so that another id is no reason to replace it.
 
     id : str
         From ``desired_id``.
@@ -102,7 +102,7 @@ def replacement_reason(current: Generation | None, id: str) -> str | None:
     if current is None:
         return "no generation was live"
     if current.desired_id != id:
-        return "its release, its settings or the formula's own programs have changed"
+        return "its release, its settings, or the formula's files for its server have changed"
     return current.drift_reason()
 
 
@@ -119,7 +119,7 @@ def prepare_generation(host: Host, name: str, app: App, release: Release, id: st
     id : str
         From ``desired_id``; the generation has a count behind it where one of that id is there already.
     """
-    record = {**new_record(app, release, _server_version(host, app, release)), "desired_id": id}
+    record = {**new_record(app, release, _server_version(app, release)), "desired_id": id}
     new = Generation(host, name, _unused_id(name, id), record)
     uid, gid = new.uid, new.gid
     texts = generation_files(new, app)
@@ -156,7 +156,7 @@ def _unused_id(name: str, id: str) -> str:
     return found
 
 
-def _server_version(host: Host, app: App, release: Release) -> str | None:
+def _server_version(app: App, release: Release) -> str | None:
     """
     Return the server's version: as pip has installed it, or as the distribution's server prints it.
 
@@ -203,7 +203,7 @@ def generation_files(generation: Generation, app: App) -> dict[str, str]:
         "options": app.own_options,
         "guards": _guarded_settings(app),
     }
-    sources = _sources(host, app)
+    sources = _sources(app)
     settings = {"settings.json": json.dumps(program_settings(generation, app), indent=1) + "\n"} if sources else {}
     made = {
         file: host.render(source, **values) if source.endswith(".jinja") else host.file_text(source)
@@ -217,7 +217,7 @@ def generation_files(generation: Generation, app: App) -> dict[str, str]:
     }
 
 
-def _sources(host: Host, app: App) -> dict[str, str]:
+def _sources(app: App) -> dict[str, str]:
     """Return what a generation's own files are made from, source to file; one that is no template is copied."""
     if not app["application"]:
         return {}

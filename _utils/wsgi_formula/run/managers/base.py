@@ -48,7 +48,7 @@ class Program:
     stop_timeout : int
         Seconds from SIGTERM until its process manager kills it.
     command : list of str
-        A server's is known only while its generation is prepared.
+        For a server, it is empty until ``generation_files`` sets it.
     notify : bool
         Whether it tells systemd when it is ready.
     published : list of str
