@@ -8,6 +8,15 @@ import time
 import salt.template
 import salt.utils.yaml
 from salt.exceptions import CommandExecutionError
+
+try:
+    import wsgi_formula  # noqa: F401 - only to give the reason where it is missing
+except ImportError as error:
+    raise ImportError(
+        "wsgi does not run through salt-ssh: install salt-minion on the machine and accept its key, or run salt-call "
+        "--local there. On a minion, saltutil.sync_all brings the package wsgi_formula"
+    ) from error
+
 from wsgi_formula import files, salt_run, served
 from wsgi_formula.app.desired import desired_app, desired_release
 from wsgi_formula.app.history import entries as history_entries
@@ -531,7 +540,6 @@ def _host(saltenv=None, partial=False):
     partial : bool
         Whether a pillar is good enough of which something does not render.
     """
-    salt_run.check_transport(__opts__)
     if salt_run.in_state_run():
         saltenv = saltenv or salt_run.saltenv_of(__opts__.get("saltenv"))
         return Host.of_run(__context__, __salt__, __pillar__, __grains__, __opts__, saltenv)

@@ -9,7 +9,6 @@ one is given.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,20 +30,6 @@ def in_state_run() -> bool:
     Salt's loaders have a file client of their own in both. A pillar that is being rendered must not be compiled again.
     """
     return bool(__file_client__.value())
-
-
-def check_transport(opts: Mapping[str, Any]) -> None:
-    """
-    Raise ``CommandExecutionError`` in a call through salt-ssh, which sends neither pillar nor the formula's files.
-
-    opts : mapping
-        ``__opts__``, in which salt-ssh sets a root directory of its own.
-    """
-    if os.path.basename(opts.get("root_dir", "")) == "running_data":
-        raise CommandExecutionError(
-            "wsgi does not run through salt-ssh: install salt-minion on the machine and accept its key, or run "
-            "salt-call --local there"
-        )
 
 
 def remember(opts: Mapping[str, Any], saltenv: str) -> None:
