@@ -257,7 +257,7 @@ def test_folder_of_wheels_needs_no_index(machine, sums, installer, wheels):
 def test_missing_folder_of_wheels_is_named(machine, sums):
     code(machine)
     run = apply(machine, "pip", ok=False, wheels="/srv/weels", requirements=["tiny==2.0"])
-    assert "wsgi:apps:shop:wheels: '/srv/weels' is not a folder" in run.states["shop-release"]["comment"]
+    assert "wsgi:apps:shop:wheels: the folder '/srv/weels' does not exist" in run.states["shop-release"]["comment"]
 
 
 def test_credentials_of_an_index_are_never_shown(machine, sums, installer):

@@ -108,7 +108,7 @@ def test_failed_first_deploy_leaves_nothing_running(machine, server, manager, br
     run = machine.apply(ok=False)
     assert run.failed == {"hello-live", "hello-site"}
     assert reason in run.states["hello-live"]["comment"]
-    assert "nothing of it runs" in run.states["hello-live"]["comment"]
+    assert "no generation of it runs" in run.states["hello-live"]["comment"]
     assert "hello" not in machine.exec("ps -eo user:20,args").stdout
     assert not machine.exec("ls /etc/nginx/wsgi/live/*/hello.conf /var/lib/wsgi/live/hello", check=False).stdout
 
@@ -131,7 +131,7 @@ def test_requirement_that_pins_a_vulnerable_server_fails_the_release(machine):
     run = machine.apply(ok=False)
     assert run.failed == {"hello-release", "hello-live", "hello-site"}
     assert (
-        "wsgi:apps:hello:requirements: '22.0.0' of gunicorn has CVE-2024-6827; use 27.0.1, the default, or say "
+        "wsgi:apps:hello:requirements: gunicorn 22.0.0 has CVE-2024-6827; use 27.0.1, the default, or set "
         "allow_vulnerable: true"
     ) in run.states["hello-release"]["comment"]
     assert traces(machine) == before

@@ -114,7 +114,7 @@ def test_invalid_files_in_the_old_layout_are_replaced_and_other_sites_come_back(
     run = serving.apply(ok=False)
     assert run.failed == {"alpha-site"}
     assert statuses(serving, None, "bravo.test") == [200, 401]
-    assert "Left out until they are: alpha" in run.states["nginx-files"]["comment"]
+    assert "Left out until nginx accepts them: alpha" in run.states["nginx-files"]["comment"]
     assert layout(serving) == ["live", "trees", "1", "wsgi.conf"]
 
 

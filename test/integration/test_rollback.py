@@ -56,7 +56,7 @@ def test_rollback_accepts_a_generation_or_a_release(machine, three):
     apply(machine, THREE)
     assert machine.call("wsgi.rollback", "hello", f"to={release}")["release"] == release
     with pytest.raises(
-        CommandFailed, match=f"'nonsense' is no generation or release that hello can go back to .*{three[1]}"
+        CommandFailed, match=f"'nonsense' is not a generation or release that hello can be rolled back to .*{three[1]}"
     ):
         machine.call("wsgi.rollback", "hello", "nonsense")
 
