@@ -56,8 +56,14 @@ def holders(name):
 
 
 def once():
-    """Return every server with one process manager, so that each process manager occurs."""
-    return {name: holders(name)[number % len(holders(name))] for number, name in enumerate(MATRIX)}
+    """
+    Return every server with one process manager, so that each process manager occurs.
+
+    Which one follows from the row's place: a row at the end of servers.yaml, or of VARIANTS, leaves the others theirs.
+    """
+    variants = [name for name in MATRIX if name not in ROWS]
+    places = [*enumerate(ROWS), *((-1 - number, name) for number, name in enumerate(variants))]
+    return {name: holders(name)[place % len(holders(name))] for place, name in places}
 
 
 def rest_of(manager):

@@ -104,10 +104,7 @@ class Results:
 
     def whole(self):
         """Return whether every pair in servers.yaml was tested completely."""
-        from contract.fleet import once, pairs
-
-        def asked(pair):
-            return set(COLUMNS) - OPTIONAL if pair in once().items() else OF_PAIRS
+        from contract.fleet import pairs
 
         seen = set().union(*self.cells.values())
         return seen >= {"ASGI", "switch"} and all(asked(pair) <= set(self.cells.get(pair, ())) for pair in pairs())
@@ -125,6 +122,13 @@ class Results:
         refused = "*refused*: `wsgi.validate` refuses the setting"
         untested = "–: not tested, or tested once per server since it does not depend on the process manager"
         return f"{table}\nTested on {PLATFORM}. {refused}; {untested}.\n\n{legend}"
+
+
+def asked(pair):
+    """Return the columns that every table has for a server and a process manager."""
+    from contract.fleet import once
+
+    return set(COLUMNS) - OPTIONAL if pair in once().items() else OF_PAIRS
 
 
 def read(table):

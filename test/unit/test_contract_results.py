@@ -85,7 +85,24 @@ def test_run_on_another_platform_writes_nothing(run):
     assert run.page.read_text() == before
 
 
-def test_written_table_is_read_back_unchanged():
+def written():
+    """Return the table of the page."""
     page = results.PAGE.read_text()
-    table = page[page.index(results.BEGIN) + len(results.BEGIN) + 1 : page.index(results.END)]
-    assert results.Results.table(results.read(table)) == table
+    return page[page.index(results.BEGIN) + len(results.BEGIN) + 1 : page.index(results.END)]
+
+
+def test_written_table_is_read_back_unchanged():
+    assert results.Results.table(results.read(written())) == written()
+
+
+def test_table_has_the_whole_contract_of_every_server():
+    """A row between others would change the process manager under which those after it get the whole contract."""
+    from contract.fleet import pairs
+
+    cells = results.read(written())
+    untested = {
+        pair[0]
+        for pair in pairs()
+        if any(cells.get(pair, {}).get(column, "–") == "–" for column in results.asked(pair))
+    }
+    assert sorted(untested) == [], "write each with: test/run test/contract -k NAME --write-results"
