@@ -24,6 +24,12 @@ def test_each_server_has_its_states_and_its_program(name):
         assert (folder / program).is_file(), f"wsgi/{name}/{program} is missing"
 
 
+@pytest.mark.parametrize("name", SERVERS)
+def test_each_server_serves_wsgi(name):
+    """test/contract, kitchen.yml and a switch to it from any other server need that; ASGI may come through a2wsgi."""
+    assert "wsgi" in SERVERS[name]["interfaces"], "asgi_application() of wsgi_worker.py serves WSGI apps through a2wsgi"
+
+
 def test_pillar_example_lists_every_server():
     assert [name for name in SERVERS if name not in listed("pillar.example")] == []
 

@@ -13,6 +13,7 @@ from wsgi_formula.pillar.app import PORTABLE_SETTINGS
 DOC = ROOT / "docs/servers.md"
 SERVERS = harness.servers()
 PROCESS_MANAGERS = {name for row in SERVERS.values() for name in row["process_managers"]}
+POINTS = ["Good at", "Can't", "Here", "In a change", "Maintained"]
 BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"
 
 
@@ -47,7 +48,13 @@ def test_table_of_settings_matches_servers_yaml(pytestconfig):
 
 
 @pytest.mark.parametrize("name", [*SERVERS, *sorted(PROCESS_MANAGERS)])
-def test_each_server_has_five_lines(name):
+def test_each_server_has_the_same_five_points(name):
     section = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", DOC.read_text(), re.MULTILINE | re.DOTALL)
     assert section, f"docs/servers.md has no section '### {name}'"
-    assert len(re.findall("^- ", section[1], re.MULTILINE)) == 5
+    points = [line for line in section[1].splitlines() if line.startswith("- ")]
+    assert [point.split("**")[1] for point in points] == POINTS
+
+
+def test_contents_have_a_link_to_each_section():
+    contents = re.search(r"^- \[Servers\].*\n- \[Process managers\].*", DOC.read_text(), re.MULTILINE)[0]
+    assert [name for name in [*SERVERS, *sorted(PROCESS_MANAGERS)] if f"[{name}](#{name})" not in contents] == []

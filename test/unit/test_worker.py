@@ -51,6 +51,12 @@ def run_program(tmp_path):
     return run
 
 
+def test_each_program_that_refuses_unknown_options_has_a_stub():
+    programs = (ROOT / "wsgi").glob("*/*_worker.py")
+    refusing = {path.parent.name for path in programs if "refuse_unknown_options(" in path.read_text()}
+    assert sorted(refusing - {"common", *STUBS}) == [], "add as much of it as its program looks at to STUBS"
+
+
 @pytest.mark.parametrize("server", sorted(STUBS))
 def test_unknown_option_of_a_server_ends_the_worker(run_program, server):
     ended = run_program(server, f"{server}_worker.py", server_options={"wrong": 1, "from_mapping": 2})
