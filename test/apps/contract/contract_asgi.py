@@ -124,12 +124,14 @@ async def fail(scope, receive, send, word):
 
 
 async def outlast(scope, receive, send, seconds):
-    """Answers only when another generation has been live for a while."""
+    """Begins its answer, which then has no timeout, and ends it when another generation has been live for a while."""
     mine = os.readlink(LIVE)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"out", "more_body": True})
     while os.readlink(LIVE) == mine:
         await asyncio.sleep(0.05)
     await asyncio.sleep(float(seconds))
-    await answer(send, "outlasted")
+    await send({"type": "http.response.body", "body": b"lasted"})
 
 
 async def say(scope, receive, send, word):
