@@ -306,6 +306,16 @@ def test_worker_over_its_memory_limit_is_replaced_and_killed_over_twice_that():
     assert "twice the limit" in done.stderr
 
 
+def test_asgi_scope_may_leave_out_its_scheme():
+    done = run(
+        """
+        print(wsgi_guard._with_client({"type": "http", "headers": [(b"x-real-ip", b"192.0.2.7")]})["scheme"])
+        print(wsgi_guard._with_client({"type": "websocket", "headers": [(b"x-real-ip", b"192.0.2.7")]})["scheme"])
+        """
+    )
+    assert done.stdout.split() == ["http", "ws"], done.stderr
+
+
 def ask(application):
     """Return what an ASGI app sends for one request with a time-out of 1 s, a line each, and its log."""
     done = run(

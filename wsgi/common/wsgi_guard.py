@@ -545,7 +545,7 @@ def _with_client(scope):
     address = headers.get(b"x-real-ip")
     if not address:
         return scope
-    scheme = headers.get(b"x-forwarded-proto", scope["scheme"].encode()).decode("latin-1")
+    scheme = headers.get(b"x-forwarded-proto", scope.get("scheme", "http").encode()).decode("latin-1")
     mount = headers.get(b"x-forwarded-prefix", scope.get("root_path", "").encode()).decode("latin-1")
     if scope["type"] == "websocket":
         scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
