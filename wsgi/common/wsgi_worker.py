@@ -21,6 +21,8 @@ generation. No file but ``env`` holds values of the app's ``env``; programs find
 - *App*: the worker serves ``wsgi_application.application``, the app under guard, and imports it in the process that
   serves. The guard keeps the settings of ``SETTINGS.guarded``, closes WebSockets with the code 1012 once another worker
   has the traffic, and reads the client's address, scheme and mount from nginx's headers: the server trusts none itself.
+- *Lifespan*: an ASGI app's startup runs before the socket listens, in the event loop that serves, and each scope has the
+  app's ``state``. Where the server has no lifespan, the program runs it.
 - *Options*: ``SETTINGS.server_options`` win over the defaults of the program. An option that the server does not know
   ends the worker (``refuse_unknown_options``), unless the server refuses it itself. The row's ``reserved`` names the
   options that pillar may not set.
