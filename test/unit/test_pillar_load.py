@@ -192,7 +192,7 @@ VARIABLE = "it must be a string or a number (quote it if the app expects the tex
         ({"state": "gone"}, "state: 'gone' must be present or absent"),
         ({"state": True}, "state: True must be present or absent"),
         ({"server": "unicorn"}, f"server: 'unicorn' is not a server; did you mean 'gunicorn'? ({SERVER_NAMES})"),
-        ({"server": "apache"}, f"server: 'apache' is not a server ({SERVER_NAMES})"),
+        ({"server": "zzz"}, f"server: 'zzz' is not a server ({SERVER_NAMES})"),
         ({"server": ["uwsgi"]}, "server: ['uwsgi'] must be the name of a server"),
         ({"application": "hello"}, "application: 'hello' must be module:callable"),
         ({"application": "hello:app()"}, "application: 'hello:app()' must be module:callable"),
