@@ -77,6 +77,6 @@ def seen(scope):
         "started": scope.get("state", {}).get("started"),
         "client": scope["client"],
         "headers": {name.decode(): value.decode() for name, value in scope["headers"]},
-        **{name: scope[name] for name in ("type", "scheme", "path", "root_path", "http_version")},
+        **{name: scope.get(name) for name in ("type", "scheme", "path", "root_path", "http_version")},
         "query_string": scope["query_string"].decode(),
     }
