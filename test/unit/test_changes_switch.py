@@ -73,6 +73,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(switch, "prepare_generation", prepare)
 
     def hooks(generation, app, moment, outcome):
+        assert app.name == "shop"
         with open(tmp_path / moment, "a") as file:
             file.write(f"{generation.id}\n")
         if (moment, generation.id) == ("after_live", "bad"):

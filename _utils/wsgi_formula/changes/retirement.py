@@ -49,7 +49,8 @@ def retire(host: Host, name: str, id: str, outcome: Outcome) -> None:
     generation = load_generation(host, name, id)
     settings = history.kept_settings(name, id)
     if generation and settings and generation.record.get("went_live"):
-        app = {"user": generation.user, **settings["settings"], "hooks": host.settings.apps[name]["hooks"]}
+        pillars = host.settings.apps[name]
+        app = pillars.replace(**{"user": generation.user, **settings["settings"], "hooks": pillars["hooks"]})
         outcome.attempt(run_generation_hooks, generation, app, "before_retire", outcome)
     retire_generation(host, name, id)
 
