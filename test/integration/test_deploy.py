@@ -154,7 +154,7 @@ def test_rollback_of_a_deploy_returns_to_the_source_of_pillar(shop):
         (["rev=bad"], "rotten"),
         (["rev=-x"], "has the revision '-x', which is not a valid branch, tag or commit"),
         (["rev=1.10"], "rev was read as 1.1; quote it twice"),
-        (["rev=''"], "can't be a branch, a tag or a commit|must"),
+        (["rev=''"], "must end in @ and a branch"),
         (["source=nonsense"], "'nonsense' must be salt://folder"),
         (["rev=v2", "source=salt://shop"], "rev and source cannot be combined"),
     ],

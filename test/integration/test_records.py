@@ -181,7 +181,7 @@ def generations(machine):
     ("damage", "records"),
     [
         (": > $path", RECORDS),
-        ("head -c 3000 /dev/urandom > $path", {**RECORDS, KEPT: "there is no rollback to it any more"}),
+        ("head -c 3000 /dev/urandom > $path", {**RECORDS, KEPT: "a rollback to it is not possible any more"}),
         ("truncate -s -9 $path", {OVERRIDE: "pillar's settings count"}),
         ("echo [] > $path", {OVERRIDE: "pillar's settings count", RELEASE: "it is made again"}),
     ],
