@@ -43,7 +43,7 @@ def test_unmanaged_nginx_gets_our_sites_and_is_otherwise_left_alone(machine):
 UNSUITABLE = {
     "s|include /etc/nginx/conf.d|# &|": "nginx does not read /etc/nginx/conf.d/wsgi.conf",
     # nginx.org's packages have a user of their own.
-    "s|^user .*|user daemon;|": "nginx runs as 'daemon', and the apps' sockets are www-data's",
+    "s|^user .*|user daemon;|": "nginx runs as 'daemon', but the sockets of the apps belong to 'www-data'",
 }
 
 
