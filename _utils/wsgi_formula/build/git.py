@@ -49,7 +49,7 @@ REPOSITORY_SUFFIXES = ("/.git", "", ".git/.git", ".git")
 # The UID and GID of a user who can read only what everybody can.
 NOBODY = 65534
 
-# Of errors of git and OpenSSH: their text, the key of the app that they are about, and an explanation.
+# Errors of git and OpenSSH: their text, the app's key that is wrong, and an explanation.
 EXPLANATIONS = (
     (
         "has changed and you have requested strict checking",

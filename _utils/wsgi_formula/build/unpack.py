@@ -27,7 +27,7 @@ PATH = 2048  # bytes of a path in a source; Linux allows 4096 with the release's
 # The memory that the program may use: a fixed part, and one per file for the archive's list of files.
 MEMORY, MEMORY_PER_FILE = 2**30, 2**11  # bytes
 
-# What Python raises for a damaged archive.
+# The exceptions that Python raises for a damaged archive.
 DAMAGED = (ValueError, RuntimeError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError)
 
 UNITS = {"k": 2**10, "m": 2**20, "g": 2**30}

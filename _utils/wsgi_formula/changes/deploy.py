@@ -114,10 +114,7 @@ def _converge(host, name):
 
 def _update_site(host, outcome):
     """Update nginx's files for the live generation; a failure is reported, and does not undo the change."""
-    try:
-        host.once(Nginx).apply(outcome.generation.name)
-    except (WsgiError, OSError) as error:
-        outcome.failures.append(str(error))
+    outcome.attempt(lambda: host.once(Nginx).apply(outcome.generation.name))
 
 
 def roll_back(host: Host, name: str, to: str | None = None, pin: bool = False) -> Outcome:

@@ -152,7 +152,7 @@ def _releases_in_use(host, name):
 
 
 def _prune_logs(name, keep):
-    # Those that begin with a dot are what killed runs were writing.
+    # A file whose name begins with a dot was being written by a run that was killed.
     logs = [f"{LOG}/{name}/{log}" for log in files.list_dir(f"{LOG}/{name}") if not log.startswith(".")]
     logs.sort(key=os.path.getmtime, reverse=True)
     kept: set[str] = set()

@@ -217,7 +217,7 @@ class Switch:
 
     @property
     def _facts(self):
-        """What the history tells of the change."""
+        """The facts of the change for the history."""
         made_of = {fact: self.release.record.get(fact) for fact in ("source", "revision")}
         return {"release": self.release.id, "server": self.app["server"], **made_of}
 

@@ -40,7 +40,7 @@ LOADED = f"{RUN}/nginx.loaded"
 # Logs of ours that a file of nginx names.
 LOG = re.compile(r"^\s*(?:access|error)_log (/[^ ;]+/wsgi-[^ ;]+)", re.MULTILINE)
 
-# What a state reports instead of the diff of a secret file, as Salt's file.managed does.
+# States report this text instead of the diff of a secret file, as Salt's file.managed does.
 NOT_SHOWN = "<show_changes=False>"
 
 
