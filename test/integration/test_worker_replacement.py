@@ -17,12 +17,18 @@ APPS = {
     "gunicorn-asgi": {"server": "gunicorn", "interface": "asgi"},
     "waitress": {"server": "waitress", "threads": 2},
     "hypercorn": {"server": "hypercorn", "interface": "wsgi"},
+    # Its threads are greenlets, all in the main thread.
+    "gunicorn-gevent": {
+        "server": "gunicorn",
+        "requirements": ["gunicorn[gevent]==27.0.1"],
+        "server_options": {"gunicorn": {"worker_class": "gevent"}},
+    },
     # It listens before it loads the app.
     "command": {"server": "command", "command": GUNICORN, "requirements": ["gunicorn==27.0.1"]},
 }
 SPAWNED = [name for name, own in APPS.items() if servers()[own["server"]].get("spawned")]
-# Under these, the app's module is not the main program.
-WITH_MULTIPROCESSING = [name for name in APPS if name != "uwsgi"]
+# uWSGI runs the app's module as the main program; under gevent, multiprocessing.Pool waits for its pipe for ever.
+WITH_MULTIPROCESSING = [name for name in APPS if name not in ("uwsgi", "gunicorn-gevent")]
 MAX_REQUESTS = 40
 
 

@@ -171,6 +171,7 @@ def load_program(monkeypatch):
         spec.loader.exec_module(module)
         module.killed = []
         monkeypatch.setattr(os, "kill", lambda pid, number: module.killed.append((pid, number)))
+        monkeypatch.setattr(signal, "raise_signal", lambda number: module.killed.append((os.getpid(), number)))
         monkeypatch.setattr(signal, "pthread_kill", lambda _, number: module.killed.append((os.getpid(), number)))
         monkeypatch.delenv("WSGI_SPAWN_LINK", raising=False)
         return module

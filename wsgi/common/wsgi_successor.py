@@ -50,9 +50,24 @@ class Alone:
     def leave(self):
         if not self._leaves:
             self._leaves = True
-            # Python's handlers run in the main thread. The kernel may give a signal to the process to the thread that
-            # sends it, which would not wake a main thread that waits.
-            signal.pthread_kill(threading.main_thread().ident, self.end_signal)
+            _signal_main_thread(self.end_signal)
+
+
+# For pthread_kill, which may not return from any other number: gevent puts one of its own there when an app is loaded.
+_main_thread = threading.main_thread().ident
+
+
+def _signal_main_thread(number):
+    """
+    Send a signal to the main thread, where Python's handlers run.
+
+    The kernel may give a signal to the process to the thread that sends it, which would not wake a main thread that
+    waits.
+    """
+    if threading.get_native_id() == os.getpid():  # also where gevent has all threads in this one
+        signal.raise_signal(number)
+    else:
+        signal.pthread_kill(_main_thread, number)
 
 
 class Spawned(Alone):
