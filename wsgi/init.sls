@@ -10,6 +10,11 @@ include:
     "the formula's checkout has to be a file root of its own, in file_roots or gitfs_remotes") %}
 {%- endif %}
 {%- endif %}
+{%- if salt['wsgi.plan'] is not defined %}
+{%- do salt['test.raise_exception']('salt.exceptions.CommandExecutionError', "The minion's copy of the formula's modules "
+    "cannot be loaded, and the minion's log says why: run saltutil.sync_all, then repeat this. For 20 seconds after an "
+    "update the master may list its files as before, unless you run salt-run fileserver.clear_file_list_cache") %}
+{%- endif %}
 {%- set plan = salt['wsgi.plan'](saltenv) %}
 
 wsgi-pillar:

@@ -129,7 +129,7 @@ class Master(Machine):
         """Replace the formula that the master serves by a copy of the checkout."""
         self.exec(
             f"rm -rf {FORMULA} && mkdir -p {FORMULA} && tar -C /srv/formula --exclude=.git --exclude=__pycache__ -c . "
-            f"| tar -C {FORMULA} --no-same-owner -x"
+            f"| tar -C {FORMULA} --no-same-owner -x && salt-run fileserver.clear_file_list_cache"
         )
 
     def pillar(self, wsgi, minion=None):

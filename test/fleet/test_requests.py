@@ -94,6 +94,14 @@ def test_formula_file_from_another_file_root_is_not_used(master, minion):
     assert minion.get("/", host="hello.example.com").status == 200
 
 
+def test_minion_whose_modules_cannot_be_loaded_is_told_to_sync_them(master, minion):
+    minion.exec("rm -r /var/cache/salt/minion/extmods/utils/wsgi_formula")
+    assert "run saltutil.sync_all" in refused(master, minion, "state.apply", "wsgi")
+    assert minion.get("/", host="hello.example.com").status == 200
+    master.salt(minion.id, "saltutil.sync_all")
+    assert master.salt(minion.id, "state.apply", "wsgi")[minion.id].changed == set()
+
+
 def test_minion_that_does_not_fork_must_be_restarted_after_a_sync(master, minion):
     minion.configure(multiprocessing=False)
     master.wait_for_minions()
