@@ -26,7 +26,8 @@ TEXTS = {
     *("uri", "protocol", "cache", "referer", "user_agent"),
 }
 APPS = {
-    "shop": inspected("uwsgi", domains=["shop.example.com"], metrics=True),
+    # While a worker is replaced there is one more of them.
+    "shop": inspected("uwsgi", domains=["shop.example.com"], metrics=True, max_requests=0),
     "blog": app("gunicorn", domains=["blog.example.com"], metrics=True),
     "quiet": app("waitress", domains=["quiet.example.com"], metrics=True, access_log="none"),
     "plain": app("uwsgi", domains=["plain.example.com"], access_log="combined"),
