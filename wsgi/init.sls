@@ -3,6 +3,10 @@
 include:
   - wsgi.salt_ssh
 {%- else %}
+{#- Up here, since Salt quotes the lines around the call of wsgi.plan with its errors. #}
+{%- set not_loaded = "The minion's copy of the formula's modules cannot be loaded, and the minion's log says why: run "
+    "saltutil.sync_all, then repeat this. For 20 seconds after an update the master may list its files as before, "
+    "unless you run salt-run fileserver.clear_file_list_cache" %}
 {#- A fresh minion has no modules of ours yet. Salt would remember that wsgi.plan is missing if it were looked up now. #}
 {%- if 'wsgi' not in salt['saltutil.list_extmods']().get('modules', []) %}
 {%- if 'modules.wsgi' not in salt['saltutil.sync_all'](refresh=False, saltenv=saltenv).modules %}
@@ -11,9 +15,7 @@ include:
 {%- endif %}
 {%- endif %}
 {%- if salt['wsgi.plan'] is not defined %}
-{%- do salt['test.raise_exception']('salt.exceptions.CommandExecutionError', "The minion's copy of the formula's modules "
-    "cannot be loaded, and the minion's log says why: run saltutil.sync_all, then repeat this. For 20 seconds after an "
-    "update the master may list its files as before, unless you run salt-run fileserver.clear_file_list_cache") %}
+{%- do salt['test.raise_exception']('salt.exceptions.CommandExecutionError', not_loaded) %}
 {%- endif %}
 {%- set plan = salt['wsgi.plan'](saltenv) %}
 
